@@ -1,0 +1,88 @@
+"""What is measured: a task, its shape, its data, and how much of a run it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Task = Literal["call", "search", "attend", "attend all", "write"]
+Effort = Literal["quick", "default", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One shape of one task.
+
+    `lanes` independent key spaces hold `entries` keys (and values) of `dim` dimensions each, and are asked
+    `queries` queries each for the best `k`; `k` is None where every entry counts. Writes arrive `chunk` entries
+    per lane at a time.
+    """
+
+    task: Task
+    entries: int
+    dim: int
+    lanes: int = 1
+    queries: int = 0
+    k: int | None = None
+    chunk: int = 0
+    data: str = "gaussian"
+
+    @property
+    def name(self) -> str:
+        """Shape in words, unique among the cases."""
+        size = f"{self.entries:,} x {self.dim}"
+        if self.task == "write":
+            return f"{self.lanes} lanes x {size}, {self.chunk} at a time"
+        k = "all" if self.k is None else f"k={self.k}"
+        shape = (
+            f"{size}, batch {self.queries}"
+            if self.lanes == 1
+            else f"{self.lanes} lanes x {size}, {self.queries} queries"
+        )
+        return f"{shape}, {k}" if self.data == "gaussian" else f"{shape}, {k}, {self.data}"
+
+    @property
+    def has_values(self) -> bool:
+        """Whether entries carry a value beside the key."""
+        return self.task in ("attend", "attend all", "write")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values in float32."""
+        return 4 * self.lanes * self.entries * self.dim * (2 if self.has_values else 1)
+
+
+QUICK = (
+    Case(task="call", entries=1, dim=4, queries=1, k=1),
+    Case(task="search", entries=2_048, dim=32, queries=64, k=8),
+    Case(task="attend", lanes=4, entries=512, dim=32, queries=8, k=8, data="shifted"),
+    Case(task="attend all", lanes=4, entries=512, dim=32, queries=8),
+    Case(task="write", lanes=4, entries=512, dim=32, chunk=128),
+)
+
+DEFAULT = (
+    Case(task="call", entries=1, dim=4, queries=1, k=1),
+    Case(task="search", entries=65_536, dim=128, queries=1024, k=32),
+    Case(task="search", entries=65_536, dim=64, queries=1024, k=32),
+    Case(task="search", entries=16_384, dim=64, queries=128, k=32),
+    Case(task="search", entries=65_536, dim=128, queries=32, k=32),
+    Case(task="search", entries=4_096, dim=64, queries=1, k=32),
+    Case(task="attend", lanes=64, entries=16_384, dim=64, queries=128, k=32),
+    Case(task="attend", lanes=64, entries=4_096, dim=64, queries=128, k=32, data="shifted"),
+    Case(task="attend", lanes=32, entries=65_536, dim=128, queries=1, k=32),
+    Case(task="attend all", lanes=64, entries=4_096, dim=64, queries=128),
+    Case(task="write", lanes=64, entries=16_384, dim=64, chunk=512),
+    Case(task="write", lanes=64, entries=512, dim=64, chunk=1),
+)
+
+FULL = (
+    *DEFAULT,
+    Case(task="search", entries=1_048_576, dim=128, queries=1024, k=32),
+    Case(task="search", entries=1_048_576, dim=128, queries=32, k=32),
+    Case(task="search", entries=1_048_576, dim=128, queries=1, k=32),
+    Case(task="attend", lanes=64, entries=16_384, dim=64, queries=128, k=32, data="shifted"),
+    Case(task="attend", lanes=32, entries=16_384, dim=128, queries=1, k=32),
+    Case(task="attend all", lanes=64, entries=16_384, dim=64, queries=128),
+)
+
+CASES: dict[Effort, tuple[Case, ...]] = {"quick": QUICK, "default": DEFAULT, "full": FULL}

@@ -1,0 +1,149 @@
+"""Whether an engine's answer is right, and by how much it is off. Wrong answers get no figures.
+
+Tolerances follow from float32 arithmetic. A sum of d products may be off by d * 2**-24 * |q| |x|; two entries
+whose scores differ by less than twice that count as tied, and an engine may take either. Attention outputs may be
+off by 1e-5 plus 2.4e-7 times the largest logit, relative to the largest output; queries whose last place is tied
+are left out of that. An engine that computes in bfloat16 and says so is allowed `BF16_ERROR`, and never counts as
+the best peer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from benches.cases import Case
+    from benches.engines import Answer
+    from benches.reference import Truth
+    from benches.workloads import Data
+
+BF16_ERROR = 2e-2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`wrong` says what is wrong, or None. The rest are figures to report, None where they do not apply."""
+
+    wrong: str | None
+    recall: float | None = None
+    out_error: float | None = None
+    lse_error: float | None = None
+    mass: float | None = None
+
+
+def verdict(
+    case: Case, data: Data, truth: Truth | None, answer: Answer, *, canonical: bool, approximate: bool
+) -> Verdict:
+    """Compare an answer with the truth; `canonical` also asks for the contract's order of ids."""
+    if truth is None:
+        return _written(data, answer)
+    if case.task in ("call", "search"):
+        return _searched(case, data, truth, answer, canonical=canonical)
+    return _attended(case, data, truth, answer, approximate=approximate)
+
+
+def _written(data: Data, answer: Answer) -> Verdict:
+    assert data.values is not None
+    for name, expected in (("keys", data.keys), ("values", data.values)):
+        if name in answer and not np.array_equal(answer[name], expected):
+            return Verdict(wrong=f"the {name} read back are not the {name} written")
+    return Verdict(wrong=None)
+
+
+def _rounding(case: Case, data: Data, truth: Truth) -> npt.NDArray[np.float64]:
+    """Bound of the error of a float32 score, per lane and checked query."""
+    longest = np.sqrt(np.einsum("lnd,lnd->ln", data.keys, data.keys, dtype=np.float64).max(axis=1))
+    queries = np.linalg.norm(data.queries[:, truth.checked].astype(np.float64), axis=2)
+    bound: npt.NDArray[np.float64] = case.dim * 2.0**-24 * longest[:, None] * queries
+    return bound
+
+
+def _recall(ids: npt.NDArray[np.int64], expected: npt.NDArray[np.int64]) -> float:
+    rows = zip(ids.reshape(-1, ids.shape[-1]), expected.reshape(-1, expected.shape[-1]), strict=True)
+    return float(np.mean([np.isin(row, right).mean() for row, right in rows]))
+
+
+def _searched(case: Case, data: Data, truth: Truth, answer: Answer, *, canonical: bool) -> Verdict:
+    assert truth.ids is not None
+    assert truth.scores is not None
+    assert case.k is not None
+    shape = (case.lanes, case.queries, case.k)
+    if answer["ids"].shape != shape:
+        return Verdict(wrong=f"ids have shape {answer['ids'].shape}, expected {shape}")
+    ids = answer["ids"][:, truth.checked].astype(np.int64)
+    if ids.min() < 0 or ids.max() >= case.entries:
+        return Verdict(wrong=f"an id is outside 0..{case.entries - 1}")
+    recall = _recall(ids, truth.ids)
+    if canonical and not np.array_equal(ids, truth.ids):
+        return Verdict(wrong=f"{np.mean(ids != truth.ids):.2%} of the ids are not the canonical ones", recall=recall)
+    ordered = np.sort(ids, axis=2)
+    if case.k > 1 and (ordered[..., 1:] == ordered[..., :-1]).any():
+        return Verdict(wrong="an entry is returned twice for one query", recall=recall)
+    bound = _rounding(case, data, truth)[..., None]
+    scores = _true_scores(data, truth, ids)
+    short = truth.scores[..., -1:] - scores.min(axis=2, keepdims=True)
+    if (short > 2 * bound).any():
+        return Verdict(
+            wrong=f"a missed entry scores {short.max():.3g} more than one taken (recall {recall:.4f})", recall=recall
+        )
+    off = np.abs(answer["scores"][:, truth.checked].astype(np.float64) - scores)
+    if (off > bound + 2.0**-23 * np.abs(scores)).any():
+        return Verdict(wrong=f"a score is off by {off.max():.3g}", recall=recall)
+    return Verdict(wrong=None, recall=recall)
+
+
+def _true_scores(data: Data, truth: Truth, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    scores = np.empty(ids.shape)
+    for lane, keys in enumerate(data.keys):
+        for row, query in enumerate(data.queries[lane, truth.checked].astype(np.float64)):
+            scores[lane, row] = keys[ids[lane, row]].astype(np.float64) @ query
+    return scores
+
+
+def _attended(case: Case, data: Data, truth: Truth, answer: Answer, *, approximate: bool) -> Verdict:
+    assert truth.out is not None
+    assert truth.lse is not None
+    out = answer["out"][:, truth.checked].astype(np.float64)
+    if out.shape != truth.out.shape:
+        return Verdict(wrong=f"out has shape {out.shape}, expected {truth.out.shape}")
+    if not np.isfinite(out).all():
+        return Verdict(wrong="out is not finite")
+    off = out - truth.out
+    error = float(np.linalg.norm(off) / np.linalg.norm(truth.out))
+    recall, mass = None, None
+    if "ids" in answer and truth.ids is not None:
+        ids = answer["ids"][:, truth.checked].astype(np.int64)
+        recall, mass = _recall(ids, truth.ids), _mass(case, data, truth, ids)
+    lse = (
+        float(np.abs(answer["lse"][:, truth.checked].astype(np.float64) - truth.lse).max()) if "lse" in answer else None
+    )
+    if approximate:
+        wrong = f"relative output error {error:.2g}, more than bfloat16 explains" if error > BF16_ERROR else None
+        return Verdict(wrong, recall, error, lse, mass)
+    settled = np.ones(out.shape[:2], dtype=bool)
+    bound = _rounding(case, data, truth)
+    if truth.gap is not None:
+        settled = truth.gap > 2 * bound
+    largest = np.abs(truth.lse).max() + np.log(case.entries)
+    allowed = 1e-5 + 2.4e-7 * largest
+    worst = np.abs(off).max(axis=2)[settled].max(initial=0.0) / np.abs(truth.out).max()
+    if worst > allowed:
+        return Verdict(
+            f"an output is off by {worst:.2g} of the largest, {allowed:.2g} is allowed", recall, error, lse, mass
+        )
+    if lse is not None and lse > allowed * max(1.0, largest):
+        return Verdict(f"a log-sum-exp is off by {lse:.2g}", recall, error, lse, mass)
+    return Verdict(None, recall, error, lse, mass)
+
+
+def _mass(case: Case, data: Data, truth: Truth, ids: npt.NDArray[np.int64]) -> float:
+    """Mean share of the whole softmax that the returned entries hold."""
+    assert truth.lse is not None
+    assert truth.mass is not None
+    whole = truth.lse - np.log(truth.mass)
+    logits = case.dim**-0.5 * _true_scores(data, truth, ids)
+    return float(np.exp(logits - whole[..., None]).sum(axis=2).mean())

@@ -1,0 +1,75 @@
+"""mnemex as a user calls it: numpy arrays in, numpy arrays out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import mnemex as mx
+from benches.engines import Answer, Job, Problem
+
+VERSION = mx.__version__
+
+
+def isa() -> str:
+    """Instruction set that mnemex chose, or was told to use."""
+    return "auto"
+
+
+def search(problem: Problem) -> Job:
+    """Exact search of one lane, without values."""
+    case, data, threads = problem.case, problem.data, problem.threads
+    k = problem.k
+    bank = mx.Bank(key_dim=case.dim)
+    bank.write(data.keys[0])
+    queries = data.queries[0]
+
+    def run() -> Answer:
+        scores, ids = bank.search(queries, k, threads=threads)
+        return {"ids": ids[None], "scores": scores[None]}
+
+    return Job(run, bank.nbytes / case.entries)
+
+
+def attend(problem: Problem) -> Job:
+    """Softmax attention over the best k of each lane, or over all of it."""
+    case, data, threads = problem.case, problem.data, problem.threads
+    bank = _bank(problem)
+    bank.write(data.keys[None], problem.values[None])
+    queries, k = data.queries[None], case.k
+
+    def run() -> Answer:
+        out, lse = bank.attend(queries, k, threads=threads)
+        return {"out": out[0], "lse": lse[0]}
+
+    def explain() -> Answer:
+        return {} if k is None else {"ids": bank.attend(queries, k, hits=True).hits.ids[0]}
+
+    return Job(run, bank.nbytes / (case.lanes * case.entries), explain)
+
+
+def write(problem: Problem) -> Job:
+    """Fill a new bank chunk by chunk, each chunk committed."""
+    case, data = problem.case, problem.data
+    keys, values = data.keys[None], problem.values[None]
+    filled: list[mx.Bank] = []
+
+    def run() -> Answer:
+        bank = _bank(problem)
+        for start in range(0, case.entries, case.chunk):
+            chunk = slice(start, start + case.chunk)
+            bank.write(keys[:, :, chunk], values[:, :, chunk])
+        filled[:] = [bank]
+        return {}
+
+    def explain() -> Answer:
+        ids = np.arange(case.entries)[None]
+        read_keys, read_values = filled[0].gather(ids)
+        return {"keys": read_keys[0], "values": read_values[0]}
+
+    run()
+    return Job(run, filled[0].nbytes / (case.lanes * case.entries), explain)
+
+
+def _bank(problem: Problem) -> mx.Bank:
+    case = problem.case
+    return mx.Bank(rows=1, heads=case.lanes, key_dim=case.dim, value_dim=case.dim, threads=problem.threads)

@@ -1,0 +1,175 @@
+"""torch on the CPU: matrix product, `topk`, gather, softmax, as one writes it and as fast as it goes.
+
+`topk` over a long row is slow. The best k entries lie in the k blocks with the largest maxima, so it is enough to
+look for them there; the maxima are cheap when a block is every n-th entry of the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from benches.engines import Answer, Job, Problem
+
+VERSION = torch.__version__
+SCORES_AT_ONCE = 1 << 24
+CANDIDATES_PER_HIT = 2
+BLOCK = 32
+
+Top = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+
+torch.set_grad_enabled(False)
+
+
+def isa() -> str:
+    """Instruction set of torch's own kernels; oneDNN chooses for itself."""
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def search(problem: Problem) -> Job:
+    """Multiply blocks of queries with all keys, and take the best of each row by `topk`."""
+    return _search(problem, torch.topk)
+
+
+def search_blocks(problem: Problem) -> Job:
+    """Search with selection by block maxima."""
+    return _search(problem, _top)
+
+
+def _search(problem: Problem, top: Top) -> Job:
+    case, (keys, queries) = problem.case, _tensors(problem)
+    keys, queries = keys[0].T, queries[0]
+    rows = _rows_at_once(problem)
+    products = torch.empty(rows, case.entries)
+    scores = torch.empty(case.queries, problem.k)
+    ids = torch.empty(case.queries, problem.k, dtype=torch.int64)
+
+    def run() -> Answer:
+        for start in range(0, case.queries, rows):
+            part = slice(start, min(start + rows, case.queries))
+            some = products[: part.stop - start]
+            torch.matmul(queries[part], keys, out=some)
+            scores[part], ids[part] = top(some, problem.k)
+        return {"ids": ids.numpy()[None], "scores": scores.numpy()[None]}
+
+    return Job(run, 4.0 * case.dim)
+
+
+def search_bf16(problem: Problem) -> Job:
+    """Find candidates by a bfloat16 product (AMX where the processor has it), and the best of them by float32."""
+    case, (keys, queries) = problem.case, _tensors(problem)
+    keys, queries = keys[0], queries[0]
+    short_keys, short_queries = keys.bfloat16().T, queries.bfloat16()
+    rows = _rows_at_once(problem)
+    scores = torch.empty(case.queries, problem.k)
+    ids = torch.empty(case.queries, problem.k, dtype=torch.int64)
+
+    def run() -> Answer:
+        for start in range(0, case.queries, rows):
+            part = slice(start, start + rows)
+            products = torch.matmul(short_queries[part], short_keys)
+            scores[part], ids[part] = _rescored(products, queries[part], keys, problem.k)
+        return {"ids": ids.numpy()[None], "scores": scores.numpy()[None]}
+
+    return Job(run, 6.0 * case.dim)
+
+
+def attend(problem: Problem) -> Job:
+    """Attend in all lanes by one batched product and one `topk`."""
+    case, (keys, queries) = problem.case, _tensors(problem)
+    keys = keys.transpose(1, 2)
+    table = torch.from_numpy(problem.values).reshape(-1, case.dim)
+    first = torch.arange(case.lanes)[:, None, None] * case.entries
+
+    def run() -> Answer:
+        logits, ids = torch.topk(torch.matmul(queries * case.dim**-0.5, keys), problem.k)
+        out = _weighted_sum(table, ids + first, logits)
+        return {"out": out.view(case.lanes, case.queries, case.dim).numpy(), "ids": ids.numpy()}
+
+    return Job(run, 8.0 * case.dim)
+
+
+def attend_blocks(problem: Problem) -> Job:
+    """Attend lane by lane, into one array of scores that stays in the cache, with selection by block maxima."""
+    case, (keys, queries) = problem.case, _tensors(problem)
+    values = torch.from_numpy(problem.values)
+    products = torch.empty(case.queries, case.entries)
+    out, ids = _empty_answer(problem)
+
+    def run() -> Answer:
+        scaled = queries * case.dim**-0.5
+        for lane in range(case.lanes):
+            torch.matmul(scaled[lane], keys[lane].T, out=products)
+            logits, ids[lane] = _top(products, problem.k)
+            out[lane] = _weighted_sum(values[lane], ids[lane], logits)
+        return {"out": out.numpy(), "ids": ids.numpy()}
+
+    return Job(run, 8.0 * case.dim)
+
+
+def attend_bf16(problem: Problem) -> Job:
+    """Attend lane by lane; candidates come from a bfloat16 product and are scored again in float32."""
+    case, (keys, queries) = problem.case, _tensors(problem)
+    values = torch.from_numpy(problem.values)
+    short_keys, short_queries = keys.bfloat16().transpose(1, 2), queries.bfloat16()
+    out, ids = _empty_answer(problem)
+
+    def run() -> Answer:
+        for lane in range(case.lanes):
+            products = torch.matmul(short_queries[lane], short_keys[lane])
+            scores, ids[lane] = _rescored(products, queries[lane], keys[lane], problem.k)
+            out[lane] = _weighted_sum(values[lane], ids[lane], scores * case.dim**-0.5)
+        return {"out": out.numpy(), "ids": ids.numpy()}
+
+    return Job(run, 10.0 * case.dim)
+
+
+def _top(products: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take the best k of each row by way of the maxima of blocks; block b holds entries b, b + n, b + 2n, ..."""
+    rows, entries = products.shape
+    n = entries // BLOCK
+    if entries % BLOCK or n < k:
+        scores, ids = torch.topk(products, k)
+        return scores, ids
+    blocked = products.view(rows, BLOCK, n)
+    blocks = torch.topk(blocked.amax(1), k, sorted=False).indices
+    inside = torch.gather(blocked, 2, blocks.unsqueeze(1).expand(-1, BLOCK, -1))
+    scores, places = torch.topk(inside.view(rows, -1), k)
+    return scores, torch.gather(blocks, 1, places % k) + places // k * n
+
+
+def _rescored(
+    products: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take more than `k` by the rounded products, then the best `k` of those by float32."""
+    some = min(CANDIDATES_PER_HIT * k, products.shape[1])
+    candidates = _top(products, some)[1]
+    taken = keys.index_select(0, candidates.view(-1)).view(*candidates.shape, -1)
+    exact = torch.matmul(taken, queries.unsqueeze(-1)).squeeze(-1)
+    scores, places = torch.topk(exact, k)
+    return scores, candidates.gather(1, places)
+
+
+def _weighted_sum(table: torch.Tensor, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Gather and sum rows of a table in one go, weighted by the softmax of their logits."""
+    k = ids.shape[-1]
+    weights = torch.softmax(logits, dim=-1).view(-1, k)
+    return torch.nn.functional.embedding_bag(ids.view(-1, k), table, per_sample_weights=weights, mode="sum")
+
+
+def _rows_at_once(problem: Problem) -> int:
+    return max(1, min(problem.case.queries, SCORES_AT_ONCE // problem.case.entries))
+
+
+def _empty_answer(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+    """Arrays for the outputs and ids of all lanes."""
+    case = problem.case
+    out = torch.empty(case.lanes, case.queries, case.dim)
+    return out, torch.empty(case.lanes, case.queries, problem.k, dtype=torch.int64)
+
+
+def _tensors(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and queries, without a copy."""
+    torch.set_num_threads(problem.threads)
+    return torch.from_numpy(problem.data.keys), torch.from_numpy(problem.data.queries)

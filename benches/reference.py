@@ -1,0 +1,111 @@
+"""The right answers, in float64 and plain numpy, independent of every engine that is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from benches.cases import Case
+    from benches.workloads import Data
+
+Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+SCORES_AT_ONCE = 1 << 24
+SCORES_CHECKED = 1 << 28
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Right answer for the queries `checked` (their positions), the same in every lane.
+
+    `ids` and `scores` are `[lanes, checked, k]` in canonical order: score rounded to float32 descending, then id
+    ascending. `gap` is the distance from the last score taken to the first one left out. `out` and `lse` belong to
+    attention, `mass` is the share of the whole softmax that the k entries hold.
+    """
+
+    checked: Ints
+    ids: Ints | None
+    scores: Doubles | None
+    gap: Doubles | None
+    out: Doubles | None
+    lse: Doubles | None
+    mass: Doubles | None
+
+
+class _Part(NamedTuple):
+    """The columns of a `Truth` for some of its lanes or queries."""
+
+    ids: Ints | None
+    scores: Doubles | None
+    gap: Doubles | None
+    out: Doubles | None
+    lse: Doubles | None
+    mass: Doubles | None
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Part], join: Callable[..., Any]) -> _Part:
+        """Join each column by `np.stack` (lanes) or `np.concatenate` (blocks of queries)."""
+        return cls(*(None if column[0] is None else join(column) for column in zip(*parts, strict=True)))
+
+
+def answer(case: Case, data: Data) -> Truth | None:
+    """Solve a case; None for writes, whose right answer is the data."""
+    if case.task == "write":
+        return None
+    checked = np.arange(case.queries)
+    if case.lanes * case.entries * case.queries > SCORES_CHECKED:
+        count = max(1, SCORES_CHECKED // (case.lanes * case.entries))
+        checked = np.linspace(0, case.queries - 1, count, dtype=np.int64)
+    lanes = [_lane(case, data, lane, checked) for lane in range(case.lanes)]
+    return Truth(checked, *_Part.joined(lanes, np.stack))
+
+
+def _lane(case: Case, data: Data, lane: int, checked: Ints) -> _Part:
+    keys = data.keys[lane].astype(np.float64)
+    values = None if data.values is None else data.values[lane].astype(np.float64)
+    blocks = [_block(case, scores, values) for scores in _scores(keys, data.queries[lane, checked])]
+    return _Part.joined(blocks, np.concatenate)
+
+
+def _scores(keys: Doubles, queries: npt.NDArray[np.float32]) -> Iterator[Doubles]:
+    step = max(1, SCORES_AT_ONCE // len(keys))
+    for start in range(0, len(queries), step):
+        yield queries[start : start + step].astype(np.float64) @ keys.T
+
+
+def _block(case: Case, scores: Doubles, values: Doubles | None) -> _Part:
+    """Solve one block of queries against one lane."""
+    ids, best, gap = (None, None, None) if case.k is None else _best(scores, case.k)
+    if values is None:
+        return _Part(ids, best, gap, None, None, None)
+    scale = case.dim**-0.5
+    whole = _log_sum_exp(scale * scores)
+    logits = scale * (scores if best is None else best)
+    lse = _log_sum_exp(logits)
+    weights = np.exp(logits - lse[:, None])
+    out = weights @ values if ids is None else np.einsum("qk,qkd->qd", weights, values[ids])
+    return _Part(ids, best, gap, out, lse, np.exp(lse - whole))
+
+
+def _best(scores: Doubles, k: int) -> tuple[Ints, Doubles, Doubles]:
+    """Take the k best; a few more are looked at, so that scores equal in float32 are ordered by id."""
+    kept = min(k + 8, scores.shape[1])
+    ids = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
+    best = np.take_along_axis(scores, ids, axis=1)
+    order = np.lexsort((ids, -best.astype(np.float32)), axis=1)
+    ids, best = np.take_along_axis(ids, order, axis=1), np.take_along_axis(best, order, axis=1)
+    gap = best[:, k - 1] - best[:, k] if kept > k else np.full(len(scores), np.inf)
+    return ids[:, :k], best[:, :k], gap
+
+
+def _log_sum_exp(logits: Doubles) -> Doubles:
+    top = logits.max(axis=1, keepdims=True)
+    result: Doubles = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
+    return result

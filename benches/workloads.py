@@ -1,0 +1,77 @@
+"""Named data sets, by seed: the same bits in every process and every run.
+
+`gaussian`: keys and queries are independent standard normal vectors. It costs every exact engine the same and
+says nothing about how attention spreads.
+`shifted`: keys and queries each have a mean and a decaying spectrum of their own, so that queries are not drawn
+like the keys, and logits vary enough for the best few entries to hold most of the softmax, as in a language
+model. Synthetic all the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from benches.cases import Case
+
+Floats = npt.NDArray[np.float32]
+
+SEED = 20_261_124
+
+
+@dataclass(frozen=True)
+class Data:
+    """Arrays of one case: keys and values `[lanes, entries, dim]`, queries `[lanes, queries, dim]`."""
+
+    keys: Floats
+    values: Floats | None
+    queries: Floats
+
+    def save(self, folder: Path) -> None:
+        """Write one .npy file per array into `folder`, from which `load` reads in another process."""
+        for name, array in (("keys", self.keys), ("values", self.values), ("queries", self.queries)):
+            if array is not None:
+                np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> Data:
+        """Read the arrays of a folder into memory of this process."""
+        values = folder / "values.npy"
+        return cls(
+            keys=np.load(folder / "keys.npy", allow_pickle=False),
+            values=np.load(values, allow_pickle=False) if values.exists() else None,
+            queries=np.load(folder / "queries.npy", allow_pickle=False),
+        )
+
+
+def make(case: Case) -> Data:
+    """Draw the data of a case."""
+    generator = np.random.default_rng((SEED, case.lanes, case.entries, case.dim, case.queries))
+    keys = generator.standard_normal((case.lanes, case.entries, case.dim), dtype=np.float32)
+    queries = generator.standard_normal((case.lanes, case.queries, case.dim), dtype=np.float32)
+    if case.data == "shifted":
+        keys, queries = _shifted(keys, 1.0, generator), _shifted(queries, 3.0, generator)
+    elif case.data != "gaussian":
+        raise ValueError(f"no data set is called {case.data!r}; there are 'gaussian' and 'shifted'")
+    values = None
+    if case.has_values:
+        values = generator.standard_normal((case.lanes, case.entries, case.dim), dtype=np.float32)
+    return Data(keys=keys, values=values, queries=queries)
+
+
+def _shifted(normal: Floats, scale: float, generator: np.random.Generator) -> Floats:
+    """Give normal vectors a spectrum j ** -1/2 in random order of the dimensions, and a mean, per lane."""
+    lanes, _, dim = normal.shape
+    spectrum = np.arange(1, dim + 1, dtype=np.float32) ** np.float32(-0.5)
+    spectrum *= np.float32(scale) / np.sqrt(np.mean(spectrum**2))
+    order = generator.permuted(np.tile(spectrum, (lanes, 1)), axis=1)
+    mean = generator.standard_normal((lanes, 1, dim), dtype=np.float32)
+    normal *= order[:, None, :]
+    normal += mean
+    return normal

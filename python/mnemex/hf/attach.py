@@ -1,0 +1,120 @@
+"""`attach`: the one call that gives a transformers model a memory."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+from mnemex.errors import ArgumentError, Error, Unsupported
+
+from mnemex.hf.attachment import Attachment, Write
+from mnemex.hf.decoder import Decoder, Layers, find_decoder
+from mnemex.hf.fingerprint import fingerprint
+from mnemex.hf.function import attached_modules
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mnemex import Memory
+
+_WRITES = ("off", "all", "evicted")
+
+
+def attach(
+    model: nn.Module,
+    memory: Memory,
+    *,
+    top_k: int | None = 32,
+    merge: Literal["joint"] = "joint",
+    layers: Layers = "auto",
+    positions: Literal["auto", "true"] = "auto",
+    write: Write | None = None,
+) -> Attachment:
+    """Give a causal language model a memory: its attention reads the best entries beside its local keys.
+
+    No class is replaced and no forward is patched; `detach`, or leaving the `with` block, leaves the model as it was.
+
+    Parameters
+    ----------
+    model
+        A causal language model of transformers 5 that runs "sdpa" or "eager" attention.
+    memory
+        From `Memory.for_model(model)`, or one that was saved.
+    top_k
+        Entries each query reads; None: every entry, which makes the model exact over the whole past.
+    merge
+        "joint": one softmax over local keys and entries.
+    layers
+        Layers that read: "auto" takes every layer of the memory, and a memory made with "auto" has every layer that
+        can be attached. Layers with a sliding window see only that, with or without a memory, and are left alone.
+    positions
+        "auto" and "true": entries keep the position they were written at.
+    write
+        "off" (also None) writes nothing but what `ingest` reads; "all" stages every token of a forward pass, to be
+        committed by `commit`; "evicted" leaves writing to the cache. Calling `cache` changes None to "evicted".
+
+    Returns
+    -------
+    Attachment
+        A context manager with `detach`, `commit`, `ingest`, `cache`, `next_position` and `stats`.
+
+    Raises
+    ------
+    Unsupported
+        The model, or what was asked of it, has no public hook that would keep it exact; the message says which.
+    ArgumentError
+        An argument with another value than those above.
+
+    Notes
+    -----
+    Gradients flow to the model's own queries, keys and values; entries are constants. A forward pass reads one version
+    of the memory, also when its layers run again under gradient checkpointing.
+
+    Examples
+    --------
+    >>> with mx.hf.attach(model, mx.Memory.for_model(model), top_k=32) as a:
+    ...     a.ingest(book)
+    ...     model.generate(question, past_key_values=a.cache(window=512))
+    """
+    if merge != "joint":
+        raise Unsupported(
+            f"merge={merge!r}: attach joins in one softmax, 'joint'; learned merges work in mnemex.torch.attention"
+        )
+    if positions not in ("auto", "true"):
+        raise Unsupported(f"positions={positions!r}: keys stored as the model made them serve positions='true' alone")
+    if write is not None and write not in _WRITES:
+        raise ArgumentError(f"write={write!r}: expected one of {', '.join(map(repr, _WRITES))}")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise ArgumentError(f"top_k={top_k!r}: expected an integer of at least 1, or None for every entry")
+    decoder = find_decoder(model)
+    modules = decoder.chosen(tuple(memory.layers) if layers == "auto" else layers)
+    missing = sorted(set(modules) - set(memory.layers))
+    if missing:
+        raise ArgumentError(
+            f"layers {missing} have no bank in the memory, which has {sorted(memory.layers)}: "
+            f"make it with Memory.for_model(model, layers={sorted(modules)})"
+        )
+    if any(module in attached_modules for module in modules.values()):
+        raise Error(f"this {decoder.name} has a memory attached already: detach() that one first")
+    _check_writer(decoder, memory)
+    return Attachment(decoder, modules, memory, top_k=top_k, write=write)
+
+
+def _check_writer(decoder: Decoder, memory: Memory) -> None:
+    """Compare the model with the one that the memory was made for."""
+    written_by = memory.fingerprint
+    if written_by is None:
+        return
+    own = fingerprint(decoder, memory.layers)
+    if own == written_by:
+        return
+    if own.partition("/")[0] != written_by.partition("/")[0]:
+        raise ArgumentError(
+            f"the memory was made for another architecture than this {decoder.name} (heads, sizes, positions or "
+            "layers differ): make one with Memory.for_model(model)"
+        )
+    if len(memory):
+        warnings.warn(
+            f"the memory was written with other weights than this {decoder.name} has: its keys may not fit the queries",
+            stacklevel=3,
+        )

@@ -1,0 +1,296 @@
+"""A memory on a model: the object `attach` returns, and what it does around each forward pass."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from weakref import ReferenceType, ref
+
+import numpy as np
+import torch
+from mnemex.errors import ArgumentError, Error, ShapeError
+from torch import Tensor, nn
+
+from mnemex.hf.cache import WindowCache
+from mnemex.hf.forward import ModelForward
+from mnemex.hf.function import FORWARD, attached_modules, restore, switch
+from mnemex.hf.staging import Counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mnemex import Memory, Receipt
+    from mnemex.hf.decoder import Decoder
+    from mnemex.hf.window import Bools, Ints
+
+Write = Literal["off", "all", "evicted"]
+
+
+@dataclass(frozen=True)
+class AttachmentStats:
+    """What an attachment has done.
+
+    Attributes
+    ----------
+    layers
+        Layers that read the memory.
+    entries, nbytes
+        Entries and bytes of the memory.
+    written
+        Tokens staged through this attachment, over all rows.
+    nonfinite
+        Tokens left out because a key or a value of theirs was NaN or infinite.
+    next_position
+        Position at which a later prompt starts.
+    """
+
+    layers: tuple[int, ...]
+    entries: int
+    nbytes: int
+    written: int
+    nonfinite: int
+    next_position: int
+
+
+class Attachment:
+    """A memory attached to a model; made by `attach`.
+
+    Usable as a context manager. `detach` leaves the model as it was, to the bit.
+
+    Attributes
+    ----------
+    memory
+        The memory that is read, and written where `write` says so.
+    top_k
+        Entries each query reads; None: every entry.
+    modules
+        The attention modules that read, by layer.
+    """
+
+    def __init__(
+        self, decoder: Decoder, modules: dict[int, nn.Module], memory: Memory, *, top_k: int | None, write: Write | None
+    ) -> None:
+        self.decoder, self.modules, self.memory, self.top_k = decoder, modules, memory, top_k
+        self.indices = {module: index for index, module in modules.items()}
+        self.counts = Counts()
+        self.writes = 0
+        self.stages_tokens = write == "all"
+        self.attached = True
+        self._write = write
+        self._last_position = -1
+        self._limit: int | None = getattr(decoder.config, "max_position_embeddings", None)
+        self._writer: ReferenceType[WindowCache] | None = None
+        self._configs = decoder.configs(modules)
+        switch(self._configs)
+        for module in self.indices:
+            attached_modules[module] = decoder.name
+        self._hooks = [
+            hook
+            for model in decoder.owners
+            for hook in (
+                model.register_forward_pre_hook(self._before, with_kwargs=True),
+                model.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+            )
+        ]
+        self._names = {model: list(inspect.signature(model.forward).parameters) for model in decoder.owners}
+
+    def __repr__(self) -> str:
+        state = "" if self.attached else ", detached"
+        return f"Attachment({self.decoder.name}, layers={list(self.modules)}, top_k={self.top_k}{state})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
+        # A copied model carries copies of the hooks; they do nothing for modules that are not attached.
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise Error(f"an attached {self.decoder.name} cannot be pickled: detach() first, and save the memory by itself")
+
+    def detach(self) -> None:
+        """Leave the model as it was before; a second call does nothing."""
+        if not self.attached:
+            return
+        self.attached = False
+        for hook in self._hooks:
+            hook.remove()
+        for module in self.indices:
+            del attached_modules[module]
+        restore(self._configs)
+
+    def commit(self) -> Receipt:
+        """Make what was staged visible to later forward passes."""
+        return self.memory.commit()
+
+    @property
+    def next_position(self) -> int:
+        """Position at which a prompt continues what is in the memory: one after the last entry, 0 when empty."""
+        return self._last_position + 1 if len(self.memory) else 0
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Learned parameters of the merge; joint attention has none."""
+        return iter(())
+
+    def stats(self) -> AttachmentStats:
+        """Tell what this attachment has done, and what its memory holds."""
+        return AttachmentStats(
+            layers=tuple(self.modules),
+            entries=len(self.memory),
+            nbytes=self.memory.nbytes,
+            written=self.counts.written,
+            nonfinite=self.counts.nonfinite,
+            next_position=self.next_position,
+        )
+
+    def cache(self, window: int = 512, sinks: int = 4) -> WindowCache:
+        """Make a cache whose window is local and whose rest is in the memory, for `generate` and forward passes.
+
+        Parameters
+        ----------
+        window
+            Tokens each query attends to locally, itself included; a longer chunk attends to all of itself.
+        sinks
+            First tokens of each row (pads aside) that stay local for good.
+
+        Returns
+        -------
+        WindowCache
+            Give it as `past_key_values`. It commits at the end of each forward pass, and continues the positions of
+            what the memory holds already. The newest cache of an attachment is the one that works.
+
+        Raises
+        ------
+        ArgumentError
+            The attachment was made with another `write` than "evicted".
+        """
+        if self._write not in (None, "evicted"):
+            raise ArgumentError(f"write={self._write!r}: a cache writes what it evicts; attach with write='evicted'")
+        if not self.attached:
+            raise Error("the memory is detached from the model: attach it again")
+        cache = WindowCache(self, window=window, sinks=sinks)
+        self._write = "evicted"
+        self._writer = ref(cache)
+        return cache
+
+    def writer(self) -> WindowCache | None:
+        """Tell which cache may write to the memory of this attachment."""
+        return None if self._writer is None else self._writer()
+
+    @torch.no_grad()
+    def ingest(self, ids: Tensor, attention_mask: Tensor | None = None, *, chunk: int = 512) -> None:
+        """Read a text into the memory: run it through the model chunk by chunk, and commit after each.
+
+        Every chunk attends to itself and to the memory, at positions that continue those in the memory.
+
+        Parameters
+        ----------
+        ids
+            Token ids `[rows, T]`.
+        attention_mask
+            0 for pads, which are not written, `[rows, T]`.
+        chunk
+            Tokens per forward pass.
+        """
+        if not self.attached:
+            raise Error("the memory is detached from the model: attach it again")
+        if ids.ndim != 2 or (attention_mask is not None and attention_mask.shape != ids.shape):
+            given = "" if attention_mask is None else f" and attention_mask {list(attention_mask.shape)}"
+            raise ShapeError(f"ids are {list(ids.shape)}{given}: expected [rows, tokens] for both")
+        if chunk < 1:
+            raise ArgumentError(f"chunk={chunk}: expected at least 1 token")
+        base = self.next_position
+        positions = base + torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        if attention_mask is not None:
+            positions = base + (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        # Layers that are not attached need their own past from chunk to chunk; without such layers, no cache is needed.
+        cache = WindowCache(self, window=1, sinks=0) if self.decoder.others or self._leaves_layers_out() else None
+        outer, self._writer = self._writer, None if cache is None else ref(cache)
+        stages, self.stages_tokens = self.stages_tokens, cache is None
+        try:
+            for start in range(0, ids.shape[1], chunk):
+                span = slice(start, start + chunk)
+                seen = None
+                if attention_mask is not None:
+                    seen = attention_mask[:, : span.stop] if cache is not None else attention_mask[:, span]
+                self.decoder.model(
+                    input_ids=ids[:, span], attention_mask=seen, position_ids=positions[:, span],
+                    past_key_values=cache, use_cache=cache is not None,
+                )  # fmt: skip
+                self.memory.commit()
+                self.writes += 1
+        finally:
+            self._writer, self.stages_tokens = outer, stages
+
+    def _leaves_layers_out(self) -> bool:
+        return len(self.modules) < len(self.decoder.modules)
+
+    def take_rows(self, memory: Memory, batch: int) -> None:
+        """Give the memory as many rows as the batch has, where it may take them."""
+        if memory.rows == batch:
+            return
+        if memory.auto_rows and (memory.rows == 1 or not len(memory)):
+            memory.reorder(np.zeros(batch, np.int64))
+            return
+        raise ShapeError(
+            f"the batch has {batch} rows, the memory has {memory.rows}: make it with "
+            f"Memory.for_model(model, rows={batch}) or rows='auto', or choose among its rows with memory.reorder"
+        )
+
+    def note_positions(self, positions: Ints, valid: Bools | None) -> None:
+        """Remember the last position that was written."""
+        written = positions if valid is None else positions[valid]
+        self._last_position = max(self._last_position, int(written.max(initial=-1)))
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        if FORWARD in kwargs or module not in self._names:
+            return None
+        inputs = {**dict(zip(self._names[module], args, strict=False)), **kwargs}
+        past = inputs.get("past_key_values")
+        if isinstance(past, WindowCache):
+            shifted = self._shifted(past, inputs)
+            if shifted is not None:
+                inputs["position_ids"] = shifted
+                names = self._names[module][: len(args)]
+                args = tuple(inputs[name] for name in names)
+                kwargs = {name: value for name, value in inputs.items() if name not in names}
+        forward = ModelForward(self, module, inputs)
+        self._warn_beyond_limit(forward)
+        return args, {**kwargs, FORWARD: forward}
+
+    def _after(self, module: nn.Module, _: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        forward = kwargs.get(FORWARD)
+        if isinstance(forward, ModelForward) and forward.owner is module and forward.open:
+            # Called without an output when the forward pass raised.
+            forward.close(failed=output is None)
+
+    def _shifted(self, cache: WindowCache, inputs: dict[str, Any]) -> Tensor | None:
+        """Positions that continue those in the memory, for a cache that was begun with entries in it; else None.
+
+        `generate` counts positions from 0 for each cache. A caller who gives positions beyond the memory's means them.
+        """
+        given: Tensor | None = inputs.get("position_ids")
+        if cache.shift is None:
+            base = self.next_position
+            cache.shift = base if given is None or not given.numel() or int(given.min()) < base else 0
+        if cache.shift == 0:
+            return None
+        if given is not None:
+            return given + cache.shift
+        tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+        start = cache.shift + cache.get_seq_length()
+        return torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+
+    def _warn_beyond_limit(self, forward: ModelForward) -> None:
+        if self._limit is not None and forward.last_position >= self._limit:
+            warnings.warn(
+                f"position {forward.last_position} is past the {self._limit} that {self.decoder.name} was trained on, "
+                "where answers degrade with true positions; a memory made with keys='plain' serves longer texts",
+                stacklevel=6,
+            )
+            self._limit = None

@@ -1,0 +1,260 @@
+"""The state of one top-level forward pass of an attached model.
+
+It travels to every attention layer as a keyword argument, and a recomputation under gradient checkpointing receives
+the same object as the pass it repeats. So it pins the version of the memory that is read, and knows whether the pass
+is still open: only then are tokens kept for staging, once per layer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from mnemex.errors import Unsupported
+from torch import Tensor, nn
+from transformers import StaticCache
+
+from mnemex.hf.cache import WindowCache
+from mnemex.hf.function import base_function
+from mnemex.hf.staging import stage_tokens
+from mnemex.torch.joined import Reading, joined_attention
+from mnemex.torch.local import Mask, Scoring, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mnemex import Snapshot
+    from mnemex.hf.attachment import Attachment
+    from mnemex.hf.window import Bools, Ints
+
+
+class ModelForward:
+    """One forward pass: what it reads, what it will stage, and what its masks and positions are.
+
+    Parameters
+    ----------
+    attachment
+        The attachment that opened it.
+    owner
+        The module whose forward pass it is.
+    inputs
+        The named arguments of that pass.
+    """
+
+    def __init__(self, attachment: Attachment, owner: nn.Module, inputs: Mapping[str, Any]) -> None:
+        self.attachment, self.owner, self.open = attachment, owner, True
+        self.layers = attachment.indices
+        tokens = inputs.get("input_ids")
+        if tokens is None:
+            tokens = inputs["inputs_embeds"]
+        self.batch, self.n_queries = tokens.shape[:2]
+        past = inputs.get("past_key_values")
+        self.cache = past if isinstance(past, WindowCache) else None
+        self.stages = attachment.stages_tokens and self.cache is None
+        if self.stages and isinstance(past, StaticCache):
+            raise Unsupported(
+                "write='all' cannot tell new tokens from free room in a StaticCache: use the default cache, or none"
+            )
+        self._inputs = inputs
+        self._n_past = 0 if past is None else past.get_seq_length()
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._masks: tuple[Tensor, Mask | None] | None = None
+        self._local_masks: tuple[Tensor | None, Tensor | None] | None = None
+        given = inputs.get("attention_mask")
+        self._mask_is_own = given is not None and not (isinstance(given, Tensor) and given.ndim == 2)
+        self._diagonal: Bools | None = None
+        if self.cache is not None:
+            self.cache.begin(self)
+        elif self.stages:
+            attachment.take_rows(attachment.memory, self.batch)
+        memory = attachment.memory if self.cache is None else self.cache.memory
+        self._snapshot = memory.snapshot()
+
+    @property
+    def positions(self) -> Ints:
+        """Position of each token, `[batch, T]`."""
+        given = self._inputs.get("position_ids")
+        shape = (self.batch, self.n_queries)
+        if given is None:
+            return np.broadcast_to(np.arange(self._n_past, self._n_past + self.n_queries), shape)
+        # Models of images and text give [axes, batch, T]; text moves along all axes alike.
+        plane = given if given.ndim == 2 else given[0]
+        return np.broadcast_to(plane.detach().cpu().numpy(), shape)
+
+    @property
+    def last_position(self) -> int:
+        """The largest position of the pass; -1 without tokens."""
+        given = self._inputs.get("position_ids")
+        if given is None:
+            return self._n_past + self.n_queries - 1
+        return int(given.max()) if given.numel() else -1
+
+    @property
+    def valid(self) -> Bools | None:
+        """Which tokens are no pads, `[batch, T]`; None where none is a pad."""
+        given = self._inputs.get("attention_mask")
+        if given is None:
+            return None
+        if self._mask_is_own:
+            return self._diagonal
+        valid: Bools = given[:, given.shape[1] - self.n_queries :].detach().cpu().numpy().astype(np.bool_)
+        return None if valid.all() else valid
+
+    def snapshot_of(self, index: int) -> Snapshot:
+        """Give the pinned version of one layer's bank."""
+        return self._snapshot[index]
+
+    def attend(
+        self,
+        index: int,
+        base: str,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend in one attached layer; arguments and result are those of an attention function."""
+        if base == "sdpa" and mask is not None and mask.dtype != torch.bool and not self._mask_is_own:
+            raise _biased(module)
+        if self.cache is not None:
+            mask = self._of_local_keys(index, module, key, value, mask)
+        elif self.stages and self.open:
+            self._keep(index, module, key, value, mask)
+        snapshot = self._snapshot[index]
+        if not len(snapshot):
+            return base_function(type(module), base)(module, query, key, value, mask, **kwargs)
+        if kwargs.get("position_bias") is not None:
+            raise _biased(module)
+        n_queries, n_keys = query.shape[2], key.shape[2]
+        is_causal = kwargs.get("is_causal")
+        causal = (
+            mask is None and n_queries > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+        )
+        if causal and base == "eager":
+            raise Unsupported(
+                f"{type(module).__name__} got no mask for {n_queries} queries, so it would see the future"
+            )
+        if causal and n_keys > n_queries:
+            # A static cache that was empty: the rest of its room is masked by causality.
+            key, value = key[:, :, :n_queries], value[:, :, :n_queries]
+        home = query.dtype
+        if torch.is_autocast_enabled(query.device.type):
+            home = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(home), key.to(home), value.to(home)
+        scale = kwargs.get("scaling")
+        scoring = Scoring(
+            query.shape[-1] ** -0.5 if scale is None else scale,
+            kwargs.get("softcap"),
+            causal,
+            kwargs.get("dropout", 0.0) if module.training else 0.0,
+        )
+        out = joined_attention(
+            query, key, value, self._prepared(module, mask, home), scoring,
+            Reading(snapshot, self.attachment.top_k), sink=kwargs.get("s_aux"),
+        )  # fmt: skip
+        return out.transpose(1, 2).contiguous(), None
+
+    def close(self, *, failed: bool) -> None:
+        """End the pass: stage and, with a cache, commit; or forget all of it."""
+        self.open = False
+        kept, self._kept = self._kept, {}
+        if self.cache is not None:
+            if failed:
+                self.cache.abort()
+            else:
+                self.cache.end(self)
+        elif kept and not failed:
+            positions, valid = self.positions, self.valid
+            stage_tokens(self.attachment.memory, kept, positions=positions, mask=valid, counted=self.attachment.counts)
+            self.attachment.writes += 1
+            self.attachment.note_positions(positions, valid)
+        self._inputs = {}
+        self._masks = self._local_masks = None
+
+    def _keep(self, index: int, module: nn.Module, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+        if index in self._kept:
+            raise Unsupported(
+                f"{type(module).__name__} attends more than once in one forward pass, with other values each time: "
+                f"leave layer {index} out with layers="
+            )
+        new = slice(key.shape[2] - self.n_queries, None)
+        self._kept[index] = (key[:, :, new], value[:, :, new])
+        self._note_diagonal(mask)
+
+    def _note_diagonal(self, mask: Tensor | None) -> None:
+        """With a mask made by the caller, a token that may not attend to itself is a pad."""
+        if self._mask_is_own and self._diagonal is None and mask is not None:
+            own = mask[:, 0].diagonal(mask.shape[3] - mask.shape[2], -2, -1)
+            seen = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min
+            self._diagonal = np.broadcast_to(seen.cpu().numpy(), (self.batch, self.n_queries))
+
+    def _prepared(self, module: nn.Module, mask: Tensor | None, dtype: torch.dtype) -> Mask | None:
+        """Make the mask that `joined_attention` takes. All layers share one mask, so it is made once."""
+        if mask is None:
+            return None
+        if self._masks is not None and self._masks[0] is mask:
+            return self._masks[1]
+        additive = mask
+        if mask.dtype != torch.bool:
+            # Eager masks block with the smallest number of their dtype.
+            blocked = mask <= torch.finfo(mask.dtype).min
+            if not self._mask_is_own and bool((mask.masked_fill(blocked, 0.0) != 0.0).any()):
+                raise _biased(module)
+            additive = mask.masked_fill(blocked, -torch.inf)
+        prepared = prepare(additive, dtype)
+        if self.open:
+            self._masks = (mask, prepared)
+        return prepared
+
+    def _of_local_keys(
+        self, index: int, module: nn.Module, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> Tensor | None:
+        """Cut the mask to what the cache handed out: sinks, window and new keys."""
+        cache = self.cache
+        handed = None if cache is None or cache.forward is not self else cache.attached[index].handed
+        if cache is None or handed is None or handed[0] is not key or handed[1] is not value:
+            raise Unsupported(
+                f"{type(module).__name__} changes keys or values between its cache and its attention, or runs its "
+                "attention again after the forward pass: use it without a.cache()"
+            )
+        if self._local_masks is not None and self._local_masks[0] is mask:
+            return self._local_masks[1]
+        self._note_diagonal(mask)
+        local, unused = mask, cache.rows.sinks_valid()
+        if mask is not None and cache.full_masks:
+            n_sinks = cache.rows.n_sinks
+            local = torch.cat(
+                [mask[..., :1].expand(*mask.shape[:3], n_sinks), mask[..., mask.shape[3] - key.shape[2] + n_sinks :]], 3
+            )
+            unused = np.ones((self.batch, n_sinks), np.bool_) if unused is None else unused
+        if unused is not None:
+            local = _with_sinks(local, torch.from_numpy(unused).to(key.device), self.n_queries, key.shape[2])
+        self._local_masks = (mask, local)
+        return local
+
+
+def _biased(module: nn.Module) -> Unsupported:
+    return Unsupported(
+        f"{type(module).__name__} adds a bias of its own to each key, which entries of a memory do not have: "
+        "detach the memory from this model"
+    )
+
+
+def _with_sinks(mask: Tensor | None, valid: Tensor, n_queries: int, n_keys: int) -> Tensor:
+    """Open the first columns of the mask, the sinks, where a row has that sink; `valid` is `[rows, n_sinks]`."""
+    rows, n_sinks = valid.shape
+    if mask is None:
+        mask = torch.ones(rows, 1, n_queries, n_keys, dtype=torch.bool, device=valid.device)
+    else:
+        mask = mask.expand(rows, *mask.shape[1:]).clone()
+    blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    opened = True if mask.dtype == torch.bool else 0.0
+    mask[..., :n_sinks] = opened
+    return mask.masked_fill_(_padded(~valid, n_keys)[:, None, None], blocked)
+
+
+def _padded(columns: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(columns, (0, width - columns.shape[1]))

@@ -1,0 +1,120 @@
+"""A memory made to measure: one bank for each layer of a model that can read it.
+
+The sizes are read off the model at work: one token goes through it, and its attention layers show the shapes of their
+keys and values. No table of configs is needed, and a model that would not hand our state to its attention is found out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from mnemex.errors import ArgumentError, Unsupported
+from torch import Tensor, nn
+
+from mnemex.hf.decoder import Decoder, Layers, find_decoder
+from mnemex.hf.fingerprint import fingerprint
+from mnemex.hf.function import FORWARD, base_function, switched
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mnemex import Memory
+
+
+class BankShape(NamedTuple):
+    """Key/value heads and sizes of one layer."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+
+
+class _Probe:
+    """A forward pass that only looks at shapes."""
+
+    def __init__(self, modules: Mapping[int, nn.Module]) -> None:
+        self.layers = {module: index for index, module in modules.items()}
+        self.shapes: dict[int, BankShape] = {}
+
+    def attend(
+        self,
+        index: int,
+        base: str,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        if index in self.shapes:
+            raise Unsupported(
+                f"{type(module).__name__} attends more than once in one forward pass, with other values each time: "
+                f"leave layer {index} out with layers="
+            )
+        self.shapes[index] = BankShape(key.shape[1], key.shape[3], value.shape[3])
+        return base_function(type(module), base)(module, query, key, value, mask, **kwargs)
+
+
+def memory_for_model(
+    model: nn.Module,
+    *,
+    layers: Layers = "auto",
+    keys: Literal["rotated"] = "rotated",
+    rows: int | Literal["auto"] = "auto",
+    **bank: Any,  # noqa: ANN401 - whatever `Bank` takes
+) -> Memory:
+    """Make an empty memory for a causal language model.
+
+    Parameters
+    ----------
+    model
+        The model that will write and read it.
+    layers
+        Layers that get a bank; "auto": every layer that sees its whole past.
+    keys
+        "rotated": as the model made them, which serves true positions.
+    rows
+        Sequences; "auto": as many as the first batch that is written has, beams included.
+    **bank
+        Arguments of every bank, such as `key_codec`, `value_codec`, `capacity`, `evict`, `index`.
+
+    Returns
+    -------
+    Memory
+        Empty, with the fingerprint of the model.
+
+    Raises
+    ------
+    Unsupported
+        The model cannot be attached.
+    """
+    from mnemex import Bank, Memory
+
+    if keys != "rotated":
+        raise Unsupported(f"keys={keys!r}: a memory keeps keys as the model made them, keys='rotated'")
+    given = sorted({"heads", "key_dim", "value_dim"} & bank.keys())
+    if given:
+        raise ArgumentError(f"{', '.join(given)}: the model decides, leave it out")
+    decoder = find_decoder(model)
+    shapes = bank_shapes(decoder, decoder.chosen(layers))
+    n_rows = 1 if rows == "auto" else rows
+    banks = {index: Bank(rows=n_rows, **shape._asdict(), **bank) for index, shape in shapes.items()}
+    return Memory(banks, fingerprint=fingerprint(decoder, shapes), auto_rows=rows == "auto")
+
+
+def bank_shapes(decoder: Decoder, modules: dict[int, nn.Module]) -> dict[int, BankShape]:
+    """Shapes of keys and values in these layers, from one token run through the model."""
+    probe = _Probe(modules)
+    model = decoder.model
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    with torch.no_grad(), torch.random.fork_rng(), switched(decoder.configs(modules)):
+        model(input_ids=token, use_cache=False, **{FORWARD: probe})
+    unreached = sorted(set(modules) - set(probe.shapes))
+    if unreached:
+        raise Unsupported(
+            f"layers {unreached} of {decoder.name} are not handed the keyword arguments of their model, which carry "
+            "the memory: leave them out with layers=, or use another model"
+        )
+    return {index: probe.shapes[index] for index in modules}

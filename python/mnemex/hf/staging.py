@@ -1,0 +1,64 @@
+"""Keys and values of one stretch of tokens, staged in every layer under the same ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from mnemex.errors import NonFinite
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mnemex import Memory
+    from mnemex.hf.window import Bools, Ints
+
+
+@dataclass
+class Counts:
+    """Tokens staged, and tokens left out because a key or value was NaN or infinite."""
+
+    written: int = 0
+    nonfinite: int = 0
+
+
+def stage_tokens(
+    memory: Memory,
+    layers: Mapping[int, tuple[Tensor, Tensor]],
+    *,
+    positions: Ints,
+    mask: Bools | None,
+    counted: Counts,
+) -> Ints:
+    """Stage `[rows, heads, T, dim]` keys and values of every layer; the ids `[rows, T]`, -1 for tokens left out.
+
+    A token with a non-finite key or value in any layer is left out of all, so that ids stay in step.
+    """
+    pending = dict(layers)
+    ids: Ints | None = None
+    # The last layer first: what is not finite in one layer is not finite in those above it.
+    for index in sorted(layers, reverse=True):
+        keys, values = (x.detach() for x in layers[index])
+        try:
+            staged = memory.stage(index, keys, values, positions=positions, mask=mask)
+        except NonFinite:
+            finite = _finite(list(pending.values()))
+            before = np.ones_like(finite) if mask is None else mask
+            mask = before & finite
+            counted.nonfinite += int((before & ~mask).sum())
+            staged = memory.stage(index, keys, values, positions=positions, mask=mask)
+        if ids is None:
+            ids = np.asarray(staged)
+        del pending[index]
+    if ids is None:
+        raise ValueError("no layer to stage")
+    counted.written += int((ids >= 0).sum())
+    return ids
+
+
+def _finite(layers: list[tuple[Tensor, Tensor]]) -> Bools:
+    fine = [torch.isfinite(x.detach()).all(-1).all(1) for pair in layers for x in pair]  # [rows, T] each
+    return torch.stack(fine).all(0).cpu().numpy()

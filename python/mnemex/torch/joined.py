@@ -1,0 +1,145 @@
+"""Local attention and memory joined: the one operation behind every PyTorch adapter.
+
+Without gradients it is a plain function. With them it is one autograd node that keeps the version of the memory its
+forward pass read, so that a commit between forward and backward changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from mnemex.torch import local as local_side
+from mnemex.torch import retrieved
+from mnemex.torch.local import Local, Mask, Scoring
+from mnemex.torch.merges import JOINT, Joined, Merge, Side
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+if TYPE_CHECKING:
+    from mnemex import Bank, Snapshot
+
+
+class Reading(NamedTuple):
+    """What is read and how it joins. `k` is None for every entry."""
+
+    memory: Bank | Snapshot
+    k: int | None
+    merge: Merge = JOINT
+
+
+def joined_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask | None,
+    scoring: Scoring,
+    reading: Reading,
+    *,
+    weight: Tensor | None = None,
+    sink: Tensor | None = None,
+) -> Tensor:
+    """Attend to the local keys and to the memory.
+
+    Parameters
+    ----------
+    query, key, value
+        `[B, Hq, Q, Dk]`, `[B, Hkv, K, Dk]`, `[B, Hkv, K, Dv]`, of one dtype.
+    mask, scoring
+        For the local keys; scale and soft-cap hold for the memory too.
+    reading
+        What is read.
+    weight
+        The learned number of each query head `[Hq]`, if the merge has one.
+    sink
+        One more logit per query head `[Hq]`, without a value; it counts once.
+
+    Returns
+    -------
+    Tensor
+        `[B, Hq, Q, Dv]` in the dtype of the query.
+    """
+    if torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (query, key, value, weight, sink, mask.additive if mask else None)
+    ):
+        additive, dead = mask if mask is not None else (None, None)
+        return _JoinedAttention.apply(query, key, value, additive, weight, sink, dead, scoring, reading)
+    local = local_side.attend(query, key, value, mask, scoring)
+    if sink is not None:
+        local = _with_sink(local, sink)
+    far = retrieved.attend(reading.memory, query, reading.k, scoring)
+    return _join(local, far, weight, reading.merge).out.to(query.dtype)
+
+
+def _join(local: Local, far: retrieved.Retrieved, weight: Tensor | None, merge: Merge) -> Joined:
+    return merge.join(Side(local.out, local.out, local.lse), Side(far.out, far.out, far.lse), weight)
+
+
+def _with_sink(local: Local, sink: Tensor) -> Local:
+    """Let the sink take its part of the local softmax."""
+    lse = torch.logaddexp(local.lse, sink.detach().to(local.lse.dtype)[None, :, None])
+    share = (local.lse - lse).exp()[..., None]
+    return local._replace(out=local.out.to(lse.dtype) * share, lse=lse)
+
+
+class _JoinedAttention(torch.autograd.Function):
+    """The differentiable form. Nothing here is differentiable twice."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        additive: Tensor | None,
+        weight: Tensor | None,
+        sink: Tensor | None,
+        dead: Tensor | None,
+        scoring: Scoring,
+        reading: Reading,
+    ) -> Tensor:
+        mask = None if additive is None else Mask(additive, dead)
+        snapshot = reading.memory.snapshot() if hasattr(reading.memory, "snapshot") else reading.memory
+        local = local_side.attend(query, key, value, mask, scoring)
+        if sink is not None:
+            local = _with_sink(local, sink)
+        far = retrieved.attend(snapshot, query, reading.k, scoring, hits=reading.k is not None)
+        joined = _join(local, far, weight, reading.merge)
+        ctx.save_for_backward(
+            query, key, value, additive, weight, sink, dead, local.kept, local.out, local.lse,
+            far.out, far.lse, joined.out, joined.share,
+        )  # fmt: skip
+        ctx.snapshot, ctx.hits, ctx.scoring, ctx.merge = snapshot, far.hits, scoring, reading.merge
+        return joined.out.to(query.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch names no type
+        (
+            query, key, value, additive, weight, sink, dead, kept, local_out, local_lse,
+            far_out, far_lse, out, share,
+        ) = ctx.saved_tensors  # fmt: skip
+        mask = None if additive is None else Mask(additive, dead)
+        wide = grad.to(out.dtype)
+        split = ctx.merge.split(
+            Side(wide, local_out, local_lse), Side(wide, far_out, far_lse), Joined(out, share), weight
+        )
+        near = split.local
+        of_local = local_side.backward(
+            near.grad.to(query.dtype), query, key, value, mask, ctx.scoring,
+            out=near.out.to(query.dtype), lse=near.lse, kept=kept,
+        )  # fmt: skip
+        memory = split.memory
+        of_query = of_local.query + retrieved.query_gradient(
+            ctx.snapshot, ctx.hits, query, ctx.scoring,
+            grad=memory.grad, delta=(memory.grad * memory.out).sum(-1), lse=memory.lse,
+        )  # fmt: skip
+        of_mask = None
+        if ctx.needs_input_grad[3] and of_local.scores is not None:
+            of_mask = of_local.scores.sum_to_size(additive.shape).to(additive.dtype)
+        of_sink = None
+        if sink is not None:
+            delta = (near.grad * near.out).sum(-1)
+            of_sink = -((sink[None, :, None] - near.lse).exp() * delta).sum((0, 2)).to(sink.dtype)
+        of_weight = None if split.weight is None or weight is None else split.weight.to(weight.dtype)
+        return of_query, of_local.key, of_local.value, of_mask, of_weight, of_sink, None, None, None

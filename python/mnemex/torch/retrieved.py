@@ -1,0 +1,138 @@
+"""The memory side: what the bank answers for a query, and the gradient of that answer with respect to the query.
+
+Entries are constants, so the query is all that receives a gradient. The forward pass keeps the ids that were read and
+the version they were read from; the backward pass gathers those entries again, a stretch of queries at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from mnemex.errors import NonFinite
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mnemex import Bank, Hits, Snapshot
+    from mnemex.torch.local import Scoring
+
+GATHER_BYTES = 64 << 20
+"""Bytes of gathered keys and values the backward pass holds at a time."""
+
+
+class Retrieved(NamedTuple):
+    """Output `[B, Hq, Q, Dv]` and log-sum-exp `[B, Hq, Q]` in float32, and the hits behind them, where asked for."""
+
+    out: Tensor
+    lse: Tensor
+    hits: Hits | None = None
+
+
+def attend(memory: Bank | Snapshot, query: Tensor, k: int | None, scoring: Scoring, *, hits: bool = False) -> Retrieved:
+    """Attend to the `k` best entries of each query, or to all of them.
+
+    A query with NaN or infinity in it gives NaN and leaves the others alone.
+    """
+    home = query.device
+    query = query.detach()
+    if query.dtype == torch.float64:
+        query = query.float()
+    if home.type != "cpu":
+        query = query.cpu()
+    try:
+        found = memory.attend(query, k, scale=scoring.scale, softcap=scoring.softcap, hits=hits)
+    except NonFinite:
+        bad = ~torch.isfinite(query).all(-1)
+        clean = query.masked_fill(bad[..., None], 0.0)
+        found = memory.attend(clean, k, scale=scoring.scale, softcap=scoring.softcap, hits=hits)
+        out = torch.from_numpy(found.out).masked_fill(bad[..., None], torch.nan)
+        lse = torch.from_numpy(found.lse).masked_fill(bad, torch.nan)
+    else:
+        out, lse = torch.from_numpy(found.out), torch.from_numpy(found.lse)
+    if home.type != "cpu":
+        out, lse = out.to(home), lse.to(home)
+    return Retrieved(out, lse, found.hits if hits else None)
+
+
+def query_gradient(
+    snapshot: Snapshot,
+    hits: Hits | None,
+    query: Tensor,
+    scoring: Scoring,
+    *,
+    grad: Tensor,
+    delta: Tensor,
+    lse: Tensor,
+) -> Tensor:
+    """Gradient of the query through the entries it read.
+
+    With p = exp(logit - lse): scale * sum of p (grad . value - delta) key. `lse` is that of the softmax in which the
+    entries took part, less any bias of theirs, and `delta` is grad . out of that softmax, both `[B, Hq, Q]`.
+    """
+    home, dtype = query.device, query.dtype
+    query, grad, delta, lse = (x.detach().to("cpu", torch.float32) for x in (query, grad, delta, lse))
+    if hits is None:
+        return _through_every_entry(snapshot, query, scoring, grad, delta, lse).to(home, dtype)
+    ids = np.asarray(hits.ids)
+    n_queries, k = ids.shape[2:]
+    if k == 0 or ids.size == 0:
+        return torch.zeros(query.shape, dtype=dtype, device=home)
+    bytes_per_query = 4 * ids.shape[0] * ids.shape[1] * k * (query.shape[-1] + grad.shape[-1])
+    step = max(1, GATHER_BYTES // bytes_per_query)
+    parts = []
+    for start in range(0, n_queries, step):
+        span = slice(start, start + step)
+        keys, values = snapshot.gather(_stretch(hits, span))
+        valid = torch.from_numpy(ids[:, :, span] >= 0)  # [B, Hq, q, k]
+        keys, values = torch.from_numpy(keys).float(), torch.from_numpy(values).float()  # [B, Hq, q, k, dim]
+        q, g = query[:, :, span, None], grad[:, :, span, None]  # [B, Hq, q, 1, dim]
+        logits = (q @ keys.transpose(-1, -2)).squeeze(-2) * scoring.scale
+        of_weights = (g @ values.transpose(-1, -2)).squeeze(-2)
+        of_logits = _of_logits(logits, of_weights, valid, scoring, delta[:, :, span], lse[:, :, span])
+        parts.append((of_logits[..., None, :] @ keys).squeeze(-2))
+    return torch.cat(parts, 2).to(home, dtype)
+
+
+def _of_logits(
+    logits: Tensor, of_weights: Tensor, valid: Tensor, scoring: Scoring, delta: Tensor, lse: Tensor
+) -> Tensor:
+    """Gradient of the unscaled scores; `logits` are scaled, not yet capped."""
+    slope = scoring.scale
+    if scoring.softcap is not None:
+        bent = torch.tanh(logits / scoring.softcap)
+        logits, slope = bent * scoring.softcap, (1.0 - bent * bent) * scoring.scale
+    weights = (logits - lse[..., None]).exp().masked_fill(~valid, 0.0)
+    return weights * (of_weights - delta[..., None]) * slope
+
+
+def _through_every_entry(
+    snapshot: Snapshot, query: Tensor, scoring: Scoring, grad: Tensor, delta: Tensor, lse: Tensor
+) -> Tensor:
+    """Compute the gradient for k = None, where every query of a key/value head read the same entries."""
+    batch, heads, n_queries, key_dim = query.shape
+    kv_heads, longest = snapshot.heads, int(np.max(snapshot.lengths, initial=0))
+    if longest == 0 or query.numel() == 0:
+        return torch.zeros_like(query)
+    everything = snapshot.search(np.zeros((batch, kv_heads, 1, key_dim), np.float32), longest)
+    keys, values = (torch.from_numpy(x).float().squeeze(2) for x in snapshot.gather(everything))  # [B, Hkv, n, dim]
+    valid = torch.from_numpy(np.asarray(everything.ids) >= 0)  # [B, Hkv, 1, n]
+    group = heads // kv_heads
+    step = max(1, GATHER_BYTES // (8 * batch * heads * longest))
+    parts = []
+    for start in range(0, n_queries, step):
+        span = slice(start, start + step)
+        q, g, d, total = (
+            x[:, :, span].reshape(batch, kv_heads, -1, *x.shape[3:]) for x in (query, grad, delta, lse)
+        )  # [B, Hkv, group * q, ...]
+        logits = q @ keys.transpose(-1, -2) * scoring.scale
+        of_logits = _of_logits(logits, g @ values.transpose(-1, -2), valid, scoring, d, total)
+        parts.append((of_logits @ keys).reshape(batch, kv_heads * group, -1, key_dim))
+    return torch.cat(parts, 2)
+
+
+def _stretch(hits: Hits, span: slice) -> Hits:
+    """Cut the hits to a stretch of queries."""
+    return replace(hits, scores=hits.scores[:, :, span], ids=hits.ids[:, :, span])

@@ -1,0 +1,164 @@
+//! Softmax attention over the best k entries, or over every entry, with its log-sum-exp.
+
+use mnemex_kernels::softmax::Logit;
+
+use crate::bank::Snapshot;
+use crate::block::Schema;
+use crate::codec::Codec;
+use crate::config::Values;
+use crate::dense;
+use crate::error::{Error, Kind, Result, ensure};
+use crate::input::all_finite;
+use crate::query::{Queries, Query, Unit};
+use crate::reservoir::Best;
+use crate::search::Hits;
+use crate::work::Work;
+
+/// How scores become weights.
+pub struct Attention {
+    /// Entries per query; None: every entry. Clamped to the longest lane.
+    pub k: Option<usize>,
+    /// From score to logit.
+    pub logit: Logit,
+    /// Whether to report what was attended.
+    pub with_hits: bool,
+}
+
+/// Partial attention: to be merged with other parts by log-sum-exp.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Partial {
+    /// `[rows, query_heads, T]`
+    pub shape: [usize; 3],
+    /// `[rows, query_heads, T, value_dim]`; 0 over nothing.
+    pub out: Vec<f32>,
+    /// Natural log of the sum of exponentials of the logits; -inf over nothing.
+    pub lse: Vec<f32>,
+    /// What was attended, and each hit's softmax weight among the k.
+    pub hits: Option<(Hits, Vec<f32>)>,
+}
+
+/// The softmax of one query's hits.
+struct Weighed {
+    out: Vec<f32>,
+    lse: f32,
+    mass: Vec<f32>,
+}
+
+impl Snapshot {
+    /// Attention over exactly the entries that [`Snapshot::search`] takes.
+    ///
+    /// # Errors
+    /// When anything about the call is wrong, or the caller interrupts.
+    pub fn attend(&self, query: &Query, attention: &Attention, work: &Work) -> Result<Partial> {
+        let config = self.config();
+        ensure(config.values != Values::None, Kind::State, || {
+            "this bank stores no values to attend to: make it with value_dim=, or search it".into()
+        })?;
+        check_logit(&attention.logit)?;
+        ensure(attention.k != Some(0), Kind::Argument, || "k=0 must be at least 1, or None for every entry".into())?;
+        let queries = Queries::check(self, query)?;
+        let longest = self.version.longest();
+        let k = attention.k.unwrap_or(longest).min(longest);
+        let n = queries.len();
+        let dim = config.value_dim();
+        let shape = [queries.rows.len(), queries.heads, queries.tokens];
+        let mut partial = Partial { shape, out: vec![0.0; n * dim], lse: vec![f32::NEG_INFINITY; n], hits: None };
+        if let Some(schema) = self.version.schema.as_ref().filter(|_| k > 0) {
+            if k == longest && !attention.with_hits {
+                dense::attend(self, schema, &queries, attention.logit, work, &mut partial)?;
+            } else {
+                self.attend_best(schema, &queries, k, attention, work, &mut partial)?;
+            }
+        } else if attention.with_hits {
+            partial.hits = Some((self.hits(&queries, k, &[]), vec![0.0; n * k]));
+        }
+        for at in (0..n).filter(|&at| !all_finite(queries.get(at))) {
+            partial.out[at * dim..][..dim].fill(f32::NAN);
+            partial.lse[at] = f32::NAN;
+        }
+        Ok(partial)
+    }
+
+    fn attend_best(
+        &self,
+        schema: &Schema,
+        queries: &Queries,
+        k: usize,
+        attention: &Attention,
+        work: &Work,
+        partial: &mut Partial,
+    ) -> Result<()> {
+        if attention.with_hits {
+            self.check_k(queries, k)?;
+        }
+        let units = self.best(schema, queries, k, true, work)?;
+        let weighed = work.map(units.len(), |at, ticker| {
+            let (unit, best) = &units[at];
+            let mut weighed = Vec::with_capacity(best.len());
+            for best in best {
+                ticker.tick()?;
+                weighed.push(self.weigh(schema, unit, best, attention));
+            }
+            Ok(weighed)
+        })?;
+        let dim = self.config().value_dim();
+        let mut masses = vec![0.0; if attention.with_hits { queries.len() * k } else { 0 }];
+        for ((unit, _), weighed) in units.iter().zip(weighed) {
+            for (at, one) in (unit.first..).zip(weighed) {
+                partial.out[at * dim..][..dim].copy_from_slice(&one.out);
+                partial.lse[at] = one.lse;
+                if attention.with_hits {
+                    masses[at * k..][..one.mass.len()].copy_from_slice(&one.mass);
+                }
+            }
+        }
+        if attention.with_hits {
+            let best: Vec<_> = units.into_iter().flat_map(|(_, best)| best).collect();
+            partial.hits = Some((self.hits(queries, k, &best), masses));
+        }
+        Ok(())
+    }
+
+    /// Softmax over hits in the order of their scores; the logits come from canonical scores.
+    fn weigh(&self, schema: &Schema, unit: &Unit, best: &[Best], attention: &Attention) -> Weighed {
+        let kernels = self.shared.kernels;
+        let dim = self.config().value_dim();
+        let mut mass: Vec<f32> = best.iter().map(|hit| attention.logit.of(hit.score)).collect();
+        let max = mass.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut out = vec![0.0; dim];
+        if max == f32::NEG_INFINITY {
+            return Weighed { out, lse: max, mass };
+        }
+        let mut sum = 0.0;
+        for z in &mut mass {
+            *z = mnemex_kernels::softmax::exp(*z - max);
+            sum += *z;
+        }
+        let codec = schema.value.unwrap_or(schema.key).codec;
+        let mut scratch = vec![0.0; if codec == Codec::F32 { 0 } else { dim }];
+        for (hit, weight) in best.iter().zip(&mut mass) {
+            *weight /= sum;
+            let (r, slot) = (unit.refs[(hit.place / 64) as usize], (hit.place % 64) as usize);
+            let bytes = r.block.value_bytes(schema, slot);
+            if codec == Codec::F32 {
+                (kernels.add_scaled)(*weight, &bytemuck::cast_slice(bytes)[..dim], &mut out);
+            } else {
+                codec.decode(bytes, &mut scratch);
+                (kernels.add_scaled)(*weight, &scratch, &mut out);
+            }
+        }
+        Weighed { out, lse: max + sum.ln(), mass }
+    }
+}
+
+fn check_logit(logit: &Logit) -> Result<()> {
+    ensure(logit.scale.is_finite(), Kind::Argument, || {
+        format!("scale={} must be a finite number; None is key_dim ** -0.5", logit.scale)
+    })?;
+    match logit.softcap {
+        Some(cap) if !(cap > 0.0 && cap.is_finite()) => {
+            Err(Error::new(Kind::Argument, format!("softcap={cap} must be a positive number, or None")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,283 @@
+//! Sixteen to sixty-four rows of bytes: the unit that is shared, copied on write, scanned and saved.
+//!
+//! A block holds what was written and nothing about who still wants it: liveness is in the [`crate::list::Ref`], so that
+//! two versions, or two beams, can share a block and disagree about what is alive in it. Within one version a block only
+//! grows at its end or has a row rewritten by a merge, and both go through `Arc::make_mut`.
+
+use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::{Kernels, bound};
+
+use crate::codec::Codec;
+use crate::config::{Config, Values};
+use crate::error::Result;
+use crate::plane::Plane;
+
+/// Rows of a full block: one bit each in a 64-bit mask.
+pub const BLOCK_ROWS: usize = 64;
+
+/// Rows of the smallest block, which short lanes start with.
+const FIRST_ROWS: usize = 16;
+
+/// How vectors of one kind are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The codec.
+    pub codec: Codec,
+    /// Numbers per vector.
+    pub dim: usize,
+}
+
+impl Layout {
+    /// Bytes from row to row.
+    pub fn row_bytes(&self) -> usize {
+        self.codec.row_bytes(self.dim)
+    }
+}
+
+/// What the blocks of a bank look like; fixed by the first write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schema {
+    /// What entries are ranked by.
+    pub metric: Metric,
+    /// Keys.
+    pub key: Layout,
+    /// Values of their own, if any.
+    pub value: Option<Layout>,
+    /// Whether attention weighs the keys themselves.
+    pub key_is_value: bool,
+}
+
+impl Schema {
+    /// The schema of a bank whose codecs are known.
+    pub fn of(config: &Config, key: Codec, value: Codec) -> Schema {
+        Schema {
+            metric: config.metric,
+            key: Layout { codec: key, dim: config.key_dim },
+            value: match config.values {
+                Values::Dim(dim) => Some(Layout { codec: value, dim }),
+                _ => None,
+            },
+            key_is_value: config.values == Values::Key,
+        }
+    }
+}
+
+/// Rows encoded for a block, in private memory.
+#[derive(Clone, Default)]
+pub struct Encoded {
+    pub(crate) key: Plane,
+    pub(crate) value: Plane,
+    /// One over each key's norm, for cosine; empty otherwise.
+    pub(crate) scale: Vec<f32>,
+    /// Each key's part in the error bound: see [`bound::reach`].
+    pub(crate) reach: Vec<f32>,
+    n: usize,
+}
+
+impl Encoded {
+    /// Room for `n` rows.
+    pub(crate) fn zeroed(schema: &Schema, n: usize) -> Result<Encoded> {
+        Ok(Encoded {
+            key: Plane::zeroed(n * schema.key.row_bytes())?,
+            value: Plane::zeroed(n * schema.value.map_or(0, |layout| layout.row_bytes()))?,
+            scale: if schema.metric == Metric::Cos { vec![0.0; n] } else { Vec::new() },
+            reach: vec![0.0; n],
+            n,
+        })
+    }
+
+    /// Rows.
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.n == 0
+    }
+
+    pub(crate) fn key_row(&mut self, schema: &Schema, row: usize) -> &mut [u8] {
+        let bytes = schema.key.row_bytes();
+        &mut self.key.bytes_mut()[row * bytes..][..bytes]
+    }
+
+    pub(crate) fn value_row(&mut self, schema: &Schema, row: usize) -> &mut [u8] {
+        let bytes = schema.value.map_or(0, |layout| layout.row_bytes());
+        &mut self.value.bytes_mut()[row * bytes..][..bytes]
+    }
+
+    /// Notes what the first pass needs to know of a key: called with the key as it will be decoded.
+    pub(crate) fn note_key(&mut self, schema: &Schema, kernels: &Kernels, row: usize, key: &[f32]) {
+        let (scale, reach) = key_facts(schema, kernels, key);
+        self.reach[row] = reach;
+        if let Some(at) = self.scale.get_mut(row) {
+            *at = scale;
+        }
+    }
+
+    /// Makes room for another's rows.
+    pub(crate) fn reserve(&mut self, more: &Encoded) -> Result<()> {
+        self.key.reserve(&more.key)?;
+        self.value.reserve(&more.value)
+    }
+
+    /// Adds another's rows behind these.
+    pub(crate) fn append(&mut self, more: Encoded) {
+        if self.is_empty() {
+            *self = more;
+            return;
+        }
+        self.key.extend(&more.key);
+        self.value.extend(&more.value);
+        self.scale.extend(more.scale);
+        self.reach.extend(more.reach);
+        self.n += more.n;
+    }
+
+    /// Bytes of memory held.
+    pub(crate) fn nbytes(&self) -> usize {
+        self.key.nbytes() + self.value.nbytes() + 4 * (self.scale.capacity() + self.reach.capacity())
+    }
+}
+
+/// One over the norm (for cosine), and the reach.
+fn key_facts(schema: &Schema, kernels: &Kernels, key: &[f32]) -> (f32, f32) {
+    let norm = (kernels.square_norm)(key).sqrt();
+    let scale = if schema.metric != Metric::Cos || norm == 0.0 { 0.0 } else { (1.0 / norm) as f32 };
+    (scale, bound::reach(schema.metric, norm))
+}
+
+/// Rows of keys and values.
+#[derive(Clone)]
+pub struct Block {
+    key: Plane,
+    value: Plane,
+    scale: Vec<f32>,
+    reach: f32,
+    n: usize,
+    capacity: usize,
+}
+
+impl Block {
+    /// An empty block for a lane that has, or is about to have, `expected` entries.
+    pub(crate) fn for_lane_of(schema: &Schema, expected: usize) -> Result<Block> {
+        let capacity = expected.next_power_of_two().clamp(FIRST_ROWS, BLOCK_ROWS);
+        Ok(Block {
+            key: Plane::zeroed(capacity * schema.key.row_bytes())?,
+            value: Plane::zeroed(capacity * schema.value.map_or(0, |layout| layout.row_bytes()))?,
+            scale: if schema.metric == Metric::Cos { vec![0.0; capacity] } else { Vec::new() },
+            reach: 0.0,
+            n: 0,
+            capacity,
+        })
+    }
+
+    /// Rows written.
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Whether no row was written.
+    pub fn is_empty(&self) -> bool {
+        self.n == 0
+    }
+
+    /// Rows that still fit.
+    pub(crate) fn room(&self) -> usize {
+        self.capacity - self.n
+    }
+
+    /// Appends rows `first..first + n` of `from`.
+    pub(crate) fn extend(&mut self, schema: &Schema, from: &Encoded, first: usize, n: usize) {
+        let copy = |to: &mut Plane, from: &Plane, bytes: usize, at: usize| {
+            to.bytes_mut()[at * bytes..][..n * bytes].copy_from_slice(&from.bytes()[first * bytes..][..n * bytes]);
+        };
+        copy(&mut self.key, &from.key, schema.key.row_bytes(), self.n);
+        if let Some(layout) = schema.value {
+            copy(&mut self.value, &from.value, layout.row_bytes(), self.n);
+        }
+        if schema.metric == Metric::Cos {
+            self.scale[self.n..][..n].copy_from_slice(&from.scale[first..][..n]);
+        }
+        self.reach = from.reach[first..][..n].iter().fold(self.reach, |a, &b| a.max(b));
+        self.n += n;
+    }
+
+    /// Replaces one row: what a merge does.
+    pub(crate) fn rewrite(&mut self, schema: &Schema, kernels: &Kernels, slot: usize, key: &[f32], value: &[f32]) {
+        let bytes = schema.key.row_bytes();
+        let row = &mut self.key.bytes_mut()[slot * bytes..][..bytes];
+        schema.key.codec.encode(key, row);
+        let (scale, reach) = key_facts(schema, kernels, key);
+        if let Some(at) = self.scale.get_mut(slot) {
+            *at = scale;
+        }
+        self.reach = self.reach.max(reach);
+        if let Some(layout) = schema.value {
+            let bytes = layout.row_bytes();
+            layout.codec.encode(value, &mut self.value.bytes_mut()[slot * bytes..][..bytes]);
+        }
+    }
+
+    /// The part of this block's keys in the error bound.
+    pub(crate) fn reach(&self) -> f32 {
+        self.reach
+    }
+
+    /// One over each key's norm, for cosine; empty otherwise.
+    pub(crate) fn scale(&self) -> &[f32] {
+        &self.scale
+    }
+
+    /// The stored bytes of one key.
+    pub fn key_bytes(&self, schema: &Schema, slot: usize) -> &[u8] {
+        let bytes = schema.key.row_bytes();
+        &self.key.bytes()[slot * bytes..][..bytes]
+    }
+
+    /// The stored bytes of one value of its own, or of the key where it is the value; empty without values.
+    pub fn value_bytes(&self, schema: &Schema, slot: usize) -> &[u8] {
+        match schema.value {
+            Some(layout) => &self.value.bytes()[slot * layout.row_bytes()..][..layout.row_bytes()],
+            None if schema.key_is_value => self.key_bytes(schema, slot),
+            None => &[],
+        }
+    }
+
+    /// All keys in float32 with the floats from row to row: in place, or decoded into `scratch`.
+    pub(crate) fn keys<'a>(&'a self, schema: &Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize) {
+        decoded(&self.key, schema.key, self.n, self.capacity, scratch)
+    }
+
+    /// All values, likewise.
+    pub(crate) fn values<'a>(&'a self, schema: &Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize) {
+        match schema.value {
+            Some(layout) => decoded(&self.value, layout, self.n, self.capacity, scratch),
+            None => self.keys(schema, scratch),
+        }
+    }
+
+    /// Bytes of memory held.
+    pub(crate) fn nbytes(&self) -> usize {
+        size_of::<Block>() + self.key.nbytes() + self.value.nbytes() + 4 * self.scale.capacity()
+    }
+}
+
+fn decoded<'a>(
+    plane: &'a Plane,
+    layout: Layout,
+    n: usize,
+    capacity: usize,
+    scratch: &'a mut Vec<f32>,
+) -> (&'a [f32], usize) {
+    if layout.codec == Codec::F32 {
+        return (plane.floats(), layout.row_bytes() / 4);
+    }
+    let stride = layout.dim.next_multiple_of(mnemex_kernels::PANEL);
+    scratch.resize(capacity * stride, 0.0);
+    let bytes = layout.row_bytes();
+    for (row, out) in plane.bytes().chunks_exact(bytes).zip(scratch.chunks_exact_mut(stride)).take(n) {
+        layout.codec.decode(row, &mut out[..layout.dim]);
+    }
+    (scratch, stride)
+}

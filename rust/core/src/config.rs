@@ -1,0 +1,100 @@
+//! What a bank is: fixed when it is made.
+
+use mnemex_kernels::canonical::Metric;
+
+use crate::codec::Codec;
+use crate::error::{Kind, Result, ensure};
+
+/// Where values come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Values {
+    /// Keys only; such a bank is searched, not attended.
+    None,
+    /// The key is the value.
+    Key,
+    /// Values of their own, of this many numbers.
+    Dim(usize),
+}
+
+/// What to do about NaN and infinity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NonFinite {
+    /// Refuse the call.
+    Raise,
+    /// Store and compute with them; a NaN score is never returned.
+    Keep,
+    /// Leave such tokens unwritten and answer such queries with NaN: what an adapter inside a model wants.
+    Skip,
+}
+
+/// What happens to a write beyond the capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evict {
+    /// The oldest entries go.
+    Fifo,
+    /// The write is refused.
+    Error,
+}
+
+/// A bank's fixed properties.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Key/value heads; every row has this many lanes.
+    pub heads: usize,
+    /// Numbers per key.
+    pub key_dim: usize,
+    /// Where values come from.
+    pub values: Values,
+    /// Live entries per lane at most.
+    pub capacity: Option<u64>,
+    /// What entries are ranked by.
+    pub metric: Metric,
+    /// None: the first write's type, bit for bit.
+    pub key_codec: Option<Codec>,
+    /// None: the first write's type, bit for bit.
+    pub value_codec: Option<Codec>,
+    /// What happens to a write beyond the capacity.
+    pub evict: Evict,
+    /// What to do about NaN and infinity where a call does not say.
+    pub nonfinite: NonFinite,
+}
+
+/// Widest key or value; keeps every size product far from overflow.
+pub const MAX_DIM: usize = 1 << 16;
+
+/// Most lanes of a bank.
+pub const MAX_LANES: usize = 1 << 24;
+
+impl Config {
+    /// Numbers per value; 0 without values.
+    pub fn value_dim(&self) -> usize {
+        match self.values {
+            Values::None => 0,
+            Values::Key => self.key_dim,
+            Values::Dim(dim) => dim,
+        }
+    }
+
+    /// Refuses what cannot be.
+    pub(crate) fn check(&self, rows: usize) -> Result<()> {
+        let dim = |name: &str, dim: usize| {
+            ensure((1..=MAX_DIM).contains(&dim), Kind::Argument, || {
+                format!("{name}={dim} must be from 1 to {MAX_DIM}")
+            })
+        };
+        dim("key_dim", self.key_dim)?;
+        if let Values::Dim(value_dim) = self.values {
+            dim("value_dim", value_dim)?;
+        }
+        ensure(self.heads >= 1, Kind::Argument, || "heads=0 must be at least 1".into())?;
+        ensure(self.capacity != Some(0), Kind::Argument, || "capacity=0 must be at least 1, or None".into())?;
+        check_lanes(rows, self.heads)
+    }
+}
+
+/// Refuses more lanes than a bank may have.
+pub(crate) fn check_lanes(rows: usize, heads: usize) -> Result<()> {
+    ensure(rows.checked_mul(heads).is_some_and(|n| n <= MAX_LANES), Kind::Argument, || {
+        format!("rows={rows} times heads={heads} makes more than {MAX_LANES} lanes: use several banks")
+    })
+}

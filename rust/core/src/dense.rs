@@ -1,0 +1,272 @@
+//! Attention over every entry: a flash attention on the processor, with the same bits for any thread count.
+//!
+//! Entries are taken in id order in spans of 256 ids; sixteen spans make a stretch, which one job reduces, and stretches
+//! are merged in id order. Spans are counted by id, so the answer does not depend on how entries lie in blocks: it is
+//! the same after deletion elsewhere, saving and opening.
+
+use mnemex_kernels::softmax::{Logit, exp};
+use mnemex_kernels::tile::{Queries as Panels, ROW_GROUP};
+use mnemex_kernels::{Keys, PANEL};
+
+use crate::attend::Partial;
+use crate::bank::Snapshot;
+use crate::block::{BLOCK_ROWS, Block, Layout, Schema};
+use crate::config::NonFinite;
+use crate::error::Result;
+use crate::list::{Ref, first_rows};
+use crate::query::{Packed, Queries, Unit};
+use crate::search::rule;
+use crate::work::{Ticker, Work};
+
+/// Ids of one softmax step.
+const SPAN: i64 = 256;
+
+/// Ids reduced by one job.
+const STRETCH: i64 = 16 * SPAN;
+
+/// Queries of one job: their score panels over a span stay in the second-level cache.
+const UNIT_QUERIES: usize = 4 * PANEL;
+
+/// Running softmax of the queries of a unit.
+struct Sums {
+    /// `[n, stride]`
+    out: Vec<f32>,
+    max: Vec<f32>,
+    sum: Vec<f32>,
+    stride: usize,
+}
+
+impl Sums {
+    fn empty(lanes: usize, stride: usize) -> Sums {
+        Sums { out: vec![0.0; lanes * stride], max: vec![f32::NEG_INFINITY; lanes], sum: vec![0.0; lanes], stride }
+    }
+
+    /// Joins a later part: out and sum are relative to their max.
+    fn merge(&mut self, later: &Sums) {
+        for i in 0..self.max.len() {
+            let (a, b) = (self.max[i], later.max[i]);
+            let max = if a > b { a } else { b };
+            let share = |m: f32| if m == f32::NEG_INFINITY { 0.0 } else { exp(m - max) };
+            let (keep, add) = (share(a), share(b));
+            // A NaN sum, from a NaN logit, survives: it never comes with a share of 0 alone.
+            self.sum[i] = self.sum[i] * keep + later.sum[i] * add;
+            let at = i * self.stride..(i + 1) * self.stride;
+            for (x, y) in self.out[at.clone()].iter_mut().zip(&later.out[at]) {
+                *x = *x * keep + y * add;
+            }
+            self.max[i] = max;
+        }
+    }
+}
+
+/// Attends to all entries that each query may see.
+pub(crate) fn attend(
+    snapshot: &Snapshot,
+    schema: &Schema,
+    queries: &Queries,
+    logit: Logit,
+    work: &Work,
+    partial: &mut Partial,
+) -> Result<()> {
+    let units = queries.units(snapshot, schema, UNIT_QUERIES);
+    let jobs: Vec<(usize, i64)> = (units.iter().enumerate())
+        .flat_map(|(at, unit)| {
+            let lo = unit.refs.iter().map(|r| r.id_lo).min().unwrap_or(0);
+            let hi = unit.refs.iter().map(|r| r.id_hi()).max().unwrap_or(0);
+            (lo / STRETCH..(hi + STRETCH - 1) / STRETCH).map(move |stretch| (at, stretch * STRETCH))
+        })
+        .collect();
+    let sums = work.map(jobs.len(), |at, ticker| {
+        let (unit, first) = jobs[at];
+        Reduction::new(snapshot, schema, queries, &units[unit], logit).stretch(first, ticker)
+    })?;
+    let mut whole: Vec<Option<Sums>> = units.iter().map(|_| None).collect();
+    for ((unit, _), sums) in jobs.iter().zip(sums) {
+        match &mut whole[*unit] {
+            Some(whole) => whole.merge(&sums),
+            none => *none = Some(sums),
+        }
+    }
+    let dim = snapshot.config().value_dim();
+    for (unit, sums) in units.iter().zip(&whole) {
+        let Some(sums) = sums else { continue };
+        for (i, at) in (unit.first..unit.first + unit.n).enumerate() {
+            if sums.sum[i] > 0.0 {
+                let row = &sums.out[i * sums.stride..][..dim];
+                partial.out[at * dim..][..dim].iter_mut().zip(row).for_each(|(out, x)| *out = x / sums.sum[i]);
+                partial.lse[at] = sums.max[i] + sums.sum[i].ln();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Entries of a span that are scored in one kernel call, ids ascending: at most 64.
+enum Piece<'v> {
+    /// Every row of a block, read in place where it holds float32.
+    Whole(&'v Ref),
+    /// Single rows.
+    Rows(Vec<(&'v Ref, usize)>),
+}
+
+impl Piece<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Piece::Whole(r) => r.block.len(),
+            Piece::Rows(rows) => rows.len(),
+        }
+    }
+}
+
+/// The pieces of a span, in id order.
+fn pieces<'v>(refs: &[&'v Ref], span: i64) -> Vec<Piece<'v>> {
+    let mut runs: Vec<(&Ref, u64)> = (refs.iter())
+        .map(|r| (*r, r.live & first_rows(r.rows_below(span + SPAN)) & !first_rows(r.rows_below(span))))
+        .filter(|(_, live)| *live != 0)
+        .collect();
+    runs.sort_by_key(|(r, _)| r.id_lo);
+    let rows = |&(r, live): &(&'v Ref, u64)| (0..BLOCK_ROWS).filter(move |slot| live >> slot & 1 == 1).map(move |slot| (r, slot));
+    if runs.windows(2).any(|pair| pair[0].0.id_hi() > pair[1].0.id_lo) {
+        // Lists that interleave: entry by entry.
+        let mut entries: Vec<(&Ref, usize)> = runs.iter().flat_map(rows).collect();
+        entries.sort_by_key(|(r, slot)| r.id(*slot));
+        return entries.chunks(BLOCK_ROWS).map(|chunk| Piece::Rows(chunk.to_vec())).collect();
+    }
+    let piece = |run: &(&'v Ref, u64)| {
+        if run.1 == first_rows(run.0.block.len()) { Piece::Whole(run.0) } else { Piece::Rows(rows(run).collect()) }
+    };
+    runs.iter().map(piece).collect()
+}
+
+impl<'v> Piece<'v> {
+    /// The piece's vectors in float32 with the floats from row to row; `whole` and `bytes` say which vectors.
+    fn vectors<'a>(
+        &'a self,
+        layout: Layout,
+        scratch: &'a mut Vec<f32>,
+        whole: impl Fn(&'a Block, &'a mut Vec<f32>) -> (&'a [f32], usize),
+        bytes: impl Fn(&'v Block, usize) -> &'v [u8],
+    ) -> (&'a [f32], usize) {
+        match self {
+            Piece::Whole(r) => whole(&r.block, scratch),
+            Piece::Rows(rows) => {
+                let stride = layout.dim.next_multiple_of(PANEL);
+                scratch.clear();
+                scratch.resize(rows.len().next_multiple_of(ROW_GROUP) * stride, 0.0);
+                for ((r, slot), out) in rows.iter().zip(scratch.chunks_exact_mut(stride)) {
+                    layout.codec.decode(bytes(&r.block, *slot), &mut out[..layout.dim]);
+                }
+                (scratch, stride)
+            }
+        }
+    }
+
+    fn keys<'a>(&'a self, schema: &'a Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize)
+    where
+        'a: 'v,
+    {
+        self.vectors(schema.key, scratch, |b, s| b.keys(schema, s), |b, slot| b.key_bytes(schema, slot))
+    }
+
+    fn values<'a>(&'a self, schema: &'a Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize)
+    where
+        'a: 'v,
+    {
+        let layout = schema.value.unwrap_or(schema.key);
+        self.vectors(layout, scratch, |b, s| b.values(schema, s), |b, slot| b.value_bytes(schema, slot))
+    }
+
+    /// One over each key's norm, for cosine.
+    fn scale(&self) -> Vec<f32> {
+        match self {
+            Piece::Whole(r) => r.block.scale().to_vec(),
+            Piece::Rows(rows) => rows.iter().filter_map(|(r, slot)| r.block.scale().get(*slot).copied()).collect(),
+        }
+    }
+}
+
+/// One unit's queries on their way through one stretch.
+struct Reduction<'s> {
+    snapshot: &'s Snapshot,
+    schema: &'s Schema,
+    unit: &'s Unit<'s>,
+    dim: usize,
+    logit: Logit,
+    packed: Packed,
+    /// Score panels of `SPAN` rows.
+    panels: Vec<f32>,
+    scratch: Vec<f32>,
+}
+
+impl<'s> Reduction<'s> {
+    fn new(snapshot: &'s Snapshot, schema: &'s Schema, queries: &Queries, unit: &'s Unit, logit: Logit) -> Self {
+        let packed = Packed::new(snapshot, queries, unit, true);
+        let panels = vec![0.0; unit.n.next_multiple_of(PANEL) * SPAN as usize];
+        Reduction { snapshot, schema, unit, dim: queries.dim, logit, packed, panels, scratch: Vec::new() }
+    }
+
+    /// Reduces the spans of one stretch, in id order.
+    fn stretch(mut self, first: i64, ticker: &Ticker) -> Result<Sums> {
+        let lanes = self.unit.n.next_multiple_of(PANEL);
+        let stride = self.snapshot.config().value_dim().next_multiple_of(PANEL);
+        let (mut sums, mut part) = (Sums::empty(lanes, stride), Sums::empty(lanes, stride));
+        let here = |r: &&&Ref| r.id_lo < first + STRETCH && r.id_hi() > first;
+        let refs: Vec<&Ref> = self.unit.refs.iter().filter(here).copied().collect();
+        for span in (first..first + STRETCH).step_by(SPAN as usize) {
+            ticker.tick()?;
+            let pieces = pieces(&refs, span);
+            if !pieces.is_empty() {
+                self.span(&pieces, span, &mut part);
+                sums.merge(&part);
+            }
+        }
+        Ok(sums)
+    }
+
+    /// The softmax of one span, into `part`.
+    fn span(&mut self, pieces: &[Piece], span: i64, part: &mut Sums) {
+        let kernels = self.snapshot.shared.kernels;
+        let rows = SPAN as usize;
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut ids = Vec::with_capacity(rows);
+        for piece in pieces {
+            let (keys, stride) = piece.keys(self.schema, &mut scratch);
+            let keys = Keys { rows: keys, stride, n: piece.len(), scale: &piece.scale() };
+            let queries = Panels { panels: &self.packed.panels, dim: self.dim, n: self.unit.n };
+            (kernels.scores)(rule(self.schema.metric), keys, queries, &mut self.panels, rows, ids.len());
+            match piece {
+                Piece::Whole(r) => ids.extend((0..r.block.len()).map(|slot| r.id(slot))),
+                Piece::Rows(rows) => ids.extend(rows.iter().map(|(r, slot)| r.id(*slot))),
+            }
+        }
+        let keep_nan = self.snapshot.config().nonfinite == NonFinite::Keep;
+        part.out.fill(0.0);
+        let panel_rows = part.out.len() / part.max.len() * PANEL;
+        for (at, panel) in self.panels.chunks_exact_mut(rows * PANEL).enumerate() {
+            let logits = &mut panel[..ids.len() * PANEL];
+            (kernels.logits)(logits, self.logit);
+            if keep_nan {
+                logits.iter_mut().filter(|z| z.is_nan()).for_each(|z| *z = f32::NEG_INFINITY);
+            }
+            for (lane, &before) in self.packed.before.iter().skip(at * PANEL).take(PANEL).enumerate() {
+                if before < span + SPAN {
+                    let visible = ids.partition_point(|&id| id < before);
+                    logits.iter_mut().skip(visible * PANEL + lane).step_by(PANEL).for_each(|z| *z = f32::NEG_INFINITY);
+                }
+            }
+            let (mut max, mut sum) = ([0.0; PANEL], [0.0; PANEL]);
+            (kernels.exponentials)(logits, &mut max, &mut sum);
+            part.max[at * PANEL..][..PANEL].copy_from_slice(&max);
+            part.sum[at * PANEL..][..PANEL].copy_from_slice(&sum);
+        }
+        let mut first = 0;
+        for piece in pieces {
+            let (values, stride) = piece.values(self.schema, &mut scratch);
+            for (panel, out) in self.panels.chunks_exact(rows * PANEL).zip(part.out.chunks_exact_mut(panel_rows)) {
+                (kernels.weigh)(&panel[first * PANEL..], values, stride, piece.len(), out);
+            }
+            first += piece.len();
+        }
+        self.scratch = scratch;
+    }
+}

@@ -1,0 +1,59 @@
+//! What can be wrong with a call, in the caller's words.
+
+use std::fmt;
+
+/// The kind decides which exception a binding raises; the message says what was given, what was expected, what to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A number or word outside its range.
+    Argument,
+    /// An array of the wrong shape.
+    Shape,
+    /// An array of a type that would lose bits.
+    Dtype,
+    /// A row that is not there.
+    Row,
+    /// An id that is not there.
+    Id,
+    /// NaN or infinity where finite numbers are due.
+    NonFinite,
+    /// More entries than the bank may hold.
+    Capacity,
+    /// A call that does not fit the bank's state.
+    State,
+    /// The machine cannot do it (memory, instruction set).
+    Resource,
+    /// The caller interrupted the call.
+    Interrupted,
+}
+
+/// A refused call. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// What kind of mistake.
+    pub kind: Kind,
+    /// The whole sentence.
+    pub message: String,
+}
+
+/// Result of a call that may be refused.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Error {
+        Error { kind, message: message.into() }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// `Err` of the given kind unless `holds`.
+pub(crate) fn ensure(holds: bool, kind: Kind, message: impl FnOnce() -> String) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::new(kind, message())) }
+}

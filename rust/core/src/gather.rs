@@ -1,0 +1,121 @@
+//! The stored vectors of given ids.
+
+use crate::bank::Snapshot;
+use crate::block::Layout;
+use crate::codec::Codec;
+use crate::error::{Error, Kind, Result};
+use crate::work::Work;
+
+/// Vectors as `gather` returns them: float16 banks give their bits, all others float32.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Vectors {
+    /// float32
+    F32(Vec<f32>),
+    /// float16 bits
+    F16(Vec<u16>),
+}
+
+/// Which entries: one per place of the answer, in order.
+pub struct Wanted<'a> {
+    /// Bank row of each place.
+    pub rows: &'a [usize],
+    /// Head of each place.
+    pub heads: &'a [usize],
+    /// Id of each place; -1 gives zeros.
+    pub ids: &'a [i64],
+}
+
+/// Places gathered by one job.
+const JOB_PLACES: usize = 4096;
+
+impl Snapshot {
+    /// Keys and, where the bank has them, values.
+    ///
+    /// # Errors
+    /// When an id is not there, or the caller interrupts.
+    pub fn gather(&self, wanted: &Wanted, work: &Work) -> Result<(Vectors, Option<Vectors>)> {
+        let config = self.config();
+        let n = wanted.ids.len();
+        let schema = match &self.version.schema {
+            Some(schema) => *schema,
+            None => crate::block::Schema::of(config, Codec::F32, Codec::F32),
+        };
+        let jobs = n.div_ceil(JOB_PLACES);
+        let parts = work.map(jobs, |job, ticker| {
+            let places = job * JOB_PLACES..n.min((job + 1) * JOB_PLACES);
+            let mut keys = Gathered::new(schema.key, places.len());
+            let value = schema.value.or(schema.key_is_value.then_some(schema.key));
+            let mut values = value.map(|layout| Gathered::new(layout, places.len()));
+            for place in places {
+                ticker.tick()?;
+                let (row, head, id) = (wanted.rows[place], wanted.heads[place], wanted.ids[place]);
+                if id == -1 {
+                    keys.skip();
+                    values.as_mut().map(Gathered::skip);
+                    continue;
+                }
+                let lane = &self.version.rows[row].lanes[head];
+                let (r, slot) = lane.locate(id).ok_or_else(|| {
+                    Error::new(Kind::Id, format!("ids name {id}, which row {row} does not hold: it was deleted or evicted, or never written"))
+                })?;
+                keys.push(r.block.key_bytes(&schema, slot));
+                if let Some(values) = &mut values {
+                    values.push(r.block.value_bytes(&schema, slot));
+                }
+            }
+            Ok((keys, values))
+        })?;
+        let mut keys = Gathered::new(schema.key, n);
+        let value = schema.value.or(schema.key_is_value.then_some(schema.key));
+        let mut values = value.map(|layout| Gathered::new(layout, n));
+        for (more_keys, more_values) in parts {
+            keys.append(more_keys);
+            if let (Some(values), Some(more)) = (&mut values, more_values) {
+                values.append(more);
+            }
+        }
+        Ok((keys.vectors, values.map(|values| values.vectors)))
+    }
+}
+
+struct Gathered {
+    layout: Layout,
+    vectors: Vectors,
+}
+
+impl Gathered {
+    fn new(layout: Layout, n: usize) -> Gathered {
+        let vectors = match layout.codec {
+            Codec::F16 => Vectors::F16(Vec::with_capacity(n * layout.dim)),
+            _ => Vectors::F32(Vec::with_capacity(n * layout.dim)),
+        };
+        Gathered { layout, vectors }
+    }
+
+    fn skip(&mut self) {
+        match &mut self.vectors {
+            Vectors::F32(x) => x.resize(x.len() + self.layout.dim, 0.0),
+            Vectors::F16(x) => x.resize(x.len() + self.layout.dim, 0),
+        }
+    }
+
+    fn push(&mut self, row: &[u8]) {
+        let dim = self.layout.dim;
+        match &mut self.vectors {
+            Vectors::F32(x) => {
+                let n = x.len();
+                x.resize(n + dim, 0.0);
+                self.layout.codec.decode(row, &mut x[n..]);
+            }
+            Vectors::F16(x) => x.extend_from_slice(&bytemuck::cast_slice(row)[..dim]),
+        }
+    }
+
+    fn append(&mut self, more: Gathered) {
+        match (&mut self.vectors, more.vectors) {
+            (Vectors::F32(x), Vectors::F32(mut more)) => x.append(&mut more),
+            (Vectors::F16(x), Vectors::F16(mut more)) => x.append(&mut more),
+            _ => unreachable!("parts of one gather have one type"),
+        }
+    }
+}

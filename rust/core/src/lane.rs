@@ -1,0 +1,176 @@
+//! The entries of one key/value head of one row, and the edits that are the only way they change.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use mnemex_kernels::Kernels;
+
+use crate::block::{Encoded, Schema};
+use crate::error::Result;
+use crate::list::{Append, List, Ref};
+
+/// What a policy asks for. A plan names an id once; edits are applied in the order of the variants.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Edit {
+    /// End one entry.
+    Kill {
+        /// Its id.
+        id: i64,
+    },
+    /// End every entry with a smaller id, arriving ones included.
+    Floor {
+        /// The smallest id that stays.
+        id: i64,
+    },
+    /// Rewrite one entry under its id.
+    Merge {
+        /// Its id.
+        id: i64,
+        /// The new key.
+        key: Vec<f32>,
+        /// The new value; empty without values.
+        value: Vec<f32>,
+    },
+    /// Add a run of the arriving tokens to a list; runs of one list ascend.
+    Append {
+        /// The list.
+        list: usize,
+        /// Arriving tokens, counted from 0.
+        tokens: Range<usize>,
+    },
+}
+
+/// Staged tokens on their way into a lane: consecutive ids, encoded.
+#[derive(Clone, Copy)]
+pub struct Arrival<'a> {
+    /// Id of the first.
+    pub id_lo: i64,
+    /// Their rows.
+    pub rows: &'a Encoded,
+}
+
+/// Entries, in lists. Flat has one list; an index that routes has many.
+#[derive(Clone, Default)]
+pub struct Lane {
+    lists: Vec<List>,
+    n_live: usize,
+}
+
+/// A plan with everything built that could fail.
+#[derive(Default)]
+pub(crate) struct Prepared {
+    kills: Vec<i64>,
+    floor: Option<i64>,
+    merges: Vec<(i64, Vec<f32>, Vec<f32>)>,
+    appends: Vec<(usize, Append)>,
+    /// Arriving tokens that the plan drops.
+    dropped: usize,
+}
+
+impl Lane {
+    /// Live entries.
+    pub fn len(&self) -> usize {
+        self.n_live
+    }
+
+    /// Whether there is no live entry.
+    pub fn is_empty(&self) -> bool {
+        self.n_live == 0
+    }
+
+    /// The lists.
+    pub fn lists(&self) -> &[List] {
+        &self.lists
+    }
+
+    /// The reference and row of a live id. Lists are few until an index that routes brings a map from id to list.
+    pub fn locate(&self, id: i64) -> Option<(&Ref, usize)> {
+        self.lists.iter().find_map(|list| list.locate(id))
+    }
+
+    /// The id of the `n`-th oldest live entry, counted from 0.
+    pub fn nth_oldest(&self, n: usize) -> Option<i64> {
+        if let [list] = self.lists.as_slice() {
+            let mut left = n;
+            for r in list.refs() {
+                if left < r.n_live() {
+                    return r.live_slots().nth(left).map(|slot| r.id(slot));
+                }
+                left -= r.n_live();
+            }
+            return None;
+        }
+        let mut ids = self.live_ids();
+        (n < ids.len()).then(|| *ids.select_nth_unstable(n).1)
+    }
+
+    /// All live ids, list by list.
+    pub fn live_ids(&self) -> Vec<i64> {
+        let refs = self.lists.iter().flat_map(List::refs);
+        refs.flat_map(|r| r.live_slots().map(|slot| r.id(slot))).collect()
+    }
+
+    /// Builds what a plan needs; may fail, changes nothing.
+    pub(crate) fn prepare(&self, schema: &Schema, arrival: Arrival, plan: Vec<Edit>) -> Result<Prepared> {
+        let mut prepared = Prepared::default();
+        let mut runs: BTreeMap<usize, Vec<Range<usize>>> = BTreeMap::new();
+        for edit in plan {
+            match edit {
+                Edit::Kill { id } => prepared.kills.push(id),
+                Edit::Floor { id } => prepared.floor = prepared.floor.max(Some(id)),
+                Edit::Merge { id, key, value } => prepared.merges.push((id, key, value)),
+                Edit::Append { list, tokens } => runs.entry(list).or_default().push(tokens),
+            }
+        }
+        let below = prepared.floor.map_or(0, |id| (id - arrival.id_lo).clamp(0, arrival.rows.len() as i64) as usize);
+        let empty = List::default();
+        for (list, mut runs) in runs {
+            for run in &mut runs {
+                let kept = run.start.max(below).min(run.end);
+                prepared.dropped += kept - run.start;
+                run.start = kept;
+            }
+            let target = self.lists.get(list).unwrap_or(&empty);
+            let append = target.prepare(schema, self.n_live, arrival.rows, arrival.id_lo, &runs)?;
+            prepared.appends.push((list, append));
+        }
+        Ok(prepared)
+    }
+
+    /// Performs a prepared plan; nothing in it can fail. Returns how many entries ended or never came to be.
+    pub(crate) fn apply(&mut self, schema: &Schema, kernels: &Kernels, arrival: Arrival, plan: Prepared) -> usize {
+        let mut ended = plan.dropped;
+        for id in plan.kills {
+            ended += usize::from(self.kill(id));
+        }
+        if let Some(id) = plan.floor {
+            let gone: usize = self.lists.iter_mut().map(|list| list.floor(id)).sum();
+            self.n_live -= gone;
+            ended += gone;
+        }
+        for (id, key, value) in plan.merges {
+            if let Some((block, slot)) = self.lists.iter_mut().find_map(|list| list.block_mut(id)) {
+                block.rewrite(schema, kernels, slot, &key, &value);
+            }
+        }
+        for (list, append) in plan.appends {
+            if self.lists.len() <= list {
+                self.lists.resize(list + 1, List::default());
+            }
+            self.n_live += self.lists[list].append(schema, arrival.rows, arrival.id_lo, append);
+        }
+        ended
+    }
+
+    /// Ends one entry; whether there was one.
+    pub(crate) fn kill(&mut self, id: i64) -> bool {
+        let ended = self.lists.iter_mut().any(|list| list.kill(id));
+        self.n_live -= usize::from(ended);
+        ended
+    }
+
+    /// Ends every entry with an id of `end` or more.
+    pub(crate) fn truncate(&mut self, end: i64) {
+        self.n_live -= self.lists.iter_mut().map(|list| list.ceil(end)).sum::<usize>();
+    }
+}

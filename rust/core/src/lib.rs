@@ -1,0 +1,43 @@
+//! "Here are keys, values and queries; remember, and answer": banks without Python, files or a batch loop.
+//!
+//! A [`Bank`] has rows, a [`Row`](version::Row) has one [`Lane`](lane::Lane) per head, a lane has
+//! [lists](list::List) of references to [blocks](block::Block). Everything is shared by `Arc` and copied on write, so a
+//! snapshot, a fork and a copy cost a pointer. Writes are [staged](stage), planned by the parts
+//! ([`index`], [`write`], [`evict`]) as [edits](lane::Edit), and published as one [version](version::Version).
+//! Reads take a [`Snapshot`]: [`search`] is exact to the bit, [`attend`] is softmax over what search takes, [`dense`]
+//! is softmax over everything.
+//!
+//! No I/O here, no clock but the interrupt poll, no thread but those of [`work`].
+
+pub mod codec;
+pub mod config;
+pub mod error;
+pub mod input;
+pub mod work;
+
+pub mod block;
+pub mod lane;
+pub mod list;
+pub mod version;
+
+pub mod evict;
+pub mod index;
+pub mod write;
+
+pub mod attend;
+pub mod bank;
+pub mod gather;
+pub mod query;
+pub mod search;
+pub mod stage;
+
+mod columns;
+mod dense;
+mod plane;
+mod reservoir;
+
+pub use bank::{Bank, Receipt, Snapshot, commit_all};
+pub use codec::Codec;
+pub use config::Config;
+pub use error::{Error, Kind, Result};
+pub use mnemex_kernels::canonical::Metric;

@@ -1,0 +1,170 @@
+//! Queries, checked and laid out for the kernels, and the lanes they go to.
+
+use std::sync::Arc;
+
+use mnemex_kernels::bound::QueryBound;
+use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::tile::{pack, packed_len};
+
+use crate::bank::Snapshot;
+use crate::block::Schema;
+use crate::config::NonFinite;
+use crate::error::{Error, Kind, Result, ensure};
+use crate::input::{Input, VectorReader, all_finite, check_shape, non_finite};
+use crate::list::{List, Ref};
+
+/// What every read takes.
+pub struct Query<'a> {
+    /// `[rows, query_heads, T, key_dim]`
+    pub queries: Input<'a>,
+    /// Bank row of each query row; None: all, or row 0 for all if the bank has one row.
+    pub rows: Option<&'a [usize]>,
+    /// `[rows * T]`: a query sees ids below.
+    pub before: Option<&'a [i64]>,
+    /// None: the bank's.
+    pub nonfinite: Option<NonFinite>,
+}
+
+/// Queries in float32, `[rows, query_heads, T, key_dim]`.
+pub(crate) struct Queries<'a> {
+    pub(crate) rows: Vec<usize>,
+    pub(crate) heads: usize,
+    pub(crate) tokens: usize,
+    pub(crate) dim: usize,
+    /// Query heads per key/value head.
+    pub(crate) group: usize,
+    before: Option<&'a [i64]>,
+    data: Vec<f32>,
+}
+
+/// A run of queries of one query row that read one lane.
+pub(crate) struct Unit<'v> {
+    /// Number of the first query, counted over `[rows, query_heads, T]`.
+    pub(crate) first: usize,
+    /// Queries.
+    pub(crate) n: usize,
+    /// What may hold their answers.
+    pub(crate) refs: Arc<Vec<&'v Ref>>,
+}
+
+impl<'a> Queries<'a> {
+    pub(crate) fn check(snapshot: &Snapshot, query: &Query<'a>) -> Result<Queries<'a>> {
+        let config = snapshot.config();
+        let n_bank_rows = snapshot.version.rows.len();
+        let [n_rows, heads, tokens, dim] = query.queries.shape();
+        check_shape("queries", query.queries.shape(), [None, None, None, Some(config.key_dim)])?;
+        ensure(heads > 0 && heads.is_multiple_of(config.heads), Kind::Shape, || {
+            format!("queries have {heads} heads; expected a multiple of the bank's {} key/value heads", config.heads)
+        })?;
+        let rows = match query.rows {
+            Some(rows) => rows.to_vec(),
+            None if n_bank_rows == 1 => vec![0; n_rows],
+            None => (0..n_bank_rows).collect(),
+        };
+        ensure(rows.len() == n_rows, Kind::Shape, || {
+            let given = if query.rows.is_some() { "rows name" } else { "the bank has" };
+            format!("queries have {n_rows} rows and {given} {}: give one bank row per query row in rows=", rows.len())
+        })?;
+        if let Some(row) = rows.iter().find(|&&row| row >= n_bank_rows) {
+            return Err(Error::new(Kind::Row, format!("rows name row {row}; the bank has {n_bank_rows} rows")));
+        }
+
+        let mut reader = VectorReader::new(query.queries);
+        let mut data = Vec::with_capacity(n_rows * heads * tokens * dim);
+        let raise = query.nonfinite.unwrap_or(config.nonfinite) == NonFinite::Raise;
+        for row in 0..n_rows {
+            for head in 0..heads {
+                for token in 0..tokens {
+                    let q = reader.floats([row, head, token]);
+                    if raise && !all_finite(q) {
+                        return Err(non_finite("queries", row, head, token));
+                    }
+                    data.extend_from_slice(q);
+                }
+            }
+        }
+        Ok(Queries { rows, heads, tokens, dim, group: heads / config.heads, before: query.before, data })
+    }
+
+    /// Queries in all.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len() * self.heads * self.tokens
+    }
+
+    /// One query.
+    pub(crate) fn get(&self, at: usize) -> &[f32] {
+        &self.data[at * self.dim..][..self.dim]
+    }
+
+    /// The smallest id that the query may not see.
+    pub(crate) fn before(&self, at: usize) -> i64 {
+        let row = at / (self.heads * self.tokens);
+        self.before.map_or(i64::MAX, |before| before[row * self.tokens + at % self.tokens])
+    }
+
+    /// Units of at most `most` queries, with the references that the index wants scanned.
+    pub(crate) fn units<'v>(&self, snapshot: &'v Snapshot, schema: &Schema, most: usize) -> Vec<Unit<'v>> {
+        let per_lane = self.group * self.tokens;
+        let mut units = Vec::new();
+        for (row, &bank_row) in self.rows.iter().enumerate() {
+            for (head, lane) in snapshot.version.rows[bank_row].lanes.iter().enumerate() {
+                let everything: Arc<Vec<&Ref>> = Arc::new(lane.lists().iter().flat_map(List::refs).collect());
+                let base = (row * self.heads + head * self.group) * self.tokens;
+                for first in (0..per_lane).step_by(most) {
+                    let n = most.min(per_lane - first);
+                    let queries = &self.data[(base + first) * self.dim..][..n * self.dim];
+                    let refs = match snapshot.shared.index.probe(schema, lane, queries) {
+                        None => Arc::clone(&everything),
+                        Some(lists) => Arc::new(lists.iter().flat_map(|&list| lane.lists()[list].refs()).collect()),
+                    };
+                    units.push(Unit { first: base + first, n, refs });
+                }
+            }
+        }
+        units
+    }
+}
+
+/// The queries of one unit as kernels take them.
+pub(crate) struct Packed {
+    pub(crate) panels: Vec<f32>,
+    /// Norm of each query.
+    pub(crate) norms: Vec<f64>,
+    /// Bound of each query.
+    pub(crate) bounds: Vec<QueryBound>,
+    pub(crate) before: Vec<i64>,
+    /// Queries that hold NaN or infinity; packed as zeros where `blank_bad` asked for it.
+    pub(crate) bad: Vec<bool>,
+}
+
+impl Packed {
+    pub(crate) fn new(snapshot: &Snapshot, queries: &Queries, unit: &Unit, blank_bad: bool) -> Packed {
+        let metric = snapshot.config().metric;
+        let mut packed = Packed {
+            panels: vec![0.0; packed_len(unit.n, queries.dim)],
+            norms: Vec::with_capacity(unit.n),
+            bounds: Vec::with_capacity(unit.n),
+            before: Vec::with_capacity(unit.n),
+            bad: Vec::with_capacity(unit.n),
+        };
+        let mut unit_length = vec![0.0; queries.dim];
+        for at in 0..unit.n {
+            let q = queries.get(unit.first + at);
+            let norm = (snapshot.shared.kernels.square_norm)(q).sqrt();
+            let bad = !all_finite(q);
+            if !(bad && blank_bad) {
+                if metric == Metric::Cos && norm > 0.0 {
+                    unit_length.iter_mut().zip(q).for_each(|(u, &q)| *u = (f64::from(q) / norm) as f32);
+                    pack(&unit_length, at, &mut packed.panels);
+                } else {
+                    pack(q, at, &mut packed.panels);
+                }
+            }
+            packed.norms.push(norm);
+            packed.bounds.push(QueryBound::of(metric, queries.dim, norm));
+            packed.before.push(queries.before(unit.first + at));
+            packed.bad.push(bad);
+        }
+        packed
+    }
+}

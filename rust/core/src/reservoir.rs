@@ -1,0 +1,106 @@
+//! The entries that may still be among a query's best k, from first-pass scores with proven bounds.
+//!
+//! Each candidate has the least and the greatest score it can really have. The k-th largest least score is a floor: who
+//! cannot reach it is out. When candidates crowd at the floor (equal keys do), they are rescored canonically, which
+//! decides; at the end all that are left are, so what comes out is exact.
+
+/// Where an entry stands: index of its reference times 64, plus its row.
+pub(crate) type Place = u64;
+
+/// An entry and what is known of its score.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    lower: f32,
+    upper: f32,
+    place: Place,
+}
+
+/// One of the best k: the canonical score and the id.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Best {
+    pub(crate) score: f32,
+    pub(crate) id: i64,
+    pub(crate) place: Place,
+}
+
+impl Best {
+    /// Larger score first, then the smaller id.
+    pub(crate) fn order(&self, other: &Best) -> std::cmp::Ordering {
+        other.score.total_cmp(&self.score).then(self.id.cmp(&other.id))
+    }
+}
+
+/// Candidates of one query.
+pub(crate) struct Reservoir {
+    k: usize,
+    full: usize,
+    floor: f32,
+    candidates: Vec<Candidate>,
+}
+
+impl Reservoir {
+    pub(crate) fn new(k: usize) -> Reservoir {
+        Reservoir { k, full: k + k.clamp(64, 4096), floor: f32::NEG_INFINITY, candidates: Vec::new() }
+    }
+
+    /// No entry with a smaller score is wanted.
+    #[inline]
+    pub(crate) fn floor(&self) -> f32 {
+        self.floor
+    }
+
+    /// Takes a candidate; `exact` gives the canonical score and id of a place.
+    #[inline]
+    pub(crate) fn push(&mut self, lower: f32, upper: f32, place: Place, exact: &mut impl FnMut(Place) -> (f32, i64)) {
+        if upper < self.floor {
+            return;
+        }
+        self.candidates.push(Candidate { lower, upper, place });
+        if self.candidates.len() >= self.full {
+            self.raise_floor();
+            if self.candidates.len() > self.full - self.full / 4 {
+                self.decide(exact);
+            }
+        }
+    }
+
+    /// Raises the floor to the k-th largest least score, and drops who cannot reach it.
+    fn raise_floor(&mut self) {
+        if self.candidates.len() < self.k {
+            return;
+        }
+        let mut lowers: Vec<f32> = self.candidates.iter().map(|c| c.lower).collect();
+        let (_, kth, _) = lowers.select_nth_unstable_by(self.k - 1, |a, b| b.total_cmp(a));
+        self.floor = self.floor.max(*kth);
+        self.candidates.retain(|c| c.upper >= self.floor);
+    }
+
+    /// Rescores what is left and keeps the best k, in order.
+    fn decide(&mut self, exact: &mut impl FnMut(Place) -> (f32, i64)) -> Vec<Best> {
+        let mut best = Vec::with_capacity(self.candidates.len());
+        for candidate in &self.candidates {
+            let (score, id) = exact(candidate.place);
+            if !score.is_nan() {
+                best.push(Best { score, id, place: candidate.place });
+            }
+        }
+        if best.len() > self.k {
+            best.select_nth_unstable_by(self.k, Best::order);
+            best.truncate(self.k);
+        }
+        best.sort_unstable_by(Best::order);
+        if let Some(last) = best.get(self.k - 1) {
+            self.floor = self.floor.max(last.score);
+        }
+        let known = |b: &Best| Candidate { lower: b.score, upper: b.score, place: b.place };
+        self.candidates.clear();
+        self.candidates.extend(best.iter().map(known));
+        best
+    }
+
+    /// The best k, in order.
+    pub(crate) fn finish(mut self, exact: &mut impl FnMut(Place) -> (f32, i64)) -> Vec<Best> {
+        self.raise_floor();
+        self.decide(exact)
+    }
+}

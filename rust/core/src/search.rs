@@ -1,0 +1,241 @@
+//! Exact search: a bounded float32 first pass over blocks, then canonical scores for what may be among the best.
+
+use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::tile::Queries as Panels;
+use mnemex_kernels::{Kernels, Keys, PANEL, Pass, Rule};
+
+use crate::bank::Snapshot;
+use crate::block::Schema;
+use crate::codec::Codec;
+use crate::error::{Kind, Result, ensure};
+use crate::list::first_rows;
+use crate::query::{Packed, Queries, Query, Unit};
+use crate::reservoir::{Best, Reservoir};
+use crate::work::{Ticker, Work};
+
+/// Queries that share one pass over a lane's blocks.
+pub(crate) const UNIT_QUERIES: usize = 256;
+
+/// Queries per kernel call: their panels stay in the first-level cache beside a block of keys.
+const GROUP_QUERIES: usize = 4 * PANEL;
+
+/// A lane is divided among threads only in pieces of at least this many blocks.
+const SHARD_BLOCKS: usize = 64;
+
+/// Most numbers in an answer.
+const MAX_ANSWER: u128 = 1 << 31;
+
+/// The best entries of each query, best first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hits {
+    /// `[rows, query_heads, T, k]`
+    pub shape: [usize; 4],
+    /// Canonical scores; -inf where there is no hit.
+    pub scores: Vec<f32>,
+    /// Ids; -1 where there is no hit.
+    pub ids: Vec<i64>,
+    /// Labels, where any entry of the bank has one; -1 where there is no hit.
+    pub labels: Option<Vec<i64>>,
+    /// Bank row of each query row.
+    pub rows: Vec<usize>,
+}
+
+impl Snapshot {
+    /// The `k` best entries of each query: larger score first, then the smaller id.
+    ///
+    /// # Errors
+    /// When anything about the call is wrong, the answer would be too large, or the caller interrupts.
+    pub fn search(&self, query: &Query, k: usize, work: &Work) -> Result<Hits> {
+        let queries = Queries::check(self, query)?;
+        self.check_k(&queries, k)?;
+        let best = match &self.version.schema {
+            Some(schema) => self.best(schema, &queries, k, false, work)?.into_iter().flat_map(|(_, best)| best).collect(),
+            None => Vec::new(),
+        };
+        Ok(self.hits(&queries, k, &best))
+    }
+
+    pub(crate) fn check_k(&self, queries: &Queries, k: usize) -> Result<()> {
+        ensure(k >= 1, Kind::Argument, || "k=0 must be at least 1".into())?;
+        ensure(queries.len() as u128 * k as u128 <= MAX_ANSWER, Kind::Argument, || {
+            format!("k={k} for {} queries makes an answer of more than 2^31 entries: ask for less", queries.len())
+        })
+    }
+
+    /// Arrays out of the best of each query, in query order.
+    pub(crate) fn hits(&self, queries: &Queries, k: usize, best: &[Vec<Best>]) -> Hits {
+        let n = queries.len() * k;
+        let (mut scores, mut ids) = (vec![f32::NEG_INFINITY; n], vec![-1; n]);
+        let has_labels = self.version.rows.iter().any(|row| !row.labels.is_absent());
+        let mut labels = has_labels.then(|| vec![-1; n]);
+        for (at, best) in best.iter().enumerate() {
+            let row = &self.version.rows[queries.rows[at / (queries.heads * queries.tokens)]];
+            for (i, hit) in best.iter().enumerate() {
+                scores[at * k + i] = hit.score;
+                ids[at * k + i] = hit.id;
+                if let Some(labels) = &mut labels {
+                    labels[at * k + i] = row.label(hit.id);
+                }
+            }
+        }
+        let shape = [queries.rows.len(), queries.heads, queries.tokens, k];
+        Hits { shape, scores, ids, labels, rows: queries.rows.clone() }
+    }
+
+    /// The best of each query, unit by unit. `blank_bad`: a query with NaN or infinity has none.
+    pub(crate) fn best<'v>(
+        &'v self,
+        schema: &Schema,
+        queries: &Queries,
+        k: usize,
+        blank_bad: bool,
+        work: &Work,
+    ) -> Result<Vec<(Unit<'v>, Vec<Vec<Best>>)>> {
+        let units = queries.units(self, schema, UNIT_QUERIES);
+        let wanted = (4 * work.threads).div_ceil(units.len().max(1));
+        let wanted = if work.threads == 1 || units.len() >= 4 * work.threads { 1 } else { wanted };
+        let shards: Vec<(usize, std::ops::Range<usize>)> = (units.iter().enumerate())
+            .flat_map(|(at, unit)| {
+                let size = unit.refs.len().div_ceil(wanted).max(SHARD_BLOCKS);
+                let n = unit.refs.len();
+                (0..n.max(1)).step_by(size).map(move |first| (at, first..n.min(first + size)))
+            })
+            .collect();
+        let found = work.map(shards.len(), |at, ticker| {
+            let (unit, refs) = &shards[at];
+            Scan::new(self, schema, queries, &units[*unit], k, blank_bad).run(refs.clone(), ticker)
+        })?;
+        let mut units: Vec<_> = units.into_iter().map(|unit| (unit, Vec::new())).collect();
+        for ((at, _), found) in shards.iter().zip(found) {
+            let best: &mut Vec<Vec<Best>> = &mut units[*at].1;
+            if best.is_empty() {
+                *best = found;
+            } else {
+                for (best, mut more) in best.iter_mut().zip(found) {
+                    best.append(&mut more);
+                    best.sort_unstable_by(Best::order);
+                    best.truncate(k);
+                }
+            }
+        }
+        Ok(units)
+    }
+}
+
+/// Key rows of one block for [`Rule`].
+pub(crate) fn rule(metric: Metric) -> Rule {
+    match metric {
+        Metric::Dot => Rule::Dot,
+        Metric::Cos => Rule::Scaled,
+        Metric::L2 => Rule::L2,
+    }
+}
+
+/// One pass of a unit's queries over some of its blocks.
+struct Scan<'s> {
+    kernels: &'static Kernels,
+    schema: &'s Schema,
+    queries: &'s Queries<'s>,
+    unit: &'s Unit<'s>,
+    packed: Packed,
+    blank_bad: bool,
+    reservoirs: Vec<Reservoir>,
+    key: Vec<f32>,
+}
+
+impl<'s> Scan<'s> {
+    fn new(
+        snapshot: &'s Snapshot,
+        schema: &'s Schema,
+        queries: &'s Queries,
+        unit: &'s Unit,
+        k: usize,
+        blank_bad: bool,
+    ) -> Scan<'s> {
+        Scan {
+            kernels: snapshot.shared.kernels,
+            schema,
+            queries,
+            unit,
+            packed: Packed::new(snapshot, queries, unit, blank_bad),
+            blank_bad,
+            reservoirs: (0..unit.n).map(|_| Reservoir::new(k)).collect(),
+            key: vec![0.0; schema.key.dim],
+        }
+    }
+
+    fn run(mut self, refs: std::ops::Range<usize>, ticker: &Ticker) -> Result<Vec<Vec<Best>>> {
+        let (mut scratch, mut passes) = (Vec::new(), Vec::new());
+        let mut thresholds = vec![f32::INFINITY; GROUP_QUERIES];
+        let last_seen = self.packed.before.iter().copied().max().unwrap_or(0);
+        for at in refs {
+            ticker.tick()?;
+            let r = self.unit.refs[at];
+            let live = r.live & first_rows(r.rows_below(last_seen));
+            if live == 0 {
+                continue;
+            }
+            let (rows, stride) = r.block.keys(self.schema, &mut scratch);
+            let keys = Keys { rows, stride, n: r.block.len(), scale: r.block.scale() };
+            for first in (0..self.unit.n).step_by(GROUP_QUERIES) {
+                let n = GROUP_QUERIES.min(self.unit.n - first);
+                self.thresholds(first, n, r.block.reach(), &mut thresholds);
+                let panels = &self.packed.panels[first * self.queries.dim..];
+                let panels = Panels { panels, dim: self.queries.dim, n };
+                (self.kernels.select)(rule(self.schema.metric), keys, live, panels, &thresholds, &mut passes);
+                self.take(at, first, &mut passes);
+            }
+        }
+        let reservoirs = std::mem::take(&mut self.reservoirs);
+        let mut best = Vec::with_capacity(reservoirs.len());
+        for (query, reservoir) in reservoirs.into_iter().enumerate() {
+            ticker.tick()?;
+            best.push(reservoir.finish(&mut |place| self.exact(query, place)));
+        }
+        Ok(best)
+    }
+
+    /// The first-pass score from which an entry of a block can still be among the best, for a group of queries.
+    fn thresholds(&self, first: usize, n: usize, reach: f32, out: &mut [f32]) {
+        for (i, out) in out.iter_mut().enumerate() {
+            let query = first + i;
+            *out = if i >= n || (self.blank_bad && self.packed.bad[query]) {
+                f32::INFINITY
+            } else {
+                self.packed.bounds[query].at(reach).threshold(self.reservoirs[query].floor())
+            };
+        }
+    }
+
+    /// Hands what passed to the reservoirs.
+    fn take(&mut self, at: usize, first: usize, passes: &mut Vec<Pass>) {
+        let r = self.unit.refs[at];
+        let mut reservoirs = std::mem::take(&mut self.reservoirs);
+        for pass in passes.drain(..) {
+            let (query, slot) = (first + pass.query as usize, pass.row as usize);
+            if r.id(slot) >= self.packed.before[query] || (self.blank_bad && self.packed.bad[query]) {
+                continue;
+            }
+            let bound = self.packed.bounds[query].at(r.block.reach());
+            let (lower, upper) = (bound.lower(pass.score), bound.upper(pass.score));
+            reservoirs[query].push(lower, upper, (at * 64 + slot) as u64, &mut |place| self.exact(query, place));
+        }
+        self.reservoirs = reservoirs;
+    }
+
+    /// The canonical score of one entry, and its id.
+    fn exact(&mut self, query: usize, place: u64) -> (f32, i64) {
+        let (r, slot) = (self.unit.refs[(place / 64) as usize], (place % 64) as usize);
+        let bytes = r.block.key_bytes(self.schema, slot);
+        let q = self.queries.get(self.unit.first + query);
+        let norm = self.packed.norms[query];
+        let score = if self.schema.key.codec == Codec::F32 {
+            let key = &bytemuck::cast_slice(bytes)[..self.schema.key.dim];
+            (self.kernels.score)(self.schema.metric, key, q, norm)
+        } else {
+            self.schema.key.codec.decode(bytes, &mut self.key);
+            (self.kernels.score)(self.schema.metric, &self.key, q, norm)
+        };
+        (score, r.id(slot))
+    }
+}

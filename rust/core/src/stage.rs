@@ -1,0 +1,307 @@
+//! Tokens that were given but not yet published: validated, encoded in private memory, invisible to every read.
+
+use std::collections::BTreeMap;
+
+use mnemex_kernels::Kernels;
+
+use crate::bank::Shared;
+use crate::block::{Encoded, Schema};
+use crate::codec::Codec;
+use crate::config::{Evict, NonFinite, Values};
+use crate::error::{Error, Kind, Result, ensure};
+use crate::input::{Input, VectorReader, check_shape, non_finite};
+use crate::version::Version;
+use crate::work::Work;
+
+/// One call of `stage`.
+pub struct Tokens<'a> {
+    /// `[rows, heads, T, key_dim]`
+    pub keys: Input<'a>,
+    /// `[rows, heads, T, value_dim]`, where the bank has values of their own.
+    pub values: Option<Input<'a>>,
+    /// Bank rows, one per row of the arrays; None: all.
+    pub rows: Option<&'a [usize]>,
+    /// `[rows * T]`: false tokens are not written.
+    pub mask: Option<&'a [bool]>,
+    /// `[rows * T]`
+    pub labels: Option<&'a [i64]>,
+    /// `[rows * T]`
+    pub positions: Option<&'a [i64]>,
+    /// None: the bank's.
+    pub nonfinite: Option<NonFinite>,
+}
+
+/// Ids of one stage call, `[rows, T]`; -1 for a token that was not written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StagedIds {
+    /// Rows of the call.
+    pub rows: usize,
+    /// Row-major.
+    pub ids: Vec<i64>,
+}
+
+/// Staged tokens of one row: consecutive ids.
+pub(crate) struct StagedRow {
+    pub(crate) id_lo: i64,
+    pub(crate) lanes: Vec<Encoded>,
+    pub(crate) labels: Vec<i64>,
+    pub(crate) positions: Vec<i64>,
+    pub(crate) has_labels: bool,
+    pub(crate) has_positions: bool,
+}
+
+impl StagedRow {
+    pub(crate) fn len(&self) -> usize {
+        self.labels.len()
+    }
+}
+
+/// All that is staged.
+#[derive(Default)]
+pub(crate) struct Staging {
+    pub(crate) rows: BTreeMap<usize, StagedRow>,
+    pub(crate) calls: Vec<StagedIds>,
+    pub(crate) schema: Option<Schema>,
+}
+
+impl Staging {
+    /// Whether a commit would publish nothing and list nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    pub(crate) fn nbytes(&self) -> usize {
+        self.rows.values().flat_map(|row| row.lanes.iter().map(Encoded::nbytes)).sum()
+    }
+
+    /// Adds one call's tokens; on an error nothing was added.
+    pub(crate) fn add(&mut self, shared: &Shared, version: &Version, tokens: &Tokens, work: &Work) -> Result<StagedIds> {
+        let config = &shared.config;
+        let [n_rows, _, n_tokens, _] = tokens.keys.shape();
+        let rows = self.check_shapes(shared, version, tokens)?;
+        let schema = self.schema_for(shared, version, tokens)?;
+        let nonfinite = tokens.nonfinite.unwrap_or(config.nonfinite);
+        let written = written_tokens(tokens, nonfinite, config.heads, work)?;
+        for (row, written) in rows.iter().zip(&written) {
+            self.check_capacity(shared, version, *row, written.len())?;
+        }
+        let heads = config.heads;
+        let encoded = work.map(n_rows * heads, |at, ticker| {
+            ticker.tick()?;
+            let written = &written[at / heads];
+            encode(&schema, shared.kernels, tokens, nonfinite, at / heads, at % heads, written)
+        })?;
+
+        let mut ids = vec![-1; n_rows * n_tokens];
+        let mut encoded = encoded.into_iter();
+        let mut arriving = Vec::with_capacity(n_rows);
+        for &row in &rows {
+            let lanes: Vec<Encoded> = encoded.by_ref().take(heads).collect();
+            if let Some(staged) = self.rows.get_mut(&row) {
+                for (lane, more) in staged.lanes.iter_mut().zip(&lanes) {
+                    lane.reserve(more)?;
+                }
+            }
+            arriving.push(lanes);
+        }
+        for (at, ((&row, written), lanes)) in rows.iter().zip(&written).zip(arriving).enumerate() {
+            let id_lo = self.next_id(version, row);
+            for (id, &t) in (id_lo..).zip(written) {
+                ids[at * n_tokens + t] = id;
+            }
+            self.extend_row(row, id_lo, lanes, tokens, at * n_tokens, written);
+        }
+        let call = StagedIds { rows: n_rows, ids };
+        self.calls.push(call.clone());
+        self.schema = Some(schema);
+        Ok(call)
+    }
+
+    /// The id that the row's next token gets.
+    pub(crate) fn next_id(&self, version: &Version, row: usize) -> i64 {
+        self.rows.get(&row).map_or(version.rows[row].next_id, |staged| staged.id_lo + staged.len() as i64)
+    }
+
+    /// Adds the tokens that one row of a call writes; `first` is the row's first token in the call's side arrays.
+    fn extend_row(
+        &mut self,
+        row: usize,
+        id_lo: i64,
+        lanes: Vec<Encoded>,
+        tokens: &Tokens,
+        first: usize,
+        written: &[usize],
+    ) {
+        let n_heads = lanes.len();
+        let staged = self.rows.entry(row).or_insert_with(|| StagedRow {
+            id_lo,
+            lanes: vec![Encoded::default(); n_heads],
+            labels: Vec::new(),
+            positions: Vec::new(),
+            has_labels: false,
+            has_positions: false,
+        });
+        for (lane, more) in staged.lanes.iter_mut().zip(lanes) {
+            lane.append(more);
+        }
+        for (id, &t) in (id_lo..).zip(written) {
+            staged.labels.push(tokens.labels.map_or(-1, |labels| labels[first + t]));
+            staged.positions.push(tokens.positions.map_or(id, |positions| positions[first + t]));
+        }
+        staged.has_labels |= tokens.labels.is_some();
+        staged.has_positions |= tokens.positions.is_some();
+    }
+
+    /// Shapes, rows and side arrays; returns the bank row of each row of the call.
+    fn check_shapes(&self, shared: &Shared, version: &Version, tokens: &Tokens) -> Result<Vec<usize>> {
+        let config = &shared.config;
+        let rows = match tokens.rows {
+            Some(rows) => rows.to_vec(),
+            None => (0..version.rows.len()).collect(),
+        };
+        let shape = tokens.keys.shape();
+        let want = [Some(rows.len()), Some(config.heads), None, Some(config.key_dim)];
+        check_shape("keys", shape, want)?;
+        for (i, row) in rows.iter().enumerate() {
+            ensure(*row < version.rows.len(), Kind::Row, || {
+                format!("rows name row {row}; the bank has {} rows", version.rows.len())
+            })?;
+            ensure(!rows[..i].contains(row), Kind::Argument, || {
+                format!("rows name row {row} twice: write to each row once per call")
+            })?;
+        }
+        match (config.values, &tokens.values) {
+            (Values::Dim(dim), Some(values)) => {
+                check_shape("values", values.shape(), [Some(shape[0]), Some(shape[1]), Some(shape[2]), Some(dim)])
+            }
+            (Values::Dim(dim), None) => Err(Error::new(
+                Kind::Argument,
+                format!("values are missing: this bank stores a value of {dim} numbers with each key"),
+            )),
+            (Values::None, Some(_)) => Err(Error::new(
+                Kind::Argument,
+                "values were given to a bank that stores none: make it with value_dim=",
+            )),
+            (Values::Key, Some(_)) => Err(Error::new(
+                Kind::Argument,
+                "values were given to a bank whose keys are its values (value_dim=\"key\")",
+            )),
+            (_, None) => Ok(()),
+        }?;
+        Ok(rows)
+    }
+
+    /// The bank's schema, or the one that this first write decides.
+    fn schema_for(&self, shared: &Shared, version: &Version, tokens: &Tokens) -> Result<Schema> {
+        let config = &shared.config;
+        let key = tokens.keys.codec();
+        let value = tokens.values.map_or(Codec::F32, |values| values.codec());
+        let schema = version.schema.or(self.schema).unwrap_or_else(|| {
+            Schema::of(config, config.key_codec.unwrap_or(key), config.value_codec.unwrap_or(value))
+        });
+        let fits = |argument: &str, asked: Option<Codec>, stored: Codec, input: &Input| {
+            ensure(asked.is_some() || stored.holds(input.codec()), Kind::Dtype, || {
+                format!(
+                    "{argument} are {}, and this bank took {} from its first write: cast them, or make the bank with \
+                     {}_codec={:?} to round what comes",
+                    input.dtype(),
+                    stored.name(),
+                    argument.trim_end_matches('s'),
+                    stored.name()
+                )
+            })
+        };
+        fits("keys", config.key_codec, schema.key.codec, &tokens.keys)?;
+        if let (Some(values), Some(layout)) = (&tokens.values, schema.value) {
+            fits("values", config.value_codec, layout.codec, values)?;
+        }
+        Ok(schema)
+    }
+
+    fn check_capacity(&self, shared: &Shared, version: &Version, row: usize, arriving: usize) -> Result<()> {
+        let (Evict::Error, Some(capacity)) = (shared.config.evict, shared.config.capacity) else { return Ok(()) };
+        let staged = self.rows.get(&row).map_or(0, StagedRow::len);
+        let live = version.rows[row].lanes.iter().map(crate::lane::Lane::len).max().unwrap_or(0);
+        ensure((live + staged + arriving) as u64 <= capacity, Kind::Capacity, || {
+            format!(
+                "row {row} holds {live} entries and {staged} staged ones; {arriving} more pass its capacity of {capacity}: \
+                 delete or truncate first, raise capacity=, or make the bank with evict=\"fifo\""
+            )
+        })
+    }
+}
+
+/// The tokens of each row that are to be written: not masked, and finite unless non-finite ones are kept.
+fn written_tokens(tokens: &Tokens, nonfinite: NonFinite, heads: usize, work: &Work) -> Result<Vec<Vec<usize>>> {
+    let [n_rows, _, n_tokens, _] = tokens.keys.shape();
+    work.map(n_rows, |row, ticker| {
+        let mut readers: Vec<_> = [("keys", Some(tokens.keys)), ("values", tokens.values)]
+            .into_iter()
+            .filter_map(|(name, input)| Some((name, VectorReader::new(input?))))
+            .collect();
+        let mut written = Vec::with_capacity(n_tokens);
+        'tokens: for t in (0..n_tokens).filter(|t| tokens.mask.is_none_or(|mask| mask[row * n_tokens + t])) {
+            ticker.tick()?;
+            if nonfinite != NonFinite::Keep {
+                for head in 0..heads {
+                    for (name, reader) in &mut readers {
+                        if !reader.is_finite([row, head, t]) {
+                            match nonfinite {
+                                NonFinite::Skip => continue 'tokens,
+                                _ => return Err(non_finite(name, tokens.rows.map_or(row, |rows| rows[row]), head, t)),
+                            }
+                        }
+                    }
+                }
+            }
+            written.push(t);
+        }
+        Ok(written)
+    })
+}
+
+/// The written tokens of one row and head, encoded.
+fn encode(
+    schema: &Schema,
+    kernels: &Kernels,
+    tokens: &Tokens,
+    nonfinite: NonFinite,
+    row: usize,
+    head: usize,
+    written: &[usize],
+) -> Result<Encoded> {
+    let mut encoded = Encoded::zeroed(schema, written.len())?;
+    let mut keys = VectorReader::new(tokens.keys);
+    let mut stored = vec![0.0; schema.key.dim];
+    let overflows = |codec: Codec, from: Codec, x: &[f32]| {
+        codec == Codec::F16 && from != Codec::F16 && nonfinite != NonFinite::Keep && !crate::input::all_finite(x)
+    };
+    let refuse = |argument: &str, t: usize| {
+        Err(Error::new(
+            Kind::NonFinite,
+            format!("{argument} at row {row}, head {head}, token {t} are beyond float16's 65504: use a bf16 or f32 codec"),
+        ))
+    };
+    for (at, &t) in written.iter().enumerate() {
+        keys.encode([row, head, t], schema.key.codec, encoded.key_row(schema, at));
+        schema.key.codec.decode(encoded.key_row(schema, at), &mut stored);
+        if overflows(schema.key.codec, tokens.keys.codec(), &stored) {
+            return refuse("keys", t);
+        }
+        encoded.note_key(schema, kernels, at, &stored);
+    }
+    if let (Some(values), Some(layout)) = (tokens.values, schema.value) {
+        let mut reader = VectorReader::new(values);
+        let mut stored = vec![0.0; layout.dim];
+        for (at, &t) in written.iter().enumerate() {
+            reader.encode([row, head, t], layout.codec, encoded.value_row(schema, at));
+            if layout.codec != values.codec() {
+                layout.codec.decode(encoded.value_row(schema, at), &mut stored);
+                if overflows(layout.codec, values.codec(), &stored) {
+                    return refuse("values", t);
+                }
+            }
+        }
+    }
+    Ok(encoded)
+}

@@ -1,0 +1,105 @@
+//! One state of a bank: what a read holds from start to end.
+//!
+//! Everything below is shared by `Arc`: a snapshot, a fork or a copy costs a pointer, and a write copies only what
+//! somebody else still holds.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::block::Schema;
+use crate::columns::{Absent, Column};
+use crate::lane::Lane;
+
+/// The lanes of one row, its id counter and its columns.
+#[derive(Clone)]
+pub struct Row {
+    pub(crate) lanes: Vec<Lane>,
+    pub(crate) next_id: i64,
+    pub(crate) labels: Column,
+    pub(crate) positions: Column,
+}
+
+impl Row {
+    pub(crate) fn empty(heads: usize, next_id: i64) -> Row {
+        Row {
+            lanes: vec![Lane::default(); heads],
+            next_id,
+            labels: Column::new(Absent::MinusOne),
+            positions: Column::new(Absent::Id),
+        }
+    }
+
+    /// One lane per head.
+    pub fn lanes(&self) -> &[Lane] {
+        &self.lanes
+    }
+
+    /// The id that the next token will get.
+    pub fn next_id(&self) -> i64 {
+        self.next_id
+    }
+
+    /// The caller's integer; -1 where none was given.
+    pub fn label(&self, id: i64) -> i64 {
+        self.labels.get(id)
+    }
+
+    /// The caller's position; the id where none was given.
+    pub fn position(&self, id: i64) -> i64 {
+        self.positions.get(id)
+    }
+
+    /// Columns forget what no lane can hold any more.
+    pub(crate) fn drop_old_columns(&mut self) {
+        let oldest = self.lanes.iter().filter_map(|lane| lane.nth_oldest(0)).min().unwrap_or(self.next_id);
+        self.labels.drop_below(oldest);
+        self.positions.drop_below(oldest);
+    }
+}
+
+/// All rows.
+#[derive(Clone)]
+pub struct Version {
+    /// The rows; copies share.
+    pub rows: Vec<Arc<Row>>,
+    /// None until the first commit of anything.
+    pub schema: Option<Schema>,
+    /// Counts changes.
+    pub number: u64,
+}
+
+impl Version {
+    pub(crate) fn empty(rows: usize, heads: usize) -> Version {
+        Version { rows: (0..rows).map(|_| Arc::new(Row::empty(heads, 0))).collect(), schema: None, number: 0 }
+    }
+
+    /// Live entries of the fullest lane.
+    pub(crate) fn longest(&self) -> usize {
+        self.rows.iter().flat_map(|row| row.lanes.iter().map(Lane::len)).max().unwrap_or(0)
+    }
+
+    /// Bytes of memory, each shared part counted once.
+    pub(crate) fn nbytes(&self) -> usize {
+        let mut seen = HashSet::new();
+        let mut total = self.rows.capacity() * size_of::<Arc<Row>>();
+        let mut add = |address: *const u8, bytes: usize| total += if seen.insert(address) { bytes } else { 0 };
+        for row in &self.rows {
+            add(Arc::as_ptr(row).cast(), size_of::<Row>() + row.lanes.capacity() * size_of::<Lane>());
+            for (address, bytes) in row.labels.page_bytes().chain(row.positions.page_bytes()) {
+                add(address.cast(), bytes);
+            }
+            for list in row.lanes.iter().flat_map(Lane::lists) {
+                for (address, bytes) in list.page_bytes() {
+                    add(address.cast(), bytes);
+                }
+                for r in list.refs() {
+                    add(Arc::as_ptr(&r.block).cast(), r.block.nbytes());
+                    if let Some(offsets) = &r.offsets {
+                        add(Arc::as_ptr(offsets).cast(), offsets.capacity() * 4);
+                    }
+                }
+            }
+        }
+        total
+    }
+}

@@ -1,0 +1,64 @@
+//! AVX2 + FMA: eight lanes, sixteen registers; four key rows against one panel of sixteen queries.
+#![expect(unsafe_code, reason = "intrinsics")]
+
+use std::arch::x86_64::*;
+
+use crate::lanes::Lanes;
+use crate::table::kernel_table;
+
+#[derive(Clone, Copy)]
+struct F32x8(__m256);
+
+// SAFETY of every block below: the trait's contract enables AVX2 and FMA around the call and makes pointers valid.
+impl Lanes for F32x8 {
+    const N: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: AVX2 is enabled.
+        Self(unsafe { _mm256_set1_ps(x) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: AVX2 is enabled and the pointer is valid for eight floats.
+        Self(unsafe { _mm256_loadu_ps(p) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: AVX2 is enabled and the pointer is valid for eight floats.
+        unsafe { _mm256_storeu_ps(p, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+        // SAFETY: FMA is enabled.
+        Self(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        // SAFETY: AVX2 is enabled.
+        Self(unsafe { _mm256_sub_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        // SAFETY: AVX2 is enabled.
+        Self(unsafe { _mm256_mul_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn not_less(self, other: Self) -> u32 {
+        // SAFETY: AVX2 is enabled.
+        let passed = unsafe { _mm256_cmp_ps::<_CMP_NLT_UQ>(self.0, other.0) };
+        // SAFETY: AVX2 is enabled.
+        unsafe { _mm256_movemask_ps(passed) }.cast_unsigned()
+    }
+}
+
+kernel_table! {
+    /// AVX2, FMA and F16C.
+    isa: Avx2, lanes: F32x8, features: (enable = "avx2,fma,f16c")
+}

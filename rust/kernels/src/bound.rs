@@ -1,0 +1,132 @@
+//! How far a float32 first-pass score can be from the exact one: what makes a filter a proof.
+//!
+//! For a sum of d products in any order, fused or not, |computed - exact| <= g sum |x_j q_j| with g = d u / (1 - d u),
+//! u = 2^-24 (Higham 2002, section 3.1), and sum |x_j q_j| <= |x| |q|. For l2 the same holds with three more roundings
+//! per term, relative to the result itself, since no term is negative. Products that underflow add at most 2^-149 each.
+//! `MARGIN` further roundings are granted to the float32 arithmetic of this file and to float64's own rounding.
+
+use crate::canonical::Metric;
+
+/// Roundings granted beyond those of the sum itself.
+const MARGIN: usize = 8;
+
+/// Norms from here on let a sum leave float32's range; nothing is promised then.
+const HUGE: f64 = 1e18;
+
+/// For cosine, norms below this let the reciprocal leave float32's range.
+const SMALL: f64 = 1e-15;
+
+/// What a key's norm does to the bound of its block: the block keeps the largest. Infinite where nothing is promised.
+pub fn reach(metric: Metric, key_norm: f64) -> f32 {
+    let safe = key_norm < HUGE && (metric != Metric::Cos || key_norm == 0.0 || key_norm > SMALL);
+    match (safe, metric) {
+        (false, _) => f32::INFINITY,
+        (true, Metric::Dot) => (key_norm as f32).next_up(),
+        (true, _) => 0.0,
+    }
+}
+
+/// The part of a bound that depends on the query.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryBound {
+    relative: f32,
+    per_reach: f32,
+    constant: f32,
+}
+
+impl QueryBound {
+    /// For one query against keys of `dim` numbers.
+    pub fn of(metric: Metric, dim: usize, query_norm: f64) -> QueryBound {
+        let g = |n: usize| {
+            let nu = (n + MARGIN) as f64 * 2f64.powi(-24);
+            if nu < 0.25 { nu / (1.0 - nu) } else { f64::INFINITY }
+        };
+        let tiny = f64::from(f32::MIN_POSITIVE) * dim as f64;
+        // A reach is finite and harmless (0) or infinite where `per_reach` need only be positive.
+        let any = f64::from(f32::MIN_POSITIVE);
+        let (relative, per_reach, constant) = match metric {
+            Metric::Dot => (0.0, g(dim) * query_norm, tiny),
+            Metric::L2 => (g(dim + 3), any, tiny),
+            // The query is scaled to norm 1 and the row's scale is one over its norm: four more roundings.
+            Metric::Cos => (0.0, any, g(dim + 4)),
+        };
+        let constant = if query_norm < HUGE { constant } else { f64::INFINITY };
+        QueryBound { relative: relative as f32, per_reach: (per_reach as f32).next_up(), constant: constant as f32 }
+    }
+
+    /// For all keys of a block with this [`reach`].
+    #[inline(always)]
+    pub fn at(&self, reach: f32) -> Bound {
+        Bound { relative: self.relative, absolute: self.per_reach * reach + self.constant }
+    }
+}
+
+/// |first-pass score s - exact score| <= `relative` |s| + `absolute`; a NaN promises nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bound {
+    relative: f32,
+    absolute: f32,
+}
+
+impl Bound {
+    /// The least value that the exact score, rounded to float32, can have.
+    #[inline]
+    pub fn lower(&self, score: f32) -> f32 {
+        let low = score - (self.relative * score.abs() + self.absolute);
+        if low.is_nan() { f32::NEG_INFINITY } else { low }
+    }
+
+    /// The greatest value that the exact score, rounded to float32, can have.
+    #[inline]
+    pub fn upper(&self, score: f32) -> f32 {
+        let high = score + (self.relative * score.abs() + self.absolute);
+        if high.is_nan() { f32::INFINITY } else { high }
+    }
+
+    /// A first-pass score below this has no exact score of `floor` or more. NaN, which nothing is below, where nothing
+    /// can be said: s < floor - 2 r |floor| - 2 a gives s + r |s| + a < floor for r < 1/4.
+    #[inline(always)]
+    pub fn threshold(&self, floor: f32) -> f32 {
+        floor - 2.0 * (self.relative * floor.abs() + self.absolute)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_below_the_threshold_can_reach_the_floor() {
+        for metric in [Metric::Dot, Metric::L2, Metric::Cos] {
+            for dim in [1, 8, 128, 4096] {
+                for size in [1e-30, 1e-3, 1.0, 77.0, 1e12] {
+                    let size = if metric == Metric::Cos { 1.0 } else { size };
+                    let bound = QueryBound::of(metric, dim, 1.0).at(reach(metric, size));
+                    let scale = if metric == Metric::L2 { (size as f32 + 1.0).powi(2) } else { size as f32 };
+                    for step in -40..=40 {
+                        let floor = scale * step as f32 / 40.0;
+                        let below = bound.threshold(floor).next_down();
+                        assert!(bound.upper(below) < floor, "{metric:?} dim {dim} size {size} floor {floor}");
+                        assert!(bound.lower(floor) <= floor && bound.upper(floor) >= floor);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn overflow_and_non_finite_norms_promise_nothing() {
+        for norm in [f64::INFINITY, f64::NAN, 1e18] {
+            for metric in [Metric::Dot, Metric::L2, Metric::Cos] {
+                for bound in [
+                    QueryBound::of(metric, 8, 2.0).at(reach(metric, norm)),
+                    QueryBound::of(metric, 8, norm).at(reach(metric, 2.0)),
+                    QueryBound::of(metric, 8, 0.0).at(reach(metric, norm)),
+                ] {
+                    assert!(!(bound.threshold(5.0) > f32::MIN));
+                    assert_eq!((bound.upper(1.0), bound.lower(1.0)), (f32::INFINITY, f32::NEG_INFINITY));
+                }
+            }
+        }
+    }
+}

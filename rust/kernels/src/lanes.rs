@@ -1,0 +1,22 @@
+//! The least set of vector operations the algorithms need; one implementation per instruction set.
+#![expect(unsafe_code, reason = "declares what the instruction-set files implement")]
+
+/// A vector of `N` float32 lanes.
+///
+/// # Safety
+/// Every method must be called where the instructions of the implementing type are enabled; pointers must be valid for
+/// `N` floats. The [`crate::table::kernel_table`] macro is the one place that calls into code written over this trait,
+/// from functions that enable the instructions, and [`crate::Kernels::of`] hands out a table only where they exist.
+pub(crate) trait Lanes: Copy {
+    /// Lanes per vector; divides [`crate::PANEL`].
+    const N: usize;
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(p: *const f32) -> Self;
+    unsafe fn store(self, p: *mut f32);
+    /// `self + a * b`; whether the product is rounded first is the implementation's choice.
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    /// Bit i is set unless lane i is less than lane i of `other`: NaN passes.
+    unsafe fn not_less(self, other: Self) -> u32;
+}

@@ -1,0 +1,55 @@
+//! The table every machine has: plain arrays that the compiler vectorises for its baseline (SSE2, NEON).
+#![expect(unsafe_code, reason = "the vector trait is unsafe for the sets that need enabling; plain arrays need nothing")]
+
+use crate::lanes::Lanes;
+use crate::table::kernel_table;
+
+#[derive(Clone, Copy)]
+struct F32x8([f32; 8]);
+
+impl Lanes for F32x8 {
+    const N: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self([x; 8])
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller's pointer is valid for eight floats; the read asks for no alignment.
+        Self(unsafe { p.cast::<[f32; 8]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: as for `load`.
+        unsafe { p.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] - other.0[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] * other.0[i]))
+    }
+
+    #[inline(always)]
+    #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN must pass the filter")]
+    unsafe fn not_less(self, other: Self) -> u32 {
+        (0..8).fold(0, |bits, i| bits | (u32::from(!(self.0[i] < other.0[i])) << i))
+    }
+}
+
+kernel_table! {
+    /// Plain Rust.
+    isa: Portable, lanes: F32x8, features: ()
+}

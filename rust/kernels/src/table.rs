@@ -1,0 +1,119 @@
+//! One table of function pointers per instruction set; chosen once, walked by tests and benches.
+
+use std::sync::OnceLock;
+
+use crate::canonical::Metric;
+use crate::isa::{Isa, IsaError};
+use crate::softmax::Logit;
+use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
+
+/// The kernels of one instruction set. Every entry asserts its lengths and cannot fail otherwise.
+pub struct Kernels {
+    /// The set.
+    pub isa: Isa,
+    /// First pass fused with selection: see [`crate::tile`]. `thresholds` has one entry per lane, the last panel's unused
+    /// lanes included; bit r of `live` says whether key row r may pass.
+    pub select: fn(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>),
+    /// All first-pass scores of a block, stored at row `first` of panels of `rows` rows.
+    pub scores: fn(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize),
+    /// Scores to logits, in place.
+    pub logits: fn(scores: &mut [f32], logit: Logit),
+    /// Logits to exponentials, with each query's maximum and sum.
+    pub exponentials: fn(panel: &mut [f32], max: &mut [f32; PANEL], sum: &mut [f32; PANEL]),
+    /// Weighted sums of `n` value rows for a panel of queries, added to `out`.
+    pub weigh: fn(weights: &[f32], values: &[f32], stride: usize, n: usize, out: &mut [f32]),
+    /// `out += weight * row`.
+    pub add_scaled: fn(weight: f32, row: &[f32], out: &mut [f32]),
+    /// The canonical score of one key and one query: see [`crate::canonical`].
+    pub score: fn(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f32,
+    /// The canonical sum of squares.
+    pub square_norm: fn(x: &[f32]) -> f64,
+}
+
+impl Kernels {
+    /// The table of one set, if this processor can run it.
+    pub fn of(isa: Isa) -> Option<&'static Kernels> {
+        isa.is_available().then(|| match isa {
+            Isa::Portable => &crate::portable::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &crate::avx2::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &crate::avx512::TABLE,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => &crate::portable::TABLE,
+        })
+    }
+
+    /// The table that [`Isa::chosen`] names; decided at the first call.
+    ///
+    /// # Errors
+    /// When `MNEMEX_ISA` names a set that cannot be taken.
+    pub fn best() -> Result<&'static Kernels, IsaError> {
+        static BEST: OnceLock<Result<&'static Kernels, IsaError>> = OnceLock::new();
+        BEST.get_or_init(|| Isa::chosen().map(|isa| Kernels::of(isa).unwrap_or(&crate::portable::TABLE))).clone()
+    }
+}
+
+/// Instantiates every operation for one set of lanes under its target features, and collects them in `TABLE`.
+///
+/// Per operation: a function with the features enabled, whose body is the generic one inlined, and a safe entry of the
+/// table's type that calls it. Features are `()` for the baseline.
+macro_rules! kernel_table {
+    (
+        $(#[doc = $doc:literal])*
+        isa: $isa:ident, lanes: $lanes:ident, features: ($($features:tt)*)
+    ) => {
+        $(#[doc = $doc])*
+        pub(crate) static TABLE: crate::Kernels = crate::Kernels {
+            isa: crate::Isa::$isa,
+            select: entry::select,
+            scores: entry::scores,
+            logits: entry::logits,
+            exponentials: entry::exponentials,
+            weigh: entry::weigh,
+            add_scaled: entry::add_scaled,
+            score: entry::score,
+            square_norm: entry::square_norm,
+        };
+
+        mod entry {
+            use super::$lanes as L;
+            use crate::canonical::{self, Metric};
+            use crate::softmax::{self, Logit};
+            use crate::tile::{self, Keys, PANEL, Pass, Queries, Rule};
+
+            crate::table::kernel_table!(@entries ($($features)*)
+                select(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>)
+                    => tile::select::<L>;
+                scores(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize)
+                    => tile::scores::<L>;
+                logits(scores: &mut [f32], logit: Logit) => softmax::logits;
+                exponentials(panel: &mut [f32], max: &mut [f32; PANEL], sum: &mut [f32; PANEL]) => softmax::exponentials;
+                weigh(weights: &[f32], values: &[f32], stride: usize, n: usize, out: &mut [f32]) => tile::weigh::<L>;
+                add_scaled(weight: f32, row: &[f32], out: &mut [f32]) => softmax::add_scaled;
+                score(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f32 => canonical::score;
+                square_norm(x: &[f32]) -> f64 => canonical::square_norm;
+            );
+        }
+    };
+    (@entries $features:tt
+        $($name:ident($($arg:ident: $type:ty),*) $(-> $ret:ty)? => $body:expr;)*
+    ) => {
+        $(crate::table::kernel_table!(@entry $features $name($($arg: $type),*) $(-> $ret)? => $body);)*
+    };
+    (@entry ($($enable:tt)*) $name:ident($($arg:ident: $type:ty),*) $(-> $ret:ty)? => $body:expr) => {
+        pub(super) fn $name($($arg: $type),*) $(-> $ret)? {
+            crate::table::kernel_table!(@enabled ($($enable)*) fn run($($arg: $type),*) $(-> $ret)? {
+                #[allow(unused_unsafe, reason = "only operations over lanes are unsafe")]
+                // SAFETY: this function enables what the lanes need.
+                unsafe { $body($($arg),*) }
+            });
+            #[allow(unused_unsafe, reason = "the baseline enables nothing")]
+            // SAFETY: the entry is reachable through `TABLE` alone, which `Kernels::of` hands out after detection.
+            unsafe { run($($arg),*) }
+        }
+    };
+    (@enabled () $($function:tt)*) => { #[inline] $($function)* };
+    (@enabled ($($enable:tt)+) $($function:tt)*) => { #[target_feature($($enable)+)] $($function)* };
+}
+pub(crate) use kernel_table;

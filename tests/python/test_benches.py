@@ -1,0 +1,258 @@
+"""The benches still run, and give no figure to a wrong answer. How fast anything is, no test asks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from benches.cases import Case
+    from benches.engines import Answer
+    from benches.limits import Rate
+    from benches.reference import Truth
+    from benches.workloads import Data
+
+    Array = npt.NDArray[Any]
+    Solved = tuple[Case, Data, Truth]
+
+ROOT = Path(__file__).parents[2]
+FIELDS = ["task", "case", "engine", "setting", "version", "threads", "metric", "value", "unit", "recall"]
+FIELDS += ["bytes_per_vector", "cpu", "isa", "date", "noisy", "note"]
+
+WRONG_ENGINE = """
+from benches.engines import Job
+from benches.engines.numpy_flat import search as right
+
+VERSION = "0"
+
+def isa():
+    return "none"
+
+def search(problem):
+    job = right(problem)
+
+    def run():
+        answer = dict(job.run())
+        answer["ids"] = (answer["ids"] + 1) % problem.case.entries
+        return answer
+
+    return Job(run, job.bytes_per_vector)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _benches_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def search_problem() -> Solved:
+    from benches import reference, workloads
+    from benches.cases import Case
+
+    case = Case(task="search", entries=500, dim=16, queries=20, k=5)
+    data = workloads.make(case)
+    truth = reference.answer(case, data)
+    assert truth is not None
+    return case, data, truth
+
+
+def attend_problem(k: int | None) -> Solved:
+    from benches import reference, workloads
+    from benches.cases import Case
+
+    case = Case(task="attend" if k else "attend all", lanes=3, entries=200, dim=16, queries=7, k=k, data="shifted")
+    data = workloads.make(case)
+    truth = reference.answer(case, data)
+    assert truth is not None
+    return case, data, truth
+
+
+def right(truth: Truth) -> dict[str, Array]:
+    """Give the right answer in the form in which engines give theirs."""
+    columns = {"ids": truth.ids, "scores": truth.scores, "out": truth.out, "lse": truth.lse}
+    return {name: column for name, column in columns.items() if column is not None}
+
+
+def wrong(
+    case: Case, data: Data, truth: Truth | None, answer: Answer, *, canonical: bool = False, approximate: bool = False
+) -> str:
+    """Say what is wrong with an answer; nothing if it is right."""
+    from benches.check import verdict
+
+    return verdict(case, data, truth, answer, canonical=canonical, approximate=approximate).wrong or ""
+
+
+def test_the_right_answer_is_accepted() -> None:
+    case, data, truth = search_problem()
+    assert not wrong(case, data, truth, right(truth), canonical=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda ids, scores: (ids[:, :, :-1], scores), "shape"),
+        (lambda ids, scores: (ids * 0 - 1, scores), "outside"),
+        (lambda ids, scores: (np.repeat(ids[:, :, :1], ids.shape[2], axis=2), scores), "twice"),
+        (lambda ids, scores: ((ids + 1) % 500, scores), "missed"),
+        (lambda ids, scores: (ids, scores + 0.01), "score is off"),
+    ],
+)
+def test_a_wrong_search_is_refused(spoil: Callable[[Array, Array], tuple[Array, Array]], complaint: str) -> None:
+    case, data, truth = search_problem()
+    ids, scores = spoil(right(truth)["ids"], right(truth)["scores"])
+    assert complaint in wrong(case, data, truth, {"ids": ids, "scores": scores})
+
+
+def test_the_canonical_order_is_asked_of_those_who_promise_it() -> None:
+    case, data, truth = search_problem()
+    answer = {name: column[:, :, ::-1] for name, column in right(truth).items()}
+    assert not wrong(case, data, truth, answer)
+    assert "canonical" in wrong(case, data, truth, answer, canonical=True)
+
+
+@pytest.mark.parametrize("k", [4, None])
+def test_a_wrong_attention_is_refused(k: int | None) -> None:
+    case, data, truth = attend_problem(k)
+    answer = right(truth)
+    out, lse = answer["out"], answer["lse"]
+    assert not wrong(case, data, truth, answer)
+    assert "output is off" in wrong(case, data, truth, {"out": out * 1.001})
+    assert "log-sum-exp" in wrong(case, data, truth, {"out": out, "lse": lse + 0.01})
+    assert "finite" in wrong(case, data, truth, {"out": out * np.nan})
+    assert not wrong(case, data, truth, {"out": out * 1.001}, approximate=True)
+    assert "bfloat16" in wrong(case, data, truth, {"out": out * 1.1}, approximate=True)
+
+
+def test_a_write_that_cannot_be_read_back_is_refused() -> None:
+    from benches import workloads
+    from benches.cases import Case
+
+    case = Case(task="write", lanes=2, entries=10, dim=4, chunk=5)
+    data = workloads.make(case)
+    assert data.values is not None
+    assert not wrong(case, data, None, {"keys": data.keys, "values": data.values})
+    assert "values" in wrong(case, data, None, {"keys": data.keys, "values": data.keys})
+
+
+def test_the_reference_is_softmax_attention_over_the_best_k() -> None:
+    _, data, truth = attend_problem(4)
+    assert data.values is not None
+    assert truth.mass is not None
+    keys, values, query = data.keys[1].astype(float), data.values[1].astype(float), data.queries[1, 3].astype(float)
+    logits = keys @ query / 4
+    best = np.sort(np.argsort(-logits)[:4])
+    weights = np.exp(logits[best])
+    answer = right(truth)
+    np.testing.assert_array_equal(np.sort(answer["ids"][1, 3]), best)
+    np.testing.assert_allclose(answer["out"][1, 3], weights @ values[best] / weights.sum(), rtol=1e-12)
+    np.testing.assert_allclose(answer["lse"][1, 3], np.log(weights.sum()), rtol=1e-12)
+    np.testing.assert_allclose(truth.mass[1, 3], weights.sum() / np.exp(logits).sum(), rtol=1e-12)
+
+
+def test_the_limit_is_the_larger_of_compute_and_bytes() -> None:
+    from benches.cases import Case
+    from benches.limits import Limits
+
+    limits = Limits(rates())
+    narrow = Case(task="search", entries=1 << 21, dim=64, queries=1, k=1)
+    wide = dataclasses.replace(narrow, queries=1000)
+    assert limits.seconds(narrow, threads=1, limit="f32") == pytest.approx((1 << 29) / 10e9, rel=1e-3)
+    assert limits.seconds(wide, threads=1, limit="f32") == pytest.approx(2000 * (1 << 27) / 100e9)
+    assert limits.seconds(wide, threads=1, limit="bf16") is None
+
+
+def rates() -> tuple[Rate, ...]:
+    from benches.limits import Rate
+
+    sizes = [("read", 1 << 20, 80.0), ("read", 1 << 29, 10.0), ("copy", 1 << 26, 10.0)]
+    found = [
+        Rate(metric="fma_f32_registers", isa="x", threads=t, bytes=None, value=100.0, unit="GFLOP/s") for t in (1, 2)
+    ]
+    found += [
+        Rate(metric=metric, isa="x", threads=threads, bytes=size, value=value, unit="GB/s")
+        for metric, size, value in sizes
+        for threads in (1, 2)
+    ]
+    return tuple(found)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_wrong_engine_gets_no_figure_from_a_whole_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    from benches import measure, run
+    from benches.engines import ENGINES, Engine
+    from benches.results import read
+
+    (tmp_path / "wrong_engine.py").write_text(WRONG_ENGINE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    broken = Engine(
+        name="broken", library="numpy", module="wrong_engine", function="search", tasks=("search",), ours=ours
+    )
+    numpy = next(engine for engine in ENGINES if engine.library == "numpy")
+    right = dataclasses.replace(numpy, ours=not ours)
+    monkeypatch.setattr(measure, "ENGINES", (broken, right))
+    monkeypatch.setattr(run, "calibrate", lambda *, quick: rates())
+
+    status = run.main(["--quick", "--case", "search", "--folder", str(tmp_path)])
+
+    records = [record for record in read(next(tmp_path.glob("*.jsonl"))) if record.engine in ("broken", right.name)]
+    figures = {(record.engine, record.metric) for record in records}
+    assert status == (1 if ours else 0)
+    assert {metric for engine, metric in figures if engine == "broken"} == {"refused"}
+    assert (right.name, "seconds") in figures
+    assert ((right.name, "ratio") in figures) is not ours
+    assert "missed entry" in next(record.note for record in records if record.engine == "broken")
+    assert "refused" in (tmp_path / "benchmarks.md").read_text()
+
+
+def test_losses_stay_on_the_page() -> None:
+    from benches.page import page
+    from benches.results import Record
+
+    def record(engine: str, metric: str, value: float) -> Record:
+        return Record(
+            task="search", case="x", engine=engine, threads=1, metric=metric, value=value, unit="", cpu="c", date="d"
+        )
+
+    records = [record("mnemex", "seconds", 2.0), record("mnemex", "ratio", 1.0)]
+    records += [record("other", "seconds", 1.0), record("other", "ratio", 0.5)]
+    text = page(records, "x.jsonl")
+    assert "| search | x | 1 | 0.50 | other" in text
+    assert text.index("| 1 | other |") < text.index("| 1 | mnemex |")
+
+
+@pytest.mark.skipif(
+    shutil.which("cargo") is None, reason="the calibration is a Rust program and cargo is not installed"
+)
+def test_the_quick_run_measures_every_task_and_writes_lines_and_page(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benches.run", "--quick", "--folder", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]
+    assert all(list(line) == FIELDS for line in lines)
+    assert not [line for line in lines if line["metric"] == "refused"]
+    calibrated = {line["case"] for line in lines if line["task"] == "calibration"}
+    assert {"fma_f32_registers", "read 1 MiB", "read 512 MiB", "copy 64 MiB"} <= calibrated
+    ours = {line["task"] for line in lines if line["engine"] == "mnemex" and line["metric"] == "seconds"}
+    assert ours == {"call", "search", "attend", "attend all", "write"}
+    peers = {line["engine"] for line in lines if line["metric"] == "ratio"}
+    assert "numpy argpartition" in peers
+    assert "## mnemex beside the best peer" in (tmp_path / "benchmarks.md").read_text()

@@ -1,0 +1,261 @@
+"""What cannot be exact is refused, with the class name and the way out."""
+
+from __future__ import annotations
+
+import pickle
+import types
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the transformers adapter needs torch")
+transformers = pytest.importorskip("transformers", reason="the transformers adapter needs transformers")
+
+import mnemex as mx  # noqa: E402
+from hf_models import EVERY, config_of, gap, generate, make, memory_of, tokens, unpadded  # noqa: E402
+
+SMALL = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
+}  # fmt: skip
+LATENT = {
+    "num_key_value_heads": 4, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8,
+    "v_head_dim": 6, "n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1,
+    "first_k_dense_replace": 2, "moe_intermediate_size": 16,
+}  # fmt: skip
+
+
+def build(config, base="sdpa"):
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=base).eval()
+
+
+def bloom():
+    return build(transformers.BloomConfig(vocab_size=61, hidden_size=32, n_layer=1, n_head=2), "eager")
+
+
+def bert():
+    return transformers.BertModel(transformers.BertConfig(**{**SMALL, "bos_token_id": None}))
+
+
+def t5():
+    return transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    )
+
+
+def mistral():
+    return build(transformers.MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=8))
+
+
+def sparse():
+    return build(
+        transformers.DeepseekV32Config(**SMALL, **LATENT, index_topk=4, index_n_heads=2, index_head_dim=8), "eager"
+    )
+
+
+def twice():
+    return build(transformers.DiffLlamaConfig(**SMALL, num_key_value_heads=2))
+
+
+def shared():
+    sizes = {**SMALL, "num_hidden_layers": 4}
+    return build(
+        transformers.Gemma4TextConfig(
+            **sizes, num_key_value_heads=2, head_dim=8, sliding_window=6, num_kv_shared_layers=2,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+        )
+    )  # fmt: skip
+
+
+def flex():
+    model = make("llama")
+    model.set_attn_implementation("flex_attention")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (bloom, "BloomForCausalLM .* AttentionInterface"),
+        (bert, "BertModel is an encoder"),
+        (t5, "T5ForConditionalGeneration is an encoder-decoder"),
+        (mistral, "no layer of MistralForCausalLM .* sliding window of 8"),
+        (sparse, "DeepseekV32ForCausalLM .*sparse"),
+        (twice, "DiffLlamaAttention attends more than once"),
+        (shared, "Gemma4ForCausalLM shares the keys and values"),
+        (flex, "LlamaForCausalLM runs attention 'flex_attention'"),
+        (lambda: torch.nn.Linear(3, 3), "Linear is not a transformers model"),
+    ],
+)
+def test_models_that_cannot_be_attached(model, match):
+    model, other = model(), make("llama")
+    with pytest.raises(mx.Error, match=match):
+        mx.Memory.for_model(model)
+    if match != "DiffLlamaAttention attends more than once":
+        with pytest.raises(mx.Error, match=match):
+            mx.hf.attach(model, memory_of(other))
+
+
+@torch.no_grad()
+def test_sparse_attention_is_refused_at_the_call_as_well():
+    llama = make("llama")
+    with mx.hf.attach(llama, memory_of(llama)), pytest.raises(mx.Error, match="selects keys itself"):
+        llama(tokens(1, 4), indices=torch.zeros(1))
+    with mx.hf.attach(llama, memory_of(llama)), pytest.raises(mx.Error, match="selects keys itself"):
+        llama(tokens(1, 4), block_indices=torch.zeros(1))
+
+
+@torch.no_grad()
+def test_a_position_bias_is_refused_beside_a_memory():
+    model, x = make("llama"), tokens(1, 4)
+    with mx.hf.attach(model, memory_of(model)) as a:
+        a.ingest(x)
+        with pytest.raises(mx.Error, match="LlamaAttention adds a bias"):
+            model(x, position_bias=torch.zeros(1, 4, 4, 4))
+
+
+@pytest.mark.parametrize("base", ["sdpa", "eager"])
+@torch.no_grad()
+def test_a_bias_for_each_key_in_the_mask_is_refused(base):
+    model, x = build(transformers.DogeConfig(**SMALL, num_key_value_heads=2), base), tokens(1, 6)
+    with mx.hf.attach(model, memory_of(model), write="all") as a:
+        with pytest.raises(mx.Error, match="DogeAttention adds a bias"):
+            for _ in range(2):
+                model(x)
+                a.commit()
+
+
+@torch.no_grad()
+def test_a_layer_that_attends_twice_is_refused_at_the_call_as_well():
+    model, x = make("llama"), tokens(1, 4)
+    attention = model.model.layers[0].self_attn
+    with mx.hf.attach(model, memory_of(model), write="all"):
+        forward = attention.forward
+        attention.forward = lambda *args, **kwargs: (forward(*args, **kwargs), forward(*args, **kwargs))[1]
+        with pytest.raises(mx.Error, match="LlamaAttention attends more than once"):
+            model(x)
+
+
+@torch.no_grad()
+def test_latent_attention_is_exact_without_a_cache_and_refuses_one():
+    model, x = build(transformers.DeepseekV3Config(**SMALL, **LATENT)), tokens(1, 30)
+    want = model(x).logits[:, 20:]
+    memory = memory_of(model)
+    assert (memory[0].key_dim, memory[0].value_dim) == (12, 6)
+    with mx.hf.attach(model, memory, top_k=EVERY) as a:
+        a.ingest(x[:, :20], chunk=7)
+        got = model(x[:, 20:], position_ids=torch.arange(20, 30)[None]).logits
+        with pytest.raises(mx.Error, match="DeepseekV3ForCausalLM caches latents"):
+            a.cache()
+    assert gap(got, want) <= 1e-5
+
+
+@torch.no_grad()
+def test_a_model_that_changes_keys_after_its_cache_is_found_out(monkeypatch):
+    model, x = make("llama"), tokens(1, 6)
+    with mx.hf.attach(model, memory_of(model)) as a:
+        cache = a.cache(window=2)
+        update = cache.update
+        monkeypatch.setattr(cache, "update", lambda *args: tuple(t.clone() for t in update(*args)))
+        with pytest.raises(mx.Error, match="LlamaAttention changes keys or values"):
+            model(x, past_key_values=cache)
+
+
+@torch.no_grad()
+def test_a_layer_called_by_itself_is_refused():
+    model, x = make("llama"), torch.randn(1, 4, 32)
+    with mx.hf.attach(model, memory_of(model)), pytest.raises(mx.Error, match="LlamaAttention of LlamaForCausalLM"):
+        model.model.layers[0].self_attn(x, position_embeddings=model.model.rotary_emb(x, torch.arange(4)[None]))
+
+
+@torch.no_grad()
+def test_a_class_without_a_source_file_is_attached_all_the_same():
+    source = types.ModuleType("notebook_without_a_file")
+    source.Base = transformers.LlamaForCausalLM
+    exec("class Mine(Base):\n    pass\n", vars(source))
+    torch.manual_seed(0)
+    model, x = source.Mine(config_of("llama")).eval(), tokens(1, 30)
+    want = model(x).logits[:, 20:]
+    with mx.hf.attach(model, memory_of(model), top_k=EVERY) as a:
+        a.ingest(x[:, :20])
+        assert gap(model(x[:, 20:], position_ids=torch.arange(20, 30)[None]).logits, want) <= 1e-5
+
+
+def test_continuous_batching_is_refused_by_transformers():
+    model = make("llama")
+    with (
+        mx.hf.attach(model, memory_of(model)),
+        pytest.raises(ValueError, match="mnemex is not supported for continuous batching"),
+    ):
+        model.generate_batch([[3, 4, 5]], progress_bar=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"merge": "gate"}, "merge"),
+        ({"positions": "none"}, "positions"),
+        ({"positions": 512}, "positions"),
+        ({"write": "some"}, "write"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_k": 2.5}, "top_k"),
+        ({"layers": "all"}, "layers"),
+        ({"layers": []}, "layers"),
+        ({"layers": [7]}, "layer 7 of LlamaForCausalLM"),
+    ],
+)
+def test_wrong_arguments_are_named(options, match):
+    model = make("llama")
+    with pytest.raises(mx.Error, match=match):
+        mx.hf.attach(model, memory_of(model), **options)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_what_a_memory_of_a_model_refuses():
+    model = make("gemma2", layer_types=["sliding_attention", "full_attention"])
+    with pytest.raises(mx.Error, match="keys='plain'"):
+        memory_of(model, keys="plain")
+    with pytest.raises(mx.Error, match=r"layer 0 of Gemma2ForCausalLM .* sliding window of 6"):
+        memory_of(model, layers=[0, 1])
+    with pytest.raises(mx.Error, match="key_dim"):
+        memory_of(model, key_dim=4)
+    llama = make("llama")
+    with pytest.raises(mx.Error, match=r"layers \[1\] have no bank"):
+        mx.hf.attach(llama, memory_of(llama, layers=[0]), layers=[0, 1])
+
+
+def test_a_model_has_one_memory_at_a_time():
+    model = make("llama")
+    with mx.hf.attach(model, memory_of(model)):
+        with pytest.raises(mx.Error, match="attached already"):
+            mx.hf.attach(model, memory_of(model))
+        with pytest.raises(mx.Error, match="detach"):
+            pickle.dumps(model)
+    mx.hf.attach(model, memory_of(model)).detach()
+    pickle.dumps(model)
+
+
+@torch.no_grad()
+def test_ingest_refuses_what_it_cannot_read():
+    model = make("llama")
+    a = mx.hf.attach(model, memory_of(model))
+    with pytest.raises(mx.Error, match="ids"):
+        a.ingest(torch.zeros(4, dtype=torch.long))
+    with pytest.raises(mx.Error, match="attention_mask"):
+        a.ingest(tokens(1, 4), torch.ones(1, 5))
+    with pytest.raises(mx.Error, match="chunk"):
+        a.ingest(tokens(1, 4), chunk=0)
+    a.ingest(torch.zeros(1, 0, dtype=torch.long))
+    assert len(a.memory) == 0
+    a.detach()
+    with pytest.raises(mx.Error, match="detached"):
+        a.ingest(tokens(1, 4))
+
+
+@torch.no_grad()
+def test_generating_without_the_cache_keeps_working():
+    model, inputs = make("llama"), unpadded(2, 9)
+    want = generate(model, inputs)
+    with mx.hf.attach(model, memory_of(model)):
+        assert torch.equal(generate(model, inputs).sequences, want.sequences)

@@ -1,0 +1,406 @@
+"""mnemex.torch.attention against dense attention in float64, forward and backward."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the PyTorch adapter needs torch")
+
+import mnemex as mx  # noqa: E402
+from mnemex.torch import local, retrieved  # noqa: E402
+from mnemex.torch.joined import Reading, joined_attention  # noqa: E402
+from mnemex.torch.local import Scoring, prepare  # noqa: E402
+
+ROWS, HEADS, KV_HEADS, N_QUERIES, N_KEYS, DIM, ENTRIES = 2, 4, 2, 5, 6, 8, 20
+
+
+def gauss(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Setting:
+    """Inputs, a bank that holds entries, and the dense answer in float64."""
+
+    def __init__(self, *, n_queries=N_QUERIES, n_keys=N_KEYS, value_dim=DIM, entries=ENTRIES, rows=ROWS):
+        self.q = gauss(rows, HEADS, n_queries, DIM, seed=1)
+        self.k = gauss(rows, KV_HEADS, n_keys, DIM, seed=2)
+        self.v = gauss(rows, KV_HEADS, n_keys, value_dim, seed=3)
+        self.keys = gauss(rows, KV_HEADS, entries, DIM, seed=4)
+        self.values = gauss(rows, KV_HEADS, entries, value_dim, seed=5)
+        self.bank = mx.Bank(rows=rows, heads=KV_HEADS, key_dim=DIM, value_dim=value_dim)
+        if entries:
+            self.bank.write(self.keys, self.values)
+
+    def inputs(self):
+        return [x.clone().requires_grad_() for x in (self.q, self.k, self.v)]
+
+    def dense(self, q, k, v, *, scale=DIM**-0.5, softcap=None, mask=None, causal=False, sink=None, kept=None):
+        repeat = HEADS // KV_HEADS
+        q = q.double()
+        k, v, keys, values = (x.double().repeat_interleave(repeat, 1) for x in (k, v, self.keys, self.values))
+
+        def logits(x):
+            s = q @ x.transpose(-1, -2) * scale
+            return s if softcap is None else softcap * torch.tanh(s / softcap)
+
+        near = logits(k)
+        if causal:
+            near = near.masked_fill(torch.ones(near.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
+        if mask is not None:
+            near = near.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else near + mask.double()
+        parts = [logits(keys), near]
+        if sink is not None:
+            parts.append(sink.double()[None, :, None, None].expand(*q.shape[:3], 1))
+        weights = torch.softmax(torch.cat(parts, -1), -1)
+        n = keys.shape[2]
+        local_weights = weights[..., n : n + k.shape[2]]
+        if kept is not None:
+            local_weights = local_weights * kept
+        return weights[..., :n] @ values + local_weights @ v
+
+
+def close(got, want, tolerance=1e-5):
+    assert got.shape == want.shape
+    assert (got.double() - want.double()).abs().max() <= tolerance * want.double().abs().max()
+
+
+def same_gradients(mine, theirs, tolerance=2e-5):
+    for a, b in zip(mine, theirs, strict=True):
+        close(a.grad, b.grad, tolerance)
+
+
+CASES = {
+    "plain": {},
+    "causal": {"causal": True},
+    "softcap": {"softcap": 1.5},
+    "softcap, causal": {"softcap": 1.5, "causal": True},
+    "sink": {"sink": gauss(HEADS, seed=9)},
+    "sink and softcap": {"sink": gauss(HEADS, seed=9), "softcap": 1.5},
+    "boolean mask": {"mask": gauss(ROWS, 1, N_QUERIES, N_KEYS, seed=10) < 0.5},
+    "additive mask": {"mask": gauss(ROWS, HEADS, N_QUERIES, N_KEYS, seed=11)},
+    "two-axis mask": {"mask": gauss(N_QUERIES, N_KEYS, seed=12) < 0.5},
+    "scale": {"scale": 0.7},
+}
+
+
+@pytest.mark.parametrize("k", [None, ENTRIES, 1000])
+@pytest.mark.parametrize("case", CASES)
+def test_output_and_gradients_equal_dense_attention(case, k):
+    s = Setting()
+    options = CASES[case]
+    sink = options.get("sink")
+    scoring = Scoring(options.get("scale", DIM**-0.5), options.get("softcap"), options.get("causal", False))
+    mine, theirs = s.inputs(), s.inputs()
+    sinks = [None, None] if sink is None else [sink.clone().requires_grad_(), sink.clone().requires_grad_()]
+    mask = prepare(options.get("mask"), torch.float32)
+    out = joined_attention(*mine, mask, scoring, Reading(s.bank, k), sink=sinks[0])
+    want = s.dense(*theirs, **{**options, "sink": sinks[1]})
+    close(out, want)
+    g = gauss(*out.shape, seed=20)
+    (out * g).sum().backward()
+    (want * g).sum().backward()
+    same_gradients(mine, theirs)
+    if sink is not None:
+        same_gradients(sinks[:1], sinks[1:])
+    with torch.no_grad():
+        close(joined_attention(*mine, mask, scoring, Reading(s.bank, k), sink=sinks[0]), want)
+
+
+def test_a_learned_mask_gets_its_gradient():
+    s = Setting()
+    for shape in [(ROWS, HEADS, N_QUERIES, N_KEYS), (1, HEADS, 1, N_KEYS), (N_QUERIES, N_KEYS)]:
+        mine, theirs = (gauss(*shape, seed=30).requires_grad_() for _ in range(2))
+        mx.torch.attention(s.q, s.k, s.v, memory=s.bank, top_k=None, attn_mask=mine).square().sum().backward()
+        s.dense(s.q, s.k, s.v, mask=theirs).square().sum().backward()
+        same_gradients([mine], [theirs])
+
+
+def test_dropout_falls_on_local_weights_only_and_has_the_right_gradient():
+    s = Setting()
+    scoring = Scoring(DIM**-0.5, dropout=0.4)
+    mine, theirs = s.inputs(), s.inputs()
+    torch.manual_seed(7)
+    out = joined_attention(*mine, None, scoring, Reading(s.bank, None))
+    torch.manual_seed(7)
+    kept = torch.nn.functional.dropout(torch.ones(ROWS, HEADS, N_QUERIES, N_KEYS), 0.4)
+    want = s.dense(*theirs, kept=kept.double())
+    close(out, want)
+    out.square().sum().backward()
+    want.square().sum().backward()
+    same_gradients(mine, theirs)
+
+
+@pytest.mark.parametrize(("rows", "n_queries", "n_keys"), [(2, 5, 0), (2, 0, 6), (0, 5, 6), (2, 1, 1), (2, 0, 0)])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_sizes_of_zero_and_one_are_fine(rows, n_queries, n_keys, gradients):
+    s = Setting(n_queries=n_queries, n_keys=n_keys)
+    q, k, v = (x[:rows].clone().requires_grad_(gradients) for x in (s.q, s.k, s.v))
+    bank = s.bank if rows else mx.Bank(heads=KV_HEADS, key_dim=DIM, value_dim=DIM)
+    out = mx.torch.attention(q, k, v, memory=bank, top_k=64)
+    assert out.shape == (rows, HEADS, n_queries, DIM)
+    if rows:
+        if n_queries:
+            close(out, s.dense(s.q, s.k, s.v))
+        if gradients:
+            out.sum().backward()
+            assert all(x.grad is not None and torch.isfinite(x.grad).all() for x in (q, k, v))
+
+
+def test_neither_side_has_anything_to_attend_to():
+    s = Setting(entries=0)
+    mask = torch.ones(ROWS, 1, N_QUERIES, N_KEYS, dtype=torch.bool)
+    mask[0, 0, 2] = False
+    q, k, v = s.inputs()
+    out = mx.torch.attention(q, k, v, memory=s.bank, top_k=4, attn_mask=mask)
+    assert (out[0, :, 2] == 0).all()
+    assert torch.isfinite(out).all()
+    out.sum().backward()
+    assert all(torch.isfinite(x.grad).all() for x in (q, k, v))
+
+
+@pytest.mark.parametrize("value_dim", [DIM, 12])
+def test_gradients_through_the_best_entries_in_stretches(monkeypatch, value_dim):
+    s = Setting(value_dim=value_dim)
+    k = 3
+    ids = torch.from_numpy(np.asarray(s.bank.search(s.q, k).ids))
+    picked = torch.zeros(ROWS, HEADS, N_QUERIES, ENTRIES, dtype=torch.bool).scatter_(-1, ids, True)
+    mine, theirs = s.inputs(), s.inputs()
+    keys, values = (x.double().repeat_interleave(2, 1) for x in (s.keys, s.values))
+    q, lk, lv = theirs
+    far = (q.double() @ keys.transpose(-1, -2) * DIM**-0.5).masked_fill(~picked, -torch.inf)
+    near = q.double() @ lk.double().repeat_interleave(2, 1).transpose(-1, -2) * DIM**-0.5
+    weights = torch.softmax(torch.cat([far, near], -1), -1)
+    want = weights[..., :ENTRIES] @ values + weights[..., ENTRIES:] @ lv.double().repeat_interleave(2, 1)
+    monkeypatch.setattr(retrieved, "GATHER_BYTES", 1)
+    out = mx.torch.attention(*mine, memory=s.bank, top_k=k)
+    close(out, want)
+    out.square().sum().backward()
+    want.square().sum().backward()
+    same_gradients(mine, theirs)
+
+
+def test_every_entry_in_stretches(monkeypatch):
+    s = Setting()
+    monkeypatch.setattr(retrieved, "GATHER_BYTES", 1)
+    mine, theirs = s.inputs(), s.inputs()
+    mx.torch.attention(*mine, memory=s.bank, top_k=None).square().sum().backward()
+    s.dense(*theirs).square().sum().backward()
+    same_gradients(mine, theirs)
+
+
+def test_lanes_of_different_length():
+    s = Setting(entries=0)
+    keys, values = gauss(ROWS, KV_HEADS, 9, DIM, seed=40), gauss(ROWS, KV_HEADS, 9, DIM, seed=41)
+    mask = np.ones((ROWS, 9), bool)
+    mask[1, 3:] = False
+    s.bank.write(keys, values, mask=mask)
+    for k in (None, 9):
+        mine = s.inputs()
+        out = mx.torch.attention(*mine, memory=s.bank, top_k=k)
+        out.square().sum().backward()
+        for row, n in ((0, 9), (1, 3)):
+            alone = Setting(entries=0)
+            alone.keys, alone.values = keys[row : row + 1, :, :n], values[row : row + 1, :, :n]
+            theirs = [x[row : row + 1].clone().requires_grad_() for x in (s.q, s.k, s.v)]
+            want = alone.dense(*theirs)
+            close(out[row : row + 1], want)
+            want.square().sum().backward()
+            for a, b in zip(mine, theirs, strict=True):
+                close(a.grad[row : row + 1], b.grad, 2e-5)
+
+
+def test_a_memory_of_one_row_serves_every_row():
+    s = Setting(rows=1)
+    q = gauss(3, HEADS, N_QUERIES, DIM, seed=50).requires_grad_()
+    k, v = gauss(3, KV_HEADS, N_KEYS, DIM, seed=51), gauss(3, KV_HEADS, N_KEYS, DIM, seed=52)
+    for top_k in (None, 64):
+        q.grad = None
+        out = mx.torch.attention(q, k, v, memory=s.bank, top_k=top_k)
+        out.square().sum().backward()
+        theirs = q.detach().clone().requires_grad_()
+        s.keys, s.values = s.keys[:1].expand(3, -1, -1, -1), s.values[:1].expand(3, -1, -1, -1)
+        want = s.dense(theirs, k, v)
+        close(out, want)
+        want.square().sum().backward()
+        same_gradients([q], [theirs])
+
+
+def test_a_snapshot_serves_as_memory_and_stays_what_it_was():
+    s = Setting()
+    snapshot = s.bank.snapshot()
+    s.bank.write(gauss(ROWS, KV_HEADS, 4, DIM), gauss(ROWS, KV_HEADS, 4, DIM))
+    close(mx.torch.attention(s.q, s.k, s.v, memory=snapshot, top_k=None), s.dense(s.q, s.k, s.v))
+
+
+def test_the_backward_pass_reads_the_version_of_its_forward_pass():
+    s = Setting()
+    for k in (None, 64):
+        mine, theirs = s.inputs(), s.inputs()
+        out = mx.torch.attention(*mine, memory=s.bank, top_k=k)
+        want = s.dense(*theirs)
+        s.bank.write(torch.ones(ROWS, KV_HEADS, 3, DIM), torch.ones(ROWS, KV_HEADS, 3, DIM))
+        s.bank.truncate(int(s.bank.lengths.max()) - 5)
+        out.sum().backward()
+        want.sum().backward()
+        same_gradients(mine, theirs)
+        s = Setting()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradients_under_checkpointing(reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    s = Setting()
+    snapshot = s.bank.snapshot()
+    mine, theirs = s.inputs(), s.inputs()
+    out = checkpoint(
+        lambda *x: mx.torch.attention(*x, memory=snapshot, top_k=64, is_causal=True), *mine, use_reentrant=reentrant
+    )
+    s.bank.write(torch.ones(ROWS, KV_HEADS, 3, DIM), torch.ones(ROWS, KV_HEADS, 3, DIM))
+    out.square().sum().backward()
+    s.dense(*theirs, causal=True).square().sum().backward()
+    same_gradients(mine, theirs)
+
+
+def test_a_bad_query_is_nan_in_its_own_gradient_alone():
+    s = Setting()
+    mine, theirs = s.inputs(), s.inputs()
+    bad = mine[0].detach().clone()
+    bad[1, 2, 3, 0] = torch.inf
+    bad.requires_grad_()
+    out = mx.torch.attention(bad, mine[1], mine[2], memory=s.bank, top_k=64)
+    assert torch.isnan(out[1, 2, 3]).all()
+    assert int(torch.isnan(out).sum()) == DIM
+    out.sum().backward()
+    s.dense(*theirs).sum().backward()
+    fine = torch.ones(ROWS, HEADS, N_QUERIES, dtype=torch.bool)
+    fine[1, 2, 3] = False
+    close(bad.grad[fine], theirs[0].grad[fine], 2e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3), (torch.float64, 1e-5)])
+def test_other_dtypes_in_and_out(dtype, tolerance):
+    s = Setting()
+    mine = [x.to(dtype).requires_grad_() for x in (s.q, s.k, s.v)]
+    theirs = [x.detach().clone().double().requires_grad_() for x in mine]
+    for k in (None, 64):
+        for x in (*mine, *theirs):
+            x.grad = None
+        out = mx.torch.attention(*mine, memory=s.bank, top_k=k, is_causal=True)
+        assert out.dtype == dtype
+        want = s.dense(*theirs, causal=True)
+        close(out, want, tolerance)
+        out.sum().backward()
+        want.sum().backward()
+        same_gradients(mine, theirs, 2 * tolerance)
+        assert all(x.grad.dtype == dtype for x in mine)
+
+
+def test_autocast_brings_mixed_dtypes_together():
+    s = Setting()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = mx.torch.attention(s.q, s.k, s.v.bfloat16(), memory=s.bank, top_k=64)
+        capped = joined_attention(s.q, s.k, s.v, None, Scoring(0.3, 1.5), Reading(s.bank, None))
+    assert out.dtype == torch.bfloat16
+    close(out, s.dense(s.q, s.k, s.v), 2e-2)
+    close(capped, s.dense(s.q, s.k, s.v, scale=0.3, softcap=1.5))
+
+
+def test_the_local_log_sum_exp_is_that_of_the_softmax_and_dead_rows_have_none():
+    s = Setting()
+    mask = gauss(ROWS, 1, N_QUERIES, N_KEYS, seed=60) < 0.5
+    mask[0, 0, 1] = False
+    scores = s.q.double() @ s.k.double().repeat_interleave(2, 1).transpose(-1, -2) * DIM**-0.5
+    want = scores.masked_fill(~mask, -torch.inf).logsumexp(-1)
+    for scoring in (Scoring(DIM**-0.5), Scoring(DIM**-0.5, softcap=1e4)):
+        got = local.attend(s.q, s.k, s.v, prepare(mask, torch.float32), scoring)
+        assert torch.equal(got.lse == -torch.inf, want == -torch.inf)
+        assert (got.lse - want).nan_to_num(0).abs().max() < 1e-5
+        assert (got.out[0, :, 1] == 0).all()
+
+
+def test_flash_and_dense_agree_forward_and_backward():
+    s = Setting()
+    mask = prepare(gauss(ROWS, 1, N_QUERIES, N_KEYS, seed=61) < 0.7, torch.float32)
+    flash, dense = Scoring(0.3), Scoring(0.3, softcap=1e6)
+    a, b = (local.attend(s.q, s.k, s.v, mask, x) for x in (flash, dense))
+    close(a.out, b.out)
+    close(a.lse, b.lse)
+    g = gauss(*a.out.shape, seed=62)
+    one, two = (
+        local.backward(g, s.q, s.k, s.v, mask, x, out=y.out, lse=y.lse, kept=None) for x, y in ((flash, a), (dense, b))
+    )
+    for x, y in zip(one[:3], two[:3], strict=True):
+        close(x, y)
+
+
+@pytest.mark.parametrize("make", [mx.torch.Bias, mx.torch.Gate])
+def test_a_learned_merge_has_one_number_per_query_head(make):
+    merge = make(HEADS)
+    (parameter,) = merge.parameters()
+    assert parameter.shape == (HEADS,)
+    s = Setting()
+    with pytest.raises(mx.Error, match="heads"):
+        mx.torch.attention(s.q, s.k, s.v, memory=s.bank, top_k=4, merge=make(HEADS + 1))
+
+
+def test_a_bias_of_zero_is_joint_and_a_far_negative_one_is_local():
+    s = Setting()
+    bias = mx.torch.Bias(HEADS)
+    joint = mx.torch.attention(s.q, s.k, s.v, memory=s.bank, top_k=4)
+    close(mx.torch.attention(s.q, s.k, s.v, memory=s.bank, top_k=4, merge=bias).detach(), joint, 1e-6)
+    with torch.no_grad():
+        bias.weight.fill_(-1e4)
+    alone = torch.nn.functional.scaled_dot_product_attention(s.q, s.k, s.v, enable_gqa=True)
+    close(mx.torch.attention(s.q, s.k, s.v, memory=s.bank, top_k=4, merge=bias).detach(), alone, 1e-6)
+
+
+@pytest.mark.parametrize("kind", [mx.torch.Bias, mx.torch.Gate])
+@pytest.mark.parametrize("k", [None, 3])
+def test_gradients_of_learned_merges_by_finite_differences(kind, k):
+    s = Setting(n_queries=2, n_keys=3)
+    merge = kind(HEADS)
+    with torch.no_grad():
+        merge.weight.copy_(torch.tensor([0.3, -1.0, 0.7, 0.0]))
+    g = gauss(ROWS, HEADS, 2, DIM, seed=70)
+    q, key, v = s.inputs()
+
+    def loss():
+        return (mx.torch.attention(q, key, v, memory=s.bank, top_k=k, merge=merge).double() * g).sum()
+
+    loss().backward()
+    for x in (q, key, v, merge.weight):
+        flat = x.data.view(-1)
+        for i in range(0, flat.numel(), max(1, flat.numel() // 5)):
+            before, step = float(flat[i]), 1e-2
+            flat[i] = before + step
+            up = loss().item()
+            flat[i] = before - step
+            down = loss().item()
+            flat[i] = before
+            assert abs((up - down) / (2 * step) - float(x.grad.view(-1)[i])) < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"q": gauss(2, 4, 5)}, "q is"),
+        ({"k": gauss(2, 2, 6, 9)}, "expected"),
+        ({"v": gauss(2, 2, 7, 8)}, "expected"),
+        ({"q": gauss(2, 3, 5, 8)}, "heads"),
+        ({"q": gauss(2, 4, 5, 8).double()}, "dtype"),
+        ({"q": torch.ones(2, 4, 5, 8, dtype=torch.long)}, "floating"),
+        ({"q": gauss(3, 4, 5, 8), "k": gauss(3, 2, 6, 8), "v": gauss(3, 2, 6, 8)}, "rows"),
+        ({"v": gauss(2, 2, 6, 9)}, "value_dim"),
+        ({"attn_mask": torch.ones(5, 7, dtype=torch.bool)}, "attn_mask"),
+        ({"attn_mask": torch.ones(5, 6, dtype=torch.bool), "is_causal": True}, "is_causal"),
+        ({"merge": "sum"}, "merge"),
+        ({"top_k": 0}, "k"),
+    ],
+)
+def test_wrong_arguments_are_named(change, match):
+    s = Setting()
+    arguments = {"q": s.q, "k": s.k, "v": s.v, "memory": s.bank, "top_k": 4, **change}
+    with pytest.raises(mx.Error, match=match):
+        mx.torch.attention(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)

@@ -1,0 +1,2 @@
+//! Tests that belong to no single crate, in one binary.
+mod tidy;
