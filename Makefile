@@ -19,7 +19,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONPATH UV_PROJECT_ENVIRONMENT
 
 # These test files need torch (and transformers, typer, rich); all others run without.
-ADAPTER_TESTS := test_torch*.py test_hf*.py test_demo*.py test_cli*.py
+ADAPTER_TESTS := $(wildcard $(patsubst %,tests/python/test_%*.py,torch hf demo cli))
 # A package of its own, outside the workspace.
 CALIBRATE := --manifest-path benches/calibrate/Cargo.toml
 PYTEST := bin/python -m pytest
@@ -39,7 +39,7 @@ test-core: .venv-core/.synced  ## the tests that need no torch, against the buil
 	rm -rf target/wheels
 	.venv-core/bin/maturin build --release --out target/wheels
 	$(UV) pip install --python .venv-core --quiet --no-deps --reinstall target/wheels/*.whl
-	.venv-core/$(PYTEST) tests/python $(patsubst %,'--ignore-glob=*/%',$(ADAPTER_TESTS)) $(ARGS)
+	.venv-core/$(PYTEST) tests/python $(addprefix --ignore=,$(ADAPTER_TESTS)) $(ARGS)
 
 check: check-rust check-python check-stubs check-deny  ## formatting, lints, types, stubs, licences, house rules
 
@@ -95,7 +95,7 @@ test-rust:
 	cargo test --workspace --locked
 
 test-adapters: build
-	.venv/$(PYTEST) $(addprefix tests/python/,$(ADAPTER_TESTS)) $(ARGS)
+	.venv/$(PYTEST) $(ADAPTER_TESTS) $(ARGS)
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mnemex needs Python 3.11 or later: make PYTHON=python3.12")'

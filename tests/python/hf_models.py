@@ -7,6 +7,9 @@ import transformers
 
 import mnemex as mx
 
+# These models are so small that a second thread only waits.
+torch.set_num_threads(1)
+
 VOCAB = 61
 EVERY = None
 """`top_k` that reads every entry."""
@@ -128,3 +131,9 @@ def gap(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference, relative to the largest value of `b`."""
     assert a.shape == b.shape, (a.shape, b.shape)
     return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+
+
+def lengths(bank: mx.Bank) -> list[int]:
+    """Count the entries of each row; every head of a row has as many."""
+    assert (bank.lengths == bank.lengths[:, :1]).all()
+    return bank.lengths[:, 0].tolist()

@@ -20,6 +20,7 @@ from hf_models import (  # noqa: E402
     attention_outputs,
     gap,
     left_padded,
+    lengths,
     make,
     memory_of,
     tokens,
@@ -52,7 +53,7 @@ def test_padded_rows_equal_the_rows_alone(name, base):
         a.ingest(batch["input_ids"], batch["attention_mask"], chunk=10)
         starts = batch["attention_mask"].sum(1, keepdim=True)
         got = model(tail, position_ids=starts + torch.arange(8)).logits
-    assert list(a.memory[0].lengths) == [24, 15, 20]
+    assert lengths(a.memory[0]) == [24, 15, 20]
     for row, pad in enumerate([0, 9, 4]):
         alone = torch.cat([batch["input_ids"][row : row + 1, pad:], tail[row : row + 1]], 1)
         assert gap(got[row : row + 1], model(alone).logits[:, -8:]) <= 1e-5
@@ -67,7 +68,7 @@ def test_right_padding_is_neither_read_nor_written(name, base):
     with mx.hf.attach(model, memory_of(model), top_k=EVERY, write="all") as a:
         model(x.masked_fill(mask == 0, 0), attention_mask=mask)
         a.commit()
-        assert list(a.memory[0].lengths) == [12, 7]
+        assert lengths(a.memory[0]) == [12, 7]
         got = model(x[1:, :5].repeat(2, 1), position_ids=torch.arange(7, 12)[None]).logits[1:]
     alone = torch.cat([x[1:, :7], x[1:, :5]], 1)
     assert gap(got, model(alone).logits[:, 7:]) <= 1e-5
@@ -81,7 +82,7 @@ def test_a_four_axis_mask_tells_pads_too():
     with mx.hf.attach(model, memory_of(model), top_k=EVERY, write="all") as a:
         model(x, attention_mask=mask)
         a.commit()
-    assert list(a.memory[0].lengths) == [6, 4]
+    assert lengths(a.memory[0]) == [6, 4]
 
 
 @torch.no_grad()
@@ -219,7 +220,7 @@ def test_a_forward_pass_that_fails_stages_nothing():
         assert len(a.memory) == 0
         model(x)
         a.commit()
-        assert list(a.memory[0].lengths) == [8]
+        assert lengths(a.memory[0]) == [8]
 
 
 @torch.no_grad()
@@ -239,10 +240,10 @@ def test_positional_arguments_and_embeddings_arrive():
     with mx.hf.attach(model, memory_of(model), top_k=4, write="all") as a:
         model(x, None, torch.tensor([[0] * 3 + [1] * 9, [1] * 12]))
         a.commit()
-        assert list(a.memory[0].lengths) == [9, 12]
+        assert lengths(a.memory[0]) == [9, 12]
         model(inputs_embeds=model.get_input_embeddings()(x))
         a.commit()
-        assert list(a.memory[0].lengths) == [21, 24]
+        assert lengths(a.memory[0]) == [21, 24]
 
 
 @torch.no_grad()
@@ -273,7 +274,7 @@ def test_a_static_cache_is_read_beside_but_not_written_from():
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss"])
 def test_checkpointing_stages_once_and_reads_one_version_twice(name, reentrant):
     x, text = tokens(2, 14, seed=19), tokens(2, 20, seed=20)
-    gradients, lengths = [], []
+    gradients, sizes = [], []
     for checkpointing in (False, True):
         model = make(name)
         model.train()
@@ -285,9 +286,9 @@ def test_checkpointing_stages_once_and_reads_one_version_twice(name, reentrant):
             a.commit()
             loss.backward()
             a.commit()
-            lengths.append(list(a.memory[0].lengths))
+            sizes.append(lengths(a.memory[0]))
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert lengths == [[34, 34], [34, 34]]
+    assert sizes == [[34, 34], [34, 34]]
     assert gradients[0].keys() == gradients[1].keys()
     for n, plain in gradients[0].items():
         if plain.abs().max() > 1e-8:
@@ -324,7 +325,7 @@ def test_a_token_that_is_not_finite_is_left_out_of_every_layer_and_counted(n_lay
     with mx.hf.attach(model, memory_of(model), top_k=4, write="all") as a:
         model(inputs_embeds=embeddings)
         a.commit()
-        assert [list(a.memory[i].lengths) for i in a.memory.layers] == [left] * n_layers
+        assert [lengths(a.memory[i]) for i in a.memory.layers] == [left] * n_layers
         assert a.stats().nonfinite == 16 - sum(left)
         assert a.stats().written == sum(left)
         logits = model(inputs_embeds=embeddings).logits
@@ -433,4 +434,4 @@ def test_training_with_dropout_runs(name):
             loss.backward()
             a.commit()
         assert torch.isfinite(loss)
-        assert list(a.memory[0].lengths) == [24, 24]
+        assert lengths(a.memory[0]) == [24, 24]

@@ -19,6 +19,7 @@ from hf_models import (  # noqa: E402
     gap,
     generate,
     left_padded,
+    lengths,
     make,
     memory_of,
     tokens,
@@ -75,7 +76,7 @@ def test_left_padded_batches_with_chunked_prefill(name, mode, window):
         assert worst <= 1e-5
     if window == 1 and mode == "greedy":
         # 30 columns were fed; four sinks of each row and its pads are not in the memory.
-        assert list(memory[0].lengths) == [26, 17, 23]
+        assert lengths(memory[0]) == [26, 17, 23]
 
 
 @pytest.mark.parametrize(("name", "base"), BASES)
@@ -280,7 +281,7 @@ def test_reset_forgets_the_tokens_of_this_cache_and_keeps_what_was_ingested():
         first = generate(model, {"input_ids": x[:, 20:], "attention_mask": torch.ones(1, 10, dtype=torch.long)}, cache)
         cache.reset()
         assert cache.get_seq_length() == 0
-        assert list(a.memory[0].lengths) == [20]
+        assert lengths(a.memory[0]) == [20]
     with mx.hf.attach(model, memory_of(model), top_k=EVERY) as a:
         cache = a.cache(window=3)
         for rows in (2, 3):
@@ -328,7 +329,7 @@ def test_window_and_sinks_bound_what_is_local():
     with mx.hf.attach(model, memory_of(model), top_k=EVERY) as a:
         cache = a.cache(window=8, sinks=3)
         generate(model, inputs, cache)
-        assert a.memory[0].lengths[0] == 51 - 7 - 3
+        assert lengths(a.memory[0])[0] == 51 - 7 - 3
         seen = []
         hook = model.model.layers[0].self_attn.register_forward_hook(lambda *_: seen.append(1))
         before = cache.nbytes

@@ -53,10 +53,6 @@ def sparse():
     )
 
 
-def twice():
-    return build(transformers.DiffLlamaConfig(**SMALL, num_key_value_heads=2))
-
-
 def shared():
     sizes = {**SMALL, "num_hidden_layers": 4}
     return build(
@@ -81,7 +77,6 @@ def flex():
         (t5, "T5ForConditionalGeneration is an encoder-decoder"),
         (mistral, "no layer of MistralForCausalLM .* sliding window of 8"),
         (sparse, "DeepseekV32ForCausalLM .*sparse"),
-        (twice, "DiffLlamaAttention attends more than once"),
         (shared, "Gemma4ForCausalLM shares the keys and values"),
         (flex, "LlamaForCausalLM runs attention 'flex_attention'"),
         (lambda: torch.nn.Linear(3, 3), "Linear is not a transformers model"),
@@ -91,9 +86,14 @@ def test_models_that_cannot_be_attached(model, match):
     model, other = model(), make("llama")
     with pytest.raises(mx.Error, match=match):
         mx.Memory.for_model(model)
-    if match != "DiffLlamaAttention attends more than once":
-        with pytest.raises(mx.Error, match=match):
-            mx.hf.attach(model, memory_of(other))
+    with pytest.raises(mx.Error, match=match):
+        mx.hf.attach(model, memory_of(other))
+
+
+def test_a_layer_that_attends_twice_gets_no_memory():
+    model = build(transformers.DiffLlamaConfig(**SMALL, num_key_value_heads=2))
+    with pytest.raises(mx.Error, match="DiffLlamaAttention attends more than once"):
+        mx.Memory.for_model(model)
 
 
 @torch.no_grad()
@@ -118,11 +118,8 @@ def test_a_position_bias_is_refused_beside_a_memory():
 @torch.no_grad()
 def test_a_bias_for_each_key_in_the_mask_is_refused(base):
     model, x = build(transformers.DogeConfig(**SMALL, num_key_value_heads=2), base), tokens(1, 6)
-    with mx.hf.attach(model, memory_of(model), write="all") as a:
-        with pytest.raises(mx.Error, match="DogeAttention adds a bias"):
-            for _ in range(2):
-                model(x)
-                a.commit()
+    with mx.hf.attach(model, memory_of(model)) as a, pytest.raises(mx.Error, match="DogeAttention adds a bias"):
+        a.ingest(x, chunk=3)
 
 
 @torch.no_grad()
@@ -197,6 +194,7 @@ def test_continuous_batching_is_refused_by_transformers():
         ({"positions": "none"}, "positions"),
         ({"positions": 512}, "positions"),
         ({"write": "some"}, "write"),
+        ({"top_k": None, "trace": True}, "trace"),
         ({"top_k": 0}, "top_k"),
         ({"top_k": -1}, "top_k"),
         ({"top_k": 2.5}, "top_k"),

@@ -59,7 +59,7 @@ fn findings(path: &str, text: &str) -> Vec<String> {
 
 #[test]
 fn the_house_rules_hold() -> io::Result<()> {
-    let root = &Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = Path::new(".."); // cargo runs tests in the folder of their package
     let mut tree = Tree::new();
     collect(root, root, &mut tree)?;
     let judged = tree.iter().filter(|(path, _)| !path.starts_with(EXEMPT));

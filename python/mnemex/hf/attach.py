@@ -6,7 +6,6 @@ import warnings
 from typing import TYPE_CHECKING, Literal
 
 from mnemex.errors import ArgumentError, Error, Unsupported
-
 from mnemex.hf.attachment import Attachment, Write
 from mnemex.hf.decoder import Decoder, Layers, find_decoder
 from mnemex.hf.fingerprint import fingerprint
@@ -29,6 +28,7 @@ def attach(
     layers: Layers = "auto",
     positions: Literal["auto", "true"] = "auto",
     write: Write | None = None,
+    trace: bool = False,
 ) -> Attachment:
     """Give a causal language model a memory: its attention reads the best entries beside its local keys.
 
@@ -52,6 +52,8 @@ def attach(
     write
         "off" (also None) writes nothing but what `ingest` reads; "all" stages every token of a forward pass, to be
         committed by `commit`; "evicted" leaves writing to the cache. Calling `cache` changes None to "evicted".
+    trace
+        Keep what the last forward pass retrieved, in `Attachment.trace`; needs a `top_k`.
 
     Returns
     -------
@@ -84,8 +86,10 @@ def attach(
         raise Unsupported(f"positions={positions!r}: keys stored as the model made them serve positions='true' alone")
     if write is not None and write not in _WRITES:
         raise ArgumentError(f"write={write!r}: expected one of {', '.join(map(repr, _WRITES))}")
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+    if top_k is not None and (not hasattr(top_k, "__index__") or top_k < 1):
         raise ArgumentError(f"top_k={top_k!r}: expected an integer of at least 1, or None for every entry")
+    if trace and top_k is None:
+        raise ArgumentError("trace=True needs a top_k: with top_k=None every entry is read, and none is chosen")
     decoder = find_decoder(model)
     modules = decoder.chosen(tuple(memory.layers) if layers == "auto" else layers)
     missing = sorted(set(modules) - set(memory.layers))
@@ -97,7 +101,7 @@ def attach(
     if any(module in attached_modules for module in modules.values()):
         raise Error(f"this {decoder.name} has a memory attached already: detach() that one first")
     _check_writer(decoder, memory)
-    return Attachment(decoder, modules, memory, top_k=top_k, write=write)
+    return Attachment(decoder, modules, memory, top_k=top_k, write=write, trace=trace)
 
 
 def _check_writer(decoder: Decoder, memory: Memory) -> None:

@@ -10,9 +10,9 @@ from weakref import ReferenceType, ref
 
 import numpy as np
 import torch
-from mnemex.errors import ArgumentError, Error, ShapeError
 from torch import Tensor, nn
 
+from mnemex.errors import ArgumentError, Error, ShapeError
 from mnemex.hf.cache import WindowCache
 from mnemex.hf.forward import ModelForward
 from mnemex.hf.function import FORWARD, attached_modules, restore, switch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mnemex import Memory, Receipt
     from mnemex.hf.decoder import Decoder
     from mnemex.hf.window import Bools, Ints
+    from mnemex.torch.joined import Trace
 
 Write = Literal["off", "all", "evicted"]
 
@@ -67,10 +68,20 @@ class Attachment:
         Entries each query reads; None: every entry.
     modules
         The attention modules that read, by layer.
+    trace
+        What each layer retrieved in the last forward pass, by layer; None unless asked for. A layer that found its
+        bank empty is not in it.
     """
 
     def __init__(
-        self, decoder: Decoder, modules: dict[int, nn.Module], memory: Memory, *, top_k: int | None, write: Write | None
+        self,
+        decoder: Decoder,
+        modules: dict[int, nn.Module],
+        memory: Memory,
+        *,
+        top_k: int | None,
+        write: Write | None,
+        trace: bool,
     ) -> None:
         self.decoder, self.modules, self.memory, self.top_k = decoder, modules, memory, top_k
         self.indices = {module: index for index, module in modules.items()}
@@ -78,6 +89,7 @@ class Attachment:
         self.writes = 0
         self.stages_tokens = write == "all"
         self.attached = True
+        self.trace: dict[int, Trace] | None = {} if trace else None
         self._write = write
         self._last_position = -1
         self._limit: int | None = getattr(decoder.config, "max_position_embeddings", None)
@@ -124,8 +136,8 @@ class Attachment:
             del attached_modules[module]
         restore(self._configs)
 
-    def commit(self) -> Receipt:
-        """Make what was staged visible to later forward passes."""
+    def commit(self) -> list[Receipt]:
+        """Make what was staged visible to later forward passes; one receipt per bank."""
         return self.memory.commit()
 
     @property

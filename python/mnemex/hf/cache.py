@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
-from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
 from mnemex.hf.staging import stage_tokens
 from mnemex.hf.window import Eviction, Ints, WindowRows
 from mnemex.hf.window_layer import WindowLayer
@@ -57,15 +57,14 @@ class WindowCache(Cache):
                 f"{decoder.name} caches latents and makes keys and values of them afterwards (MLA), so a cache cannot "
                 "put them into a memory: attach with write='all' instead"
             )
-        layers = DynamicCache(config=decoder.config).layers
+        layers: list[Any] = DynamicCache(config=decoder.config).layers
         full = [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer]
-        for index in attachment.modules:
-            layers[index] = WindowLayer(self)
-        super().__init__(layers=layers)
+        self.attached = {index: WindowLayer(self) for index in attachment.modules}
+        self.others = [layer for index, layer in enumerate(layers) if index not in self.attached]
+        super().__init__(layers=[self.attached.get(index, layer) for index, layer in enumerate(layers)])
         self.window, self.sinks = window, sinks
         self.memory: Memory = attachment.memory
         self.rows = WindowRows(sinks)
-        self.attached = {index: layers[index] for index in attachment.modules}
         # One mask serves all layers that see their whole past; a layer without memory needs every column of it.
         self.full_masks = any(index not in self.attached for index in full)
         self.forward: ModelForward | None = None
@@ -80,8 +79,8 @@ class WindowCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors of all layers, the memory not counted."""
-        tensors = [t for layer in self.layers for t in vars(layer).values() if isinstance(t, Tensor)]
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+        tensors = [t for layer in self.others for t in vars(layer).values() if isinstance(t, Tensor)]
+        return sum(layer.nbytes for layer in self.attached.values()) + sum(t.nbytes for t in tensors)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - the signature of transformers
         """Tokens of completed forward passes, the same in every layer."""
@@ -127,7 +126,7 @@ class WindowCache(Cache):
         self.forward = None
         for layer in self.attached.values():
             layer.undo(self.rows.total)
-        self._broken = len(self.attached) < len(self.layers)
+        self._broken = bool(self.others)
 
     def _evict(self, eviction: Eviction, forward: ModelForward) -> None:
         oldest = {index: layer.oldest(eviction.n) for index, layer in self.attached.items()}
@@ -135,7 +134,12 @@ class WindowCache(Cache):
         if stored is None or stored.any():
             try:
                 ids = stage_tokens(
-                    self.memory, oldest, positions=eviction.positions, mask=stored, counted=forward.attachment.counts
+                    self.memory,
+                    oldest,
+                    positions=eviction.positions,
+                    mask=stored,
+                    counts=forward.attachment.counts,
+                    alone=True,
                 )
             except BaseException:
                 self.memory.rollback()
@@ -167,21 +171,15 @@ class WindowCache(Cache):
         self.memory.reorder(rows)
         self.rows.select(rows)
         for layer in self.layers:
-            if isinstance(layer, WindowLayer):
-                layer.select(index)
-            else:
-                layer.batch_select_indices(
-                    index.to(layer.device) if getattr(layer, "keys", None) is not None else index
-                )
+            layer.reorder_cache(index)  # type: ignore[arg-type]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take the newest `-tokens_to_remove` tokens back, those in memory too."""
         if tokens_to_remove > 0:
             raise ArgumentError(f"crop({tokens_to_remove}): expected 0 or minus the number of tokens to remove")
         n = min(-tokens_to_remove, self.rows.total)
-        for layer in self.layers:
-            if not isinstance(layer, WindowLayer):
-                layer.crop(-n)
+        for layer in self.others:
+            layer.crop(-n)
         if n == 0:
             return
         if n > self.rows.n and self._writes_seen != self._attachment.writes:
@@ -193,7 +191,7 @@ class WindowCache(Cache):
         if ends is not None:
             self._truncate(ends)
         for layer in self.attached.values():
-            layer.crop(self.rows.total, self.rows.n, self.rows.n_sinks)
+            layer.shorten(self.rows.total, self.rows.n, self.rows.n_sinks)
 
     def reset(self) -> None:
         """Forget every token, and take back what this cache put into the memory."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from mnemex.errors import ArgumentError, Unsupported
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
+from mnemex.errors import ArgumentError, Unsupported
 from mnemex.hf.function import NAMES, base_of
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Decoder:
 
     def configs(self, modules: dict[int, nn.Module]) -> list[PreTrainedConfig]:
         """List the distinct config objects that name the attention function, or build the masks, of these modules."""
-        found = [self.model.config, *(m.config for m in modules.values())]
+        found: list[PreTrainedConfig] = [self.model.config, *(_config(m) for m in modules.values())]
         return list({id(c): c for c in found}.values())
 
     @property
@@ -101,11 +101,11 @@ def find_decoder(model: nn.Module) -> Decoder:
             f"{name} is an encoder, each token of which attends to the ones after it: attach takes causal language "
             "models; mnemex.torch.attention works inside any attention"
         )
-    by_index = {m.layer_idx: m for m in attentions}
+    by_index = {_index(m): m for m in attentions}
     if len(by_index) != len(attentions):
         raise Unsupported(f"{name} has several attention layers of one number: attach one of its decoders instead")
     for module in attentions:
-        base = base_of(module.config)
+        base = base_of(_config(module))
         if base not in NAMES:
             raise Unsupported(
                 f"{name} runs attention {base!r}: attach works over 'sdpa' and 'eager'; "
@@ -127,6 +127,16 @@ def find_decoder(model: nn.Module) -> Decoder:
             "this model cannot be attached"
         )
     return Decoder(name, inner, tuple(m for m in around if _takes_keywords(m)), config, modules, others)
+
+
+def _config(module: nn.Module) -> PreTrainedConfig:
+    config: PreTrainedConfig = module.config  # type: ignore[assignment]
+    return config
+
+
+def _index(module: nn.Module) -> int:
+    index: int = module.layer_idx  # type: ignore[assignment]
+    return index
 
 
 def _uses_interface(module: nn.Module) -> bool:

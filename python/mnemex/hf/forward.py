@@ -7,22 +7,23 @@ is still open: only then are tokens kept for staging, once per layer.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from mnemex.errors import Unsupported
 from torch import Tensor, nn
 from transformers import StaticCache
 
+from mnemex.errors import Unsupported
 from mnemex.hf.cache import WindowCache
 from mnemex.hf.function import base_function
 from mnemex.hf.staging import stage_tokens
-from mnemex.torch.joined import Reading, joined_attention
+from mnemex.torch.joined import Reading, Trace, joined_attention
 from mnemex.torch.local import Mask, Scoring, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from mnemex import Snapshot
     from mnemex.hf.attachment import Attachment
@@ -68,6 +69,8 @@ class ModelForward:
             self.cache.begin(self)
         elif self.stages:
             attachment.take_rows(attachment.memory, self.batch)
+        if attachment.trace is not None:
+            attachment.trace = {}
         memory = attachment.memory if self.cache is None else self.cache.memory
         self._snapshot = memory.snapshot()
 
@@ -153,9 +156,14 @@ class ModelForward:
         )
         out = joined_attention(
             query, key, value, self._prepared(module, mask, home), scoring,
-            Reading(snapshot, self.attachment.top_k), sink=kwargs.get("s_aux"),
+            Reading(snapshot, self.attachment.top_k, observe=self._observer(index)), sink=kwargs.get("s_aux"),
         )  # fmt: skip
         return out.transpose(1, 2).contiguous(), None
+
+    def _observer(self, index: int) -> Callable[[Trace], None] | None:
+        """Make what notes the retrieval of one layer, while this pass is open and someone asked for it."""
+        trace = self.attachment.trace
+        return None if trace is None or not self.open else partial(trace.__setitem__, index)
 
     def close(self, *, failed: bool) -> None:
         """End the pass: stage and, with a cache, commit; or forget all of it."""
@@ -168,7 +176,14 @@ class ModelForward:
                 self.cache.end(self)
         elif kept and not failed:
             positions, valid = self.positions, self.valid
-            stage_tokens(self.attachment.memory, kept, positions=positions, mask=valid, counted=self.attachment.counts)
+            stage_tokens(
+                self.attachment.memory,
+                kept,
+                positions=positions,
+                mask=valid,
+                counts=self.attachment.counts,
+                alone=False,
+            )
             self.attachment.writes += 1
             self.attachment.note_positions(positions, valid)
         self._inputs = {}
@@ -214,8 +229,8 @@ class ModelForward:
     ) -> Tensor | None:
         """Cut the mask to what the cache handed out: sinks, window and new keys."""
         cache = self.cache
-        handed = None if cache is None or cache.forward is not self else cache.attached[index].handed
-        if cache is None or handed is None or handed[0] is not key or handed[1] is not value:
+        layer = None if cache is None or cache.forward is not self else cache.attached[index]
+        if cache is None or layer is None or layer.keys is not key or layer.values is not value:
             raise Unsupported(
                 f"{type(module).__name__} changes keys or values between its cache and its attention, or runs its "
                 "attention again after the forward pass: use it without a.cache()"

@@ -14,14 +14,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from mnemex.errors import Unsupported
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.masking_utils import eager_mask, sdpa_mask
+
+from mnemex.errors import Unsupported
 
 FORWARD = "mnemex_forward"
 """The keyword argument that carries the state of one forward pass."""
@@ -107,14 +107,20 @@ def _over_eager(
     return _dispatch("eager", module, query, key, value, attention_mask, kwargs)
 
 
-@cache
+_found: dict[tuple[type, str], AttentionFunction] = {}
+
+
 def base_function(module_type: type[nn.Module], base: str) -> AttentionFunction:
     """Find the function that the class would call without us: its file's own, where it defines one."""
+    known = _found.get((module_type, base))
+    if known is not None:
+        return known
     name = "eager_attention_forward" if base == "eager" else "ALL_ATTENTION_FUNCTIONS"
     for parent in module_type.__mro__:
         found = getattr(sys.modules.get(parent.__module__), name, None)
         if found is not None:
-            return found if base == "eager" else found[base]
+            function: AttentionFunction = found if base == "eager" else found[base]
+            return _found.setdefault((module_type, base), function)
     raise Unsupported(f"{module_type.__name__}: no {name} in the file of any of its classes")
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from mnemex.errors import ArgumentError, Unsupported
 from torch import Tensor, nn
 
+from mnemex.errors import ArgumentError, Unsupported
 from mnemex.hf.decoder import Decoder, Layers, find_decoder
 from mnemex.hf.fingerprint import fingerprint
 from mnemex.hf.function import FORWARD, base_function, switched
@@ -108,7 +108,7 @@ def bank_shapes(decoder: Decoder, modules: dict[int, nn.Module]) -> dict[int, Ba
     """Shapes of keys and values in these layers, from one token run through the model."""
     probe = _Probe(modules)
     model = decoder.model
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     with torch.no_grad(), torch.random.fork_rng(), switched(decoder.configs(modules)):
         model(input_ids=token, use_cache=False, **{FORWARD: probe})
     unreached = sorted(set(modules) - set(probe.shapes))

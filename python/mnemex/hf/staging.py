@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from mnemex.errors import NonFinite
 from torch import Tensor
+
+from mnemex.errors import NonFinite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,31 +32,34 @@ def stage_tokens(
     *,
     positions: Ints,
     mask: Bools | None,
-    counted: Counts,
+    counts: Counts,
+    alone: bool,
 ) -> Ints:
     """Stage `[rows, heads, T, dim]` keys and values of every layer; the ids `[rows, T]`, -1 for tokens left out.
 
-    A token with a non-finite key or value in any layer is left out of all, so that ids stay in step.
+    A token with a non-finite key or value in any layer is left out of all, so that ids stay in step. Where that is
+    found out with some layers staged, they are staged again, if this call is `alone`: nothing was staged before it.
+    Otherwise ids may differ between layers from here on.
     """
-    pending = dict(layers)
     ids: Ints | None = None
-    # The last layer first: what is not finite in one layer is not finite in those above it.
+    # The last layer first: what is not finite in one layer is hardly ever finite in those above it.
     for index in sorted(layers, reverse=True):
         keys, values = (x.detach() for x in layers[index])
         try:
             staged = memory.stage(index, keys, values, positions=positions, mask=mask)
         except NonFinite:
-            finite = _finite(list(pending.values()))
+            finite = _finite(list(layers.values()))
             before = np.ones_like(finite) if mask is None else mask
+            counts.nonfinite += int((before & ~finite).sum())
             mask = before & finite
-            counted.nonfinite += int((before & ~mask).sum())
+            if alone and ids is not None:
+                memory.rollback()
+                return stage_tokens(memory, layers, positions=positions, mask=mask, counts=counts, alone=True)
             staged = memory.stage(index, keys, values, positions=positions, mask=mask)
-        if ids is None:
-            ids = np.asarray(staged)
-        del pending[index]
+        ids = staged if ids is None else ids
     if ids is None:
         raise ValueError("no layer to stage")
-    counted.written += int((ids >= 0).sum())
+    counts.written += int((ids >= 0).sum())
     return ids
 
 

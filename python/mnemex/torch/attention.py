@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from mnemex.errors import ArgumentError, DtypeError, ShapeError
-
 import torch
+from torch import Tensor
+
+from mnemex.errors import ArgumentError, DtypeError, ShapeError
 from mnemex.torch.joined import Reading, joined_attention
 from mnemex.torch.local import Scoring, prepare
-from mnemex.torch.merges import JOINT, Bias, Gate
-from torch import Tensor
+from mnemex.torch.merges import JOINT, Bias, Gate, Merge
 
 if TYPE_CHECKING:
     from mnemex import Bank, Snapshot
@@ -79,7 +79,7 @@ def attention(
     if attn_mask is not None and is_causal:
         raise ArgumentError("attn_mask and is_causal=True exclude each other: put the causal part into the mask")
     weight = None
-    how = JOINT
+    how: Merge = JOINT
     if isinstance(merge, Bias | Gate):
         how, weight = merge.merge, merge.weight
         if weight.shape != (q.shape[1],):

@@ -9,23 +9,48 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
 from mnemex.torch import local as local_side
 from mnemex.torch import retrieved
 from mnemex.torch.local import Local, Mask, Scoring
 from mnemex.torch.merges import JOINT, Joined, Merge, Side
-from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
     from mnemex import Bank, Snapshot
 
 
+class Trace(NamedTuple):
+    """What one call retrieved.
+
+    Attributes
+    ----------
+    ids
+        Entries, int64 `[B, Hq, Q, k]`; -1 where there were fewer.
+    mass
+        Their weights among each other, float32, of the same shape.
+    share
+        Share of the memory in the whole softmax, float32 `[B, Hq, Q]`.
+    """
+
+    ids: NDArray[np.int64]
+    mass: NDArray[np.float32]
+    share: NDArray[np.float32]
+
+
 class Reading(NamedTuple):
-    """What is read and how it joins. `k` is None for every entry."""
+    """What is read and how it joins. `k` is None for every entry; `observe` is told what was retrieved, if `k` is not."""
 
     memory: Bank | Snapshot
     k: int | None
     merge: Merge = JOINT
+    observe: Callable[[Trace], None] | None = None
 
 
 def joined_attention(
@@ -67,12 +92,15 @@ def joined_attention(
     local = local_side.attend(query, key, value, mask, scoring)
     if sink is not None:
         local = _with_sink(local, sink)
-    far = retrieved.attend(reading.memory, query, reading.k, scoring)
-    return _join(local, far, weight, reading.merge).out.to(query.dtype)
+    far = retrieved.attend(reading.memory, query, reading.k, scoring, hits=reading.observe is not None)
+    return _join(local, far, weight, reading).out.to(query.dtype)
 
 
-def _join(local: Local, far: retrieved.Retrieved, weight: Tensor | None, merge: Merge) -> Joined:
-    return merge.join(Side(local.out, local.out, local.lse), Side(far.out, far.out, far.lse), weight)
+def _join(local: Local, far: retrieved.Retrieved, weight: Tensor | None, reading: Reading) -> Joined:
+    joined = reading.merge.join(Side(local.out, local.out, local.lse), Side(far.out, far.out, far.lse), weight)
+    if reading.observe is not None and far.hits is not None and far.mass is not None:
+        reading.observe(Trace(far.hits.ids, far.mass, joined.share.detach().float().cpu().numpy()))
+    return joined
 
 
 def _with_sink(local: Local, sink: Tensor) -> Local:
@@ -87,7 +115,7 @@ class _JoinedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,  # noqa: ANN401 - torch names no type
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -104,7 +132,7 @@ class _JoinedAttention(torch.autograd.Function):
         if sink is not None:
             local = _with_sink(local, sink)
         far = retrieved.attend(snapshot, query, reading.k, scoring, hits=reading.k is not None)
-        joined = _join(local, far, weight, reading.merge)
+        joined = _join(local, far, weight, reading)
         ctx.save_for_backward(
             query, key, value, additive, weight, sink, dead, local.kept, local.out, local.lse,
             far.out, far.lse, joined.out, joined.share,

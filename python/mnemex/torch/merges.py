@@ -101,8 +101,8 @@ class Gated:
         )
 
 
-JOINT = OneSoftmax()
-GATED = Gated()
+JOINT: Merge = OneSoftmax()
+GATED: Merge = Gated()
 
 
 class Bias(nn.Module):

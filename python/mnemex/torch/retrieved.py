@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from mnemex.errors import NonFinite
-
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from mnemex import Bank, Hits, Snapshot
     from mnemex.torch.local import Scoring
 
@@ -24,11 +24,12 @@ GATHER_BYTES = 64 << 20
 
 
 class Retrieved(NamedTuple):
-    """Output `[B, Hq, Q, Dv]` and log-sum-exp `[B, Hq, Q]` in float32, and the hits behind them, where asked for."""
+    """Output `[B, Hq, Q, Dv]` and log-sum-exp `[B, Hq, Q]` in float32, and the hits behind them with their weights, where asked for."""
 
     out: Tensor
     lse: Tensor
     hits: Hits | None = None
+    mass: NDArray[np.float32] | None = None
 
 
 def attend(memory: Bank | Snapshot, query: Tensor, k: int | None, scoring: Scoring, *, hits: bool = False) -> Retrieved:
@@ -42,19 +43,11 @@ def attend(memory: Bank | Snapshot, query: Tensor, k: int | None, scoring: Scori
         query = query.float()
     if home.type != "cpu":
         query = query.cpu()
-    try:
-        found = memory.attend(query, k, scale=scoring.scale, softcap=scoring.softcap, hits=hits)
-    except NonFinite:
-        bad = ~torch.isfinite(query).all(-1)
-        clean = query.masked_fill(bad[..., None], 0.0)
-        found = memory.attend(clean, k, scale=scoring.scale, softcap=scoring.softcap, hits=hits)
-        out = torch.from_numpy(found.out).masked_fill(bad[..., None], torch.nan)
-        lse = torch.from_numpy(found.lse).masked_fill(bad, torch.nan)
-    else:
-        out, lse = torch.from_numpy(found.out), torch.from_numpy(found.lse)
+    found = memory.attend(query, k, scale=scoring.scale, softcap=scoring.softcap, hits=hits, nonfinite="keep")
+    out, lse = torch.from_numpy(found.out), torch.from_numpy(found.lse)
     if home.type != "cpu":
         out, lse = out.to(home), lse.to(home)
-    return Retrieved(out, lse, found.hits if hits else None)
+    return Retrieved(out, lse, found.hits, found.mass)
 
 
 def query_gradient(
@@ -85,9 +78,8 @@ def query_gradient(
     parts = []
     for start in range(0, n_queries, step):
         span = slice(start, start + step)
-        keys, values = snapshot.gather(_stretch(hits, span))
+        keys, values = (torch.from_numpy(x).float() for x in snapshot.gather(_stretch(hits, span)))  # [.., q, k, dim]
         valid = torch.from_numpy(ids[:, :, span] >= 0)  # [B, Hq, q, k]
-        keys, values = torch.from_numpy(keys).float(), torch.from_numpy(values).float()  # [B, Hq, q, k, dim]
         q, g = query[:, :, span, None], grad[:, :, span, None]  # [B, Hq, q, 1, dim]
         logits = (q @ keys.transpose(-1, -2)).squeeze(-2) * scoring.scale
         of_weights = (g @ values.transpose(-1, -2)).squeeze(-2)
@@ -100,12 +92,13 @@ def _of_logits(
     logits: Tensor, of_weights: Tensor, valid: Tensor, scoring: Scoring, delta: Tensor, lse: Tensor
 ) -> Tensor:
     """Gradient of the unscaled scores; `logits` are scaled, not yet capped."""
-    slope = scoring.scale
+    slope = None
     if scoring.softcap is not None:
         bent = torch.tanh(logits / scoring.softcap)
-        logits, slope = bent * scoring.softcap, (1.0 - bent * bent) * scoring.scale
+        logits, slope = bent * scoring.softcap, 1.0 - bent * bent
     weights = (logits - lse[..., None]).exp().masked_fill(~valid, 0.0)
-    return weights * (of_weights - delta[..., None]) * slope
+    of_logits = weights * (of_weights - delta[..., None]) * scoring.scale
+    return of_logits if slope is None else of_logits * slope
 
 
 def _through_every_entry(

@@ -195,7 +195,7 @@ impl Bank {
     /// # Errors
     /// When a row is not there.
     pub fn delete(&self, ids: &[i64], rows: Option<&[usize]>) -> Result<()> {
-        self.change_rows(true, rows, |row| {
+        self.change_rows(true, rows, |_, row| {
             for lane in &mut row.lanes {
                 for &id in ids {
                     lane.kill(id);
@@ -209,7 +209,17 @@ impl Bank {
     /// # Errors
     /// When a row is not there or anything is staged.
     pub fn truncate(&self, end: i64, rows: Option<&[usize]>) -> Result<()> {
-        self.change_rows(false, rows, |row| row.lanes.iter_mut().for_each(|lane| lane.truncate(end)))
+        self.change_rows(false, rows, |_, row| row.truncate(end))
+    }
+
+    /// Keeps ids below `ends[i]` in the i-th of the named rows.
+    ///
+    /// # Errors
+    /// When there is not one end per row, a row is not there or anything is staged.
+    pub fn truncate_each(&self, ends: &[i64], rows: Option<&[usize]>) -> Result<()> {
+        let n = rows.map_or_else(|| self.snapshot().version.rows.len(), <[usize]>::len);
+        ensure(ends.len() == n, Kind::Shape, || format!("end has {} numbers for {n} rows: give one per row", ends.len()))?;
+        self.change_rows(false, rows, |at, row| row.truncate(ends[at]))
     }
 
     /// Empties rows; their ids go on.
@@ -217,10 +227,10 @@ impl Bank {
     /// # Errors
     /// When a row is not there or anything is staged.
     pub fn reset(&self, rows: Option<&[usize]>) -> Result<()> {
-        self.change_rows(false, rows, |row| *row = Row::empty(row.lanes.len(), row.next_id))
+        self.change_rows(false, rows, |_, row| *row = Row::empty(row.lanes.len(), row.next_id))
     }
 
-    fn change_rows(&self, with_staged: bool, rows: Option<&[usize]>, mut change: impl FnMut(&mut Row)) -> Result<()> {
+    fn change_rows(&self, with_staged: bool, rows: Option<&[usize]>, mut change: impl FnMut(usize, &mut Row)) -> Result<()> {
         let staging = self.writer();
         ensure(with_staged || staging.is_empty(), Kind::State, still_staged)?;
         let mut version = self.version.write().unwrap_or_else(PoisonError::into_inner);
@@ -230,9 +240,9 @@ impl Bank {
         }
         let version = Arc::make_mut(&mut version);
         let every: Vec<usize> = (0..n).collect();
-        for &row in rows.unwrap_or(&every) {
+        for (at, &row) in rows.unwrap_or(&every).iter().enumerate() {
             let row = Arc::make_mut(&mut version.rows[row]);
-            change(row);
+            change(at, row);
             row.drop_old_columns();
         }
         version.number += 1;

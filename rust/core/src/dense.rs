@@ -118,10 +118,10 @@ impl Piece<'_> {
     }
 }
 
-/// The pieces of a span, in id order.
-fn pieces<'v>(refs: &[&'v Ref], span: i64) -> Vec<Piece<'v>> {
+/// The pieces of a span, in id order, out of references and their visible rows.
+fn pieces<'v>(refs: &[(&'v Ref, u64)], span: i64) -> Vec<Piece<'v>> {
     let mut runs: Vec<(&Ref, u64)> = (refs.iter())
-        .map(|r| (*r, r.live & first_rows(r.rows_below(span + SPAN)) & !first_rows(r.rows_below(span))))
+        .map(|(r, visible)| (*r, visible & first_rows(r.rows_below(span + SPAN)) & !first_rows(r.rows_below(span))))
         .filter(|(_, live)| *live != 0)
         .collect();
     runs.sort_by_key(|(r, _)| r.id_lo);
@@ -189,8 +189,8 @@ impl<'v> Piece<'v> {
 struct Reduction<'s> {
     snapshot: &'s Snapshot,
     schema: &'s Schema,
+    queries: &'s Queries<'s>,
     unit: &'s Unit<'s>,
-    dim: usize,
     logit: Logit,
     packed: Packed,
     /// Score panels of `SPAN` rows.
@@ -199,10 +199,10 @@ struct Reduction<'s> {
 }
 
 impl<'s> Reduction<'s> {
-    fn new(snapshot: &'s Snapshot, schema: &'s Schema, queries: &Queries, unit: &'s Unit, logit: Logit) -> Self {
+    fn new(snapshot: &'s Snapshot, schema: &'s Schema, queries: &'s Queries, unit: &'s Unit, logit: Logit) -> Self {
         let packed = Packed::new(snapshot, queries, unit, true);
         let panels = vec![0.0; unit.n.next_multiple_of(PANEL) * SPAN as usize];
-        Reduction { snapshot, schema, unit, dim: queries.dim, logit, packed, panels, scratch: Vec::new() }
+        Reduction { snapshot, schema, queries, unit, logit, packed, panels, scratch: Vec::new() }
     }
 
     /// Reduces the spans of one stretch, in id order.
@@ -211,7 +211,8 @@ impl<'s> Reduction<'s> {
         let stride = self.snapshot.config().value_dim().next_multiple_of(PANEL);
         let (mut sums, mut part) = (Sums::empty(lanes, stride), Sums::empty(lanes, stride));
         let here = |r: &&&Ref| r.id_lo < first + STRETCH && r.id_hi() > first;
-        let refs: Vec<&Ref> = self.unit.refs.iter().filter(here).copied().collect();
+        let visible = |r: &&'s Ref| (*r, self.queries.visible(self.unit.row, r));
+        let refs: Vec<(&Ref, u64)> = self.unit.refs.iter().filter(here).map(visible).collect();
         for span in (first..first + STRETCH).step_by(SPAN as usize) {
             ticker.tick()?;
             let pieces = pieces(&refs, span);
@@ -232,7 +233,7 @@ impl<'s> Reduction<'s> {
         for piece in pieces {
             let (keys, stride) = piece.keys(self.schema, &mut scratch);
             let keys = Keys { rows: keys, stride, n: piece.len(), scale: &piece.scale() };
-            let queries = Panels { panels: &self.packed.panels, dim: self.dim, n: self.unit.n };
+            let queries = Panels { panels: &self.packed.panels, dim: self.queries.dim, n: self.unit.n };
             (kernels.scores)(rule(self.schema.metric), keys, queries, &mut self.panels, rows, ids.len());
             match piece {
                 Piece::Whole(r) => ids.extend((0..r.block.len()).map(|slot| r.id(slot))),

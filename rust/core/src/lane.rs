@@ -9,7 +9,7 @@ use crate::block::{Encoded, Schema};
 use crate::error::Result;
 use crate::list::{Append, List, Ref};
 
-/// What a policy asks for. A plan names an id once; edits are applied in the order of the variants.
+/// What a policy asks for. A plan names an id once, so the order of its edits does not matter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Edit {
     /// End one entry.
@@ -139,6 +139,13 @@ impl Lane {
 
     /// Performs a prepared plan; nothing in it can fail. Returns how many entries ended or never came to be.
     pub(crate) fn apply(&mut self, schema: &Schema, kernels: &Kernels, arrival: Arrival, plan: Prepared) -> usize {
+        // First, while the last block that rows were meant for is surely there: a floor may end all that is in it.
+        for (list, append) in plan.appends {
+            if self.lists.len() <= list {
+                self.lists.resize(list + 1, List::default());
+            }
+            self.n_live += self.lists[list].append(schema, arrival.rows, arrival.id_lo, append);
+        }
         let mut ended = plan.dropped;
         for id in plan.kills {
             ended += usize::from(self.kill(id));
@@ -152,12 +159,6 @@ impl Lane {
             if let Some((block, slot)) = self.lists.iter_mut().find_map(|list| list.block_mut(id)) {
                 block.rewrite(schema, kernels, slot, &key, &value);
             }
-        }
-        for (list, append) in plan.appends {
-            if self.lists.len() <= list {
-                self.lists.resize(list + 1, List::default());
-            }
-            self.n_live += self.lists[list].append(schema, arrival.rows, arrival.id_lo, append);
         }
         ended
     }

@@ -13,6 +13,17 @@ use crate::error::{Error, Kind, Result, ensure};
 use crate::input::{Input, VectorReader, all_finite, check_shape, non_finite};
 use crate::list::{List, Ref};
 
+/// Booleans by id, row after row.
+#[derive(Clone, Copy)]
+pub struct Bitmaps<'a> {
+    /// `[rows * ids]`
+    pub bits: &'a [bool],
+    /// One for all query rows, or one for each.
+    pub rows: usize,
+    /// Ids per row.
+    pub ids: usize,
+}
+
 /// What every read takes.
 pub struct Query<'a> {
     /// `[rows, query_heads, T, key_dim]`
@@ -21,6 +32,8 @@ pub struct Query<'a> {
     pub rows: Option<&'a [usize]>,
     /// `[rows * T]`: a query sees ids below.
     pub before: Option<&'a [i64]>,
+    /// Bitmaps by id, one for all query rows or one per row: a query sees ids that are true there. Ids beyond are false.
+    pub allowed: Option<Bitmaps<'a>>,
     /// None: the bank's.
     pub nonfinite: Option<NonFinite>,
 }
@@ -34,11 +47,14 @@ pub(crate) struct Queries<'a> {
     /// Query heads per key/value head.
     pub(crate) group: usize,
     before: Option<&'a [i64]>,
+    allowed: Option<Bitmaps<'a>>,
     data: Vec<f32>,
 }
 
 /// A run of queries of one query row that read one lane.
 pub(crate) struct Unit<'v> {
+    /// Query row.
+    pub(crate) row: usize,
     /// Number of the first query, counted over `[rows, query_heads, T]`.
     pub(crate) first: usize,
     /// Queries.
@@ -69,6 +85,12 @@ impl<'a> Queries<'a> {
             return Err(Error::new(Kind::Row, format!("rows name row {row}; the bank has {n_bank_rows} rows")));
         }
 
+        if let Some(allowed) = &query.allowed {
+            ensure(allowed.rows == 1 || allowed.rows == n_rows, Kind::Shape, || {
+                format!("where has {} bitmaps for {n_rows} query rows: give one for all, or one per row", allowed.rows)
+            })?;
+        }
+
         let mut reader = VectorReader::new(query.queries);
         let mut data = Vec::with_capacity(n_rows * heads * tokens * dim);
         let raise = query.nonfinite.unwrap_or(config.nonfinite) == NonFinite::Raise;
@@ -83,7 +105,7 @@ impl<'a> Queries<'a> {
                 }
             }
         }
-        Ok(Queries { rows, heads, tokens, dim, group: heads / config.heads, before: query.before, data })
+        Ok(Queries { rows, heads, tokens, dim, group: heads / config.heads, before: query.before, allowed: query.allowed, data })
     }
 
     /// Queries in all.
@@ -102,6 +124,14 @@ impl<'a> Queries<'a> {
         self.before.map_or(i64::MAX, |before| before[row * self.tokens + at % self.tokens])
     }
 
+    /// The live rows of a block that queries of this row may see.
+    pub(crate) fn visible(&self, row: usize, r: &Ref) -> u64 {
+        let Some(allowed) = &self.allowed else { return r.live };
+        let allowed = &allowed.bits[if allowed.rows == 1 { 0 } else { row } * allowed.ids..][..allowed.ids];
+        let sees = |slot: &usize| usize::try_from(r.id(*slot)).is_ok_and(|id| allowed.get(id) == Some(&true));
+        r.live_slots().filter(sees).fold(0, |mask, slot| mask | 1 << slot)
+    }
+
     /// Units of at most `most` queries, with the references that the index wants scanned.
     pub(crate) fn units<'v>(&self, snapshot: &'v Snapshot, schema: &Schema, most: usize) -> Vec<Unit<'v>> {
         let per_lane = self.group * self.tokens;
@@ -117,7 +147,7 @@ impl<'a> Queries<'a> {
                         None => Arc::clone(&everything),
                         Some(lists) => Arc::new(lists.iter().flat_map(|&list| lane.lists()[list].refs()).collect()),
                     };
-                    units.push(Unit { first: base + first, n, refs });
+                    units.push(Unit { row, first: base + first, n, refs });
                 }
             }
         }

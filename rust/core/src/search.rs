@@ -171,7 +171,7 @@ impl<'s> Scan<'s> {
         for at in refs {
             ticker.tick()?;
             let r = self.unit.refs[at];
-            let live = r.live & first_rows(r.rows_below(last_seen));
+            let live = self.queries.visible(self.unit.row, r) & first_rows(r.rows_below(last_seen));
             if live == 0 {
                 continue;
             }

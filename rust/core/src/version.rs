@@ -49,6 +49,13 @@ impl Row {
         self.positions.get(id)
     }
 
+    /// Keeps ids below `end`.
+    pub(crate) fn truncate(&mut self, end: i64) {
+        for lane in &mut self.lanes {
+            lane.truncate(end);
+        }
+    }
+
     /// Columns forget what no lane can hold any more.
     pub(crate) fn drop_old_columns(&mut self) {
         let oldest = self.lanes.iter().filter_map(|lane| lane.nth_oldest(0)).min().unwrap_or(self.next_id);

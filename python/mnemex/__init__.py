@@ -1,0 +1,93 @@
+"""mnemex: an exact attention memory for any model, in host memory.
+
+Past keys and values go into a `Bank`; `search` finds the best k of every query, exactly and with the same bits on every
+machine; `attend` is softmax attention over them, with a log-sum-exp by which `merge` joins it to local attention.
+`mnemex.torch` and `mnemex.hf` put it into PyTorch and transformers models; they load when first named.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from mnemex.bank import Bank, Snapshot
+from mnemex.errors import (
+    ArgumentError,
+    CapacityError,
+    DtypeError,
+    Error,
+    ExistsError,
+    FormatError,
+    IdError,
+    MissingDependency,
+    NonFinite,
+    NotFoundError,
+    ResourceError,
+    RowError,
+    ShapeError,
+    StateError,
+    Unsupported,
+)
+from mnemex.files import open  # noqa: A004 - `mnemex.open` is what the reader of a saved bank writes
+from mnemex.memory import Memory, MemorySnapshot
+from mnemex.merge import merge
+from mnemex.parts import BF16, F16, F32, Append, Fifo, Flat
+from mnemex.results import Hits, Partial, Receipt
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__version__ = version("mnemex")
+
+__all__ = [
+    "BF16",
+    "F16",
+    "F32",
+    "Append",
+    "ArgumentError",
+    "Bank",
+    "CapacityError",
+    "DtypeError",
+    "Error",
+    "ExistsError",
+    "Fifo",
+    "Flat",
+    "FormatError",
+    "Hits",
+    "IdError",
+    "Memory",
+    "MemorySnapshot",
+    "MissingDependency",
+    "NonFinite",
+    "NotFoundError",
+    "Partial",
+    "Receipt",
+    "ResourceError",
+    "RowError",
+    "ShapeError",
+    "Snapshot",
+    "StateError",
+    "Unsupported",
+    "merge",
+    "open",
+]
+
+_ADAPTERS = {"torch": ("torch",), "hf": ("torch", "transformers")}
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in _ADAPTERS:
+        raise AttributeError(f"module 'mnemex' has no attribute {name!r}")
+    for needed in _ADAPTERS[name]:
+        try:
+            import_module(needed)
+        except ImportError as error:
+            raise MissingDependency(
+                f"mnemex.{name} needs {needed}, which cannot be imported ({error}): pip install 'mnemex[{name}]'"
+            ) from error
+    return import_module(f"mnemex.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ADAPTERS])

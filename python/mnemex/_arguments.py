@@ -1,0 +1,139 @@
+"""Numbers, row numbers and side arrays, checked once at the border and turned into what the native module takes."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from mnemex.errors import ArgumentError, DtypeError, RowError, ShapeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from mnemex._arrays import IntsLike
+
+INT64_MAX = 2**63 - 1
+
+
+class Named(Protocol):
+    """A part."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def count(name: str, x: object, *, low: int = 1) -> int:
+    """Take a whole number of at least `low` that fits 63 bits."""
+    try:
+        n = operator.index(x)  # type: ignore[arg-type]
+    except TypeError:
+        raise DtypeError(f"{name}={x!r} must be a whole number of at least {low}") from None
+    if isinstance(x, bool) or not low <= n <= INT64_MAX:
+        raise ArgumentError(f"{name}={x!r} must be a whole number from {low} to 2**63 - 1")
+    return n
+
+
+def optional_count(name: str, x: object, *, low: int = 1) -> int | None:
+    """Take the same, or None."""
+    return None if x is None else count(name, x, low=low)
+
+
+def real(name: str, x: object, *, positive: bool = False) -> float:
+    """Take a finite number."""
+    try:
+        y = float(x)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise DtypeError(f"{name}={x!r} must be a number") from None
+    except OverflowError:
+        y = math.inf
+    if not math.isfinite(y) or (positive and y <= 0) or abs(y) > np.finfo(np.float32).max:
+        raise ArgumentError(f"{name}={x!r} must be a {'positive' if positive else 'finite'} number")
+    return y
+
+
+def part(name: str, x: object, known: Mapping[str, type]) -> str:
+    """Take a part of one kind, or its name."""
+    if isinstance(x, str) and x in known:
+        return x
+    if isinstance(x, tuple(known.values())):
+        return type(x).name  # type: ignore[attr-defined,no-any-return]
+    expected = ", ".join(repr(word) for word in known)
+    raise ArgumentError(f"{name}={x!r} is not known; expected one of {expected}")
+
+
+def word(name: str, x: object, known: tuple[str, ...]) -> str:
+    """Take one of a few words."""
+    if isinstance(x, str) and x in known:
+        return x
+    raise ArgumentError(f"{name}={x!r} is not known; expected one of {', '.join(map(repr, known))}")
+
+
+def ints(name: str, x: IntsLike) -> NDArray[np.int64]:
+    """Take whole numbers as a contiguous int64 array of any shape."""
+    try:
+        array = np.asarray(x)
+    except (ValueError, OverflowError, RuntimeError) as error:
+        raise DtypeError(f"{name} must be an array of whole numbers ({error})") from None
+    if array.size == 0 and array.dtype == np.float64 and not isinstance(x, np.ndarray):
+        array = array.astype(np.int64)  # numpy's type for an empty list
+    if array.dtype.kind not in "iu":
+        raise DtypeError(f"{name} are {array.dtype}; expected whole numbers (int64)")
+    if array.dtype.kind == "u" and array.size and int(array.max()) > INT64_MAX:
+        raise ArgumentError(f"{name} hold {int(array.max())}, which is beyond int64")
+    return np.ascontiguousarray(array, np.int64).reshape(array.shape)
+
+
+def rows(name: str, x: IntsLike | None, n_rows: int) -> NDArray[np.int64] | None:
+    """Take row numbers, or a boolean mask over the rows."""
+    if x is None:
+        return None
+    array = np.asarray(x)
+    if array.dtype == bool:
+        if array.shape != (n_rows,):
+            raise ShapeError(f"{name} is a mask of shape {array.shape}; the bank has {n_rows} rows")
+        return np.flatnonzero(array).astype(np.int64)
+    numbers = ints(name, x)
+    if numbers.ndim != 1:
+        raise ShapeError(f"{name} have shape {numbers.shape}; expected a list of row numbers, or a mask")
+    outside = numbers[(numbers < 0) | (numbers >= n_rows)]
+    if outside.size:
+        raise RowError(f"{name} name row {outside[0]}; the bank has {n_rows} rows, numbered from 0")
+    return numbers
+
+
+def side(name: str, x: object, shape: tuple[int, int], dtype: type, *, one_lane: bool) -> NDArray[np.generic] | None:
+    """Take one number per token, `[rows, T]` (`[T]` for one lane), flat and contiguous."""
+    if x is None:
+        return None
+    if dtype is bool:
+        array = np.asarray(x)
+        if array.dtype.kind not in "bi" or (array.dtype.kind == "i" and not np.isin(array, (0, 1)).all()):
+            raise DtypeError(f"{name} is {array.dtype}; expected booleans")
+        array = array.astype(bool)
+    else:
+        array = ints(name, x)  # type: ignore[arg-type]
+    if array.shape != shape and not (one_lane and array.shape == shape[1:]):
+        raise ShapeError(f"{name} has shape {array.shape}; expected [rows, T] = {list(shape)}")
+    return np.ascontiguousarray(array.reshape(-1))
+
+
+def bitmap(where: IntsLike | None, end: int) -> NDArray[np.bool_] | None:
+    """Take a list of ids, or bitmaps by id, as bitmaps `[1 or rows, n]`; no id is `end` or more."""
+    if where is None:
+        return None
+    array = np.asarray(where)
+    if array.dtype == bool:
+        if array.ndim not in (1, 2):
+            raise ShapeError(f"where has shape {array.shape}; expected a bitmap by id, [n] or [rows, n]")
+        return np.ascontiguousarray(np.atleast_2d(array))
+    ids = ints("where", where)
+    if ids.ndim != 1:
+        raise ShapeError(f"where has shape {ids.shape}; expected a list of ids")
+    bits = np.zeros((1, end), bool)
+    bits[0, ids[(ids >= 0) & (ids < end)]] = True
+    return bits

@@ -1,0 +1,94 @@
+"""What counts as an array of vectors: numpy, anything with `__array_interface__`, or `__dlpack__` on the CPU.
+
+Nothing is copied but what has to be: float32 and the half precisions are read in place where their last axis is
+contiguous. bfloat16, which numpy lacks, travels as its bits. No framework is imported: a tensor is recognised by the
+module that it comes from, which is loaded already.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Protocol, SupportsIndex
+
+import numpy as np
+
+from mnemex.errors import DtypeError, ShapeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
+    Vectors = tuple[Array, str]
+
+
+class DLPack(Protocol):
+    """A tensor of any framework."""
+
+    def __dlpack__(self) -> object: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+
+class ArrayInterface(Protocol):
+    """An array of any library."""
+
+    @property
+    def __array_interface__(self) -> dict[str, object]: ...
+
+
+ArrayLike = DLPack | ArrayInterface
+"""Arrays of float32, float16 or bfloat16."""
+
+IntsLike = ArrayInterface | DLPack | list[int] | tuple[int, ...] | range | SupportsIndex
+
+CPU = 1
+_FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+def vectors(name: str, x: ArrayLike, *, one_lane: bool) -> Vectors:
+    """View `x` as `[rows, heads, T, dim]`, and name its type "f32", "f16" or "bf16"; halves as their bits."""
+    array, dtype = _array(name, x)
+    if array.ndim == 2 and one_lane:  # noqa: PLR2004 - [T, dim]
+        array = array[None, None]
+    if array.ndim != 4:  # noqa: PLR2004
+        also = " or [T, dim]" if one_lane else ""
+        raise ShapeError(f"{name} have shape {array.shape}; expected [rows, heads, T, dim]{also}")
+    if array.itemsize == 2 and array.dtype != np.uint16:  # noqa: PLR2004 - float16
+        array = array.view(np.uint16)
+    return array, dtype
+
+
+def _array(name: str, x: ArrayLike) -> tuple[NDArray[np.generic], str]:
+    array, dtype = _from_tensor(name, x) if not isinstance(x, np.ndarray) else (x, x.dtype.name)
+    if dtype not in _FLOATS:
+        advice = "cast with .astype(np.float32)" if isinstance(x, np.ndarray) else "cast it first, as .float() does"
+        raise DtypeError(f"{name} are {dtype}; expected float32, float16 or bfloat16: {advice}")
+    if dtype == "bfloat16":
+        array = array.view(np.uint16)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if not array.flags.aligned or (array.ndim and array.shape[-1] > 1 and array.strides[-1] != array.itemsize):
+        array = np.require(array.copy(), requirements=["C", "A"])
+    return array, _FLOATS[dtype]
+
+
+def _from_tensor(name: str, x: ArrayLike) -> tuple[NDArray[np.generic], str]:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        x = x.detach()
+        if x.device.type != "cpu":
+            raise DtypeError(f"{name} are on {x.device}; a bank lives in host memory: pass {name}.cpu()")
+        dtype = str(x.dtype).removeprefix("torch.")
+        return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x.resolve_neg()).numpy(), dtype
+    if hasattr(x, "__array_interface__") or hasattr(x, "__array__"):
+        array = np.asarray(x)
+        return array, array.dtype.name
+    if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
+        if x.__dlpack_device__()[0] != CPU:
+            raise DtypeError(f"{name} are not on the CPU; a bank lives in host memory: copy them there first")
+        try:
+            array = np.from_dlpack(x)
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise DtypeError(f"{name}: numpy cannot take this tensor ({error}); pass numpy's or torch's") from error
+        return array, array.dtype.name
+    kind = type(x).__name__
+    raise DtypeError(f"{name} are {kind}; expected an array of float32, float16 or bfloat16, such as numpy's or torch's")

@@ -1,0 +1,302 @@
+"""The bank: the key/value memory of one attention layer, and its snapshots."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+
+from mnemex import _arguments as arguments
+from mnemex import parts
+from mnemex._arrays import vectors
+from mnemex._native import NativeBank, NativeSnapshot
+from mnemex.errors import ArgumentError, DtypeError, ShapeError
+from mnemex.reads import Reads
+from mnemex.results import Receipt
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mnemex._arrays import ArrayLike, IntsLike
+
+NONFINITE = ("raise", "keep", "skip")
+
+
+class Snapshot(Reads):
+    """A frozen version of a bank: the same reads, no writes. Costs nothing to take."""
+
+    def __init__(self, native: NativeSnapshot, bank: Bank) -> None:
+        self._frozen = native
+        self._adopt(bank)
+
+    def _native_snapshot(self) -> NativeSnapshot:
+        return self._frozen
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, what is shared counted once."""
+        return self._frozen.nbytes
+
+    def copy(self) -> Bank:
+        """Make an independent bank that shares every block until one side writes."""
+        return Bank._of(self._frozen.copy(), threads=self._threads)
+
+
+class Bank(Reads):
+    """Keys and values in `rows x heads` independent lanes, searched exactly.
+
+    Parameters
+    ----------
+    rows, heads
+        A row is a sequence, document or user; a head is a key/value head.
+    key_dim
+        Numbers per key.
+    value_dim
+        Numbers per value; None: no values; "key": the key is the value.
+    capacity
+        Live entries per lane at most.
+    metric
+        "dot", "cos" or "l2" (minus the squared distance): larger is nearer.
+    key_codec, value_codec
+        "f32", "f16", "bf16", or "auto": the first write's type, bit for bit.
+    scan_codec
+        None: the first pass of a search reads the keys themselves.
+    index
+        "flat": every entry is looked at.
+    write
+        "append": every token becomes an entry.
+    evict
+        "fifo": the oldest go; "error": a write beyond the capacity is refused.
+    nonfinite
+        "raise": NaN and infinity are refused; "keep": they are stored, and a NaN score is never returned; "skip": such
+        tokens are left unwritten.
+    threads
+        Threads per call; None: what `MNEMEX_NUM_THREADS`, the affinity mask and the cgroup allow.
+
+    Raises
+    ------
+    ArgumentError, DtypeError
+        A bank that cannot be.
+    ResourceError
+        `MNEMEX_ISA` names an instruction set that this machine lacks.
+
+    Examples
+    --------
+    >>> import numpy as np, mnemex as mx
+    >>> rng = np.random.default_rng(0)
+    >>> keys, values = rng.standard_normal((2, 1, 8, 1000, 64), np.float32)
+    >>> bank = mx.Bank(heads=8, key_dim=64, value_dim=64)
+    >>> bank.write(keys, values).evicted
+    0
+    >>> queries = rng.standard_normal((1, 8, 5, 64), np.float32)
+    >>> scores, ids = bank.search(queries, 16)
+    >>> ids.shape
+    (1, 8, 5, 16)
+    >>> out, lse = bank.attend(queries, 16)
+    >>> out.shape, lse.shape
+    ((1, 8, 5, 64), (1, 8, 5))
+    """
+
+    def __init__(  # noqa: PLR0913 - what a bank is made of
+        self,
+        *,
+        key_dim: int,
+        rows: int = 1,
+        heads: int = 1,
+        value_dim: int | Literal["key"] | None = None,
+        capacity: int | None = None,
+        metric: str = "dot",
+        key_codec: str | parts.Codec = "auto",
+        value_codec: str | parts.Codec = "auto",
+        scan_codec: None = None,
+        index: str | parts.Flat = "flat",
+        write: str | parts.Append = "append",
+        evict: str | parts.Fifo = "fifo",
+        nonfinite: str = "raise",
+        threads: int | None = None,
+    ) -> None:
+        if isinstance(value_dim, str) and value_dim != "key":
+            raise ArgumentError(f"value_dim={value_dim!r} must be a number, 'key' or None")
+        if scan_codec is not None:
+            raise ArgumentError(f"scan_codec={scan_codec!r} is not known; expected None: searches read the keys themselves")
+        arguments.part("index", index, parts.INDEXES)
+        arguments.part("write", write, parts.WRITES)
+        native = NativeBank(
+            rows=arguments.count("rows", rows, low=0),
+            heads=arguments.count("heads", heads),
+            key_dim=arguments.count("key_dim", key_dim),
+            value_dim=None if value_dim in (None, "key") else arguments.count("value_dim", value_dim),
+            key_is_value=value_dim == "key",
+            capacity=arguments.optional_count("capacity", capacity),
+            metric=arguments.word("metric", metric, ("dot", "cos", "l2")),
+            key_codec=_codec("key_codec", key_codec),
+            value_codec=_codec("value_codec", value_codec),
+            evict="error" if isinstance(evict, str) and evict == "error" else arguments.part("evict", evict, parts.EVICTS),
+            nonfinite=arguments.word("nonfinite", nonfinite, NONFINITE),
+        )
+        self._open(native, threads)
+
+    def _open(self, native: NativeBank, threads: int | None) -> None:
+        self._native = native
+        self._describe(native.config, arguments.optional_count("threads", threads))
+
+    @classmethod
+    def _of(cls, native: NativeBank, *, threads: int | None = None) -> Self:
+        """Wrap a native bank, as opening a file or copying makes one."""
+        bank = cls.__new__(cls)
+        bank._open(native, threads)
+        return bank
+
+    def _native_snapshot(self) -> NativeSnapshot:
+        return self._native.snapshot()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, staged tokens included, what is shared counted once."""
+        return self._native.nbytes
+
+    # ------------------------------------------------------------------ writes
+
+    def stage(  # noqa: PLR0913 - one array per thing a token has
+        self,
+        keys: ArrayLike,
+        values: ArrayLike | None = None,
+        *,
+        rows: IntsLike | None = None,
+        positions: IntsLike | None = None,
+        mask: ArrayLike | None = None,
+        labels: IntsLike | None = None,
+        nonfinite: str | None = None,
+        threads: int | None = None,
+    ) -> NDArray[np.int64]:
+        """Take tokens in; they stay invisible until `commit`.
+
+        Parameters
+        ----------
+        keys
+            `[rows, heads, T, key_dim]` (`[T, key_dim]` for one lane), float32, float16 or bfloat16, any strides. The
+            memory may be reused after the call.
+        values
+            `[rows, heads, T, value_dim]`.
+        rows
+            Bank row of each row of the arrays, or a mask over the bank's rows; None: all.
+        positions
+            `[rows, T]` whole numbers; None: the ids.
+        mask
+            `[rows, T]`: False tokens are not written and may hold anything.
+        labels
+            `[rows, T]` whole numbers of yours, which hits bring back; None: -1.
+        nonfinite
+            For this call, instead of the bank's.
+        threads
+            For this call, instead of the bank's.
+
+        Returns
+        -------
+        ids
+            int64 `[rows, T]` (`[T]` where keys were `[T, key_dim]`), ascending from 0 in each row, never used again
+            once committed; -1 for a token that is not written.
+
+        Raises
+        ------
+        ShapeError, DtypeError, RowError, NonFinite, CapacityError
+            What was staged before stays as it was.
+        """
+        k = vectors("keys", keys, one_lane=self._one_lane)
+        v = None if values is None else vectors("values", values, one_lane=self._one_lane)
+        shape = (k[0].shape[0], k[0].shape[2])
+        ids = self._native.stage(
+            k,
+            v,
+            arguments.rows("rows", rows, self.rows),
+            arguments.side("mask", mask, shape, bool, one_lane=self._one_lane),
+            arguments.side("labels", labels, shape, np.int64, one_lane=self._one_lane),
+            arguments.side("positions", positions, shape, np.int64, one_lane=self._one_lane),
+            None if nonfinite is None else arguments.word("nonfinite", nonfinite, NONFINITE),
+            self._threads_of(threads),
+        )
+        return ids[0] if self._one_lane and np.ndim(keys) == 2 else ids  # type: ignore[arg-type]  # noqa: PLR2004
+
+    def commit(self) -> Receipt:
+        """Publish everything staged as one version: all or nothing."""
+        return _receipt(self._native.commit(self._threads))
+
+    def write(self, keys: ArrayLike, values: ArrayLike | None = None, **how: IntsLike | ArrayLike | None) -> Receipt:
+        """Stage and commit; takes what `stage` takes. When it is refused, nothing of it stays staged."""
+        self.stage(keys, values, **how)  # type: ignore[arg-type]
+        return self.commit()
+
+    def rollback(self) -> None:
+        """Drop everything staged; the ids are given again."""
+        self._native.rollback()
+
+    # ------------------------------------------------------------------ versions
+
+    def snapshot(self) -> Snapshot:
+        """Freeze the version as it is."""
+        return Snapshot(self._native.snapshot(), self)
+
+    def copy(self) -> Bank:
+        """Make an independent bank that shares every block until one side writes."""
+        return self.snapshot().copy()
+
+    # ------------------------------------------------------------------ changes at once
+
+    def delete(self, ids: IntsLike, *, rows: IntsLike | None = None) -> None:
+        """End entries by id, in the named rows or in all; ids that are not there are passed over."""
+        self._native.delete(arguments.ints("ids", ids).reshape(-1), arguments.rows("rows", rows, self.rows))
+
+    def truncate(self, end: int | IntsLike, *, rows: IntsLike | None = None) -> None:
+        """Keep ids below `end`, one number or one per row, in the named rows or in all.
+
+        Raises
+        ------
+        StateError
+            Tokens are staged.
+        """
+        ends = [arguments.count("end", x, low=0) for x in (end if np.ndim(end) else [end])]  # type: ignore[arg-type, union-attr]
+        self._native.truncate(np.array(ends, np.int64), arguments.rows("rows", rows, self.rows))
+
+    def reset(self, *, rows: IntsLike | None = None) -> None:
+        """Empty the named rows, or all; ids go on.
+
+        Raises
+        ------
+        StateError
+            Tokens are staged.
+        """
+        self._native.reset(arguments.rows("rows", rows, self.rows))
+
+    def reorder(self, index: IntsLike) -> None:
+        """Make row i a copy of row `index[i]`, with its ids and history; any length.
+
+        Raises
+        ------
+        StateError
+            Tokens are staged.
+        """
+        numbers = arguments.rows("index", index, self.rows)
+        if numbers is None:
+            raise DtypeError("index=None must be a list of row numbers")
+        self._native.reorder(numbers)
+
+    def fork(self, repeats: int) -> None:
+        """Repeat each row in place; copies share memory until they differ.
+
+        Raises
+        ------
+        StateError
+            Tokens are staged.
+        """
+        self._native.fork(arguments.count("repeats", repeats))
+
+
+def _codec(name: str, codec: str | parts.Codec) -> str | None:
+    if isinstance(codec, str) and codec == "auto":
+        return None
+    return arguments.part(name, codec, parts.CODECS)
+
+
+def _receipt(parts_: tuple[int, list[NDArray[np.int64]], int]) -> Receipt:
+    version, ids, evicted = parts_
+    return Receipt(version, ids, evicted)

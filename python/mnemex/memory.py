@@ -1,0 +1,199 @@
+"""The memory of a model: a bank per layer, one commit for all."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from mnemex import _native
+from mnemex.bank import Bank, Snapshot, _receipt
+from mnemex.errors import ArgumentError, FormatError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mnemex._arrays import ArrayLike, IntsLike
+    from mnemex.results import Receipt
+
+
+class MemorySnapshot:
+    """A frozen version of a memory: `snapshot[layer]` is a `Snapshot`."""
+
+    def __init__(self, snapshots: Mapping[int, Snapshot]) -> None:
+        self._snapshots = dict(snapshots)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that have a bank, ascending."""
+        return tuple(sorted(self._snapshots))
+
+    def __getitem__(self, layer: int) -> Snapshot:
+        return self._snapshots[layer]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._snapshots.values()))
+
+
+class Memory:
+    """The banks of one model by layer: `memory[layer]` is a `Bank`.
+
+    Writes to any number of layers become visible together, at `commit`.
+
+    Parameters
+    ----------
+    banks
+        Bank by layer; several layers may share one.
+    fingerprint
+        What identifies the model that writes it.
+    auto_rows
+        Whether the first batch decides the number of rows.
+    """
+
+    def __init__(self, banks: Mapping[int, Bank], *, fingerprint: str | None = None, auto_rows: bool = False) -> None:
+        if not banks:
+            raise ArgumentError("banks is empty: give a bank for at least one layer")
+        self._banks = dict(banks)
+        self.fingerprint = fingerprint
+        self.auto_rows = auto_rows
+        self._writing = threading.RLock()
+
+    @classmethod
+    def for_model(
+        cls,
+        model: Any,  # noqa: ANN401 - a transformers model; named here, torch would have to be imported
+        *,
+        layers: Any = "auto",  # noqa: ANN401 - "auto" or layer numbers
+        keys: Literal["rotated", "plain"] = "rotated",
+        rows: int | Literal["auto"] = "auto",
+        **bank: Any,  # noqa: ANN401 - whatever `Bank` takes
+    ) -> Memory:
+        """Make an empty memory for a transformers model: see `mnemex.hf.memory_for_model`."""
+        import mnemex
+
+        return mnemex.hf.memory_for_model(model, layers=layers, keys=keys, rows=rows, **bank)  # type: ignore[no-any-return]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that have a bank, ascending."""
+        return tuple(sorted(self._banks))
+
+    @property
+    def rows(self) -> int:
+        """Rows of every bank."""
+        return next(iter(self._banks.values())).rows
+
+    def __getitem__(self, layer: int) -> Bank:
+        try:
+            return self._banks[layer]
+        except KeyError:
+            raise ArgumentError(f"layer {layer!r} has no bank; this memory has {list(self.layers)}") from None
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.layers)
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._banks
+
+    def __len__(self) -> int:
+        return sum(map(len, self._distinct()))
+
+    def __repr__(self) -> str:
+        return f"<Memory: {len(self)} entries, layers={list(self.layers)}, rows={self.rows}, {self.nbytes:,} bytes>"
+
+    def _distinct(self) -> list[Bank]:
+        """The banks, each once, in layer order."""
+        return list({id(self._banks[layer]): self._banks[layer] for layer in self.layers}.values())
+
+    # ------------------------------------------------------------------ writes
+
+    def stage(self, layer: int, keys: ArrayLike, values: ArrayLike | None = None, **how: Any) -> NDArray[np.int64]:  # noqa: ANN401
+        """Take tokens of one layer in; takes what `Bank.stage` takes."""
+        return self[layer].stage(keys, values, **how)
+
+    def commit(self) -> list[Receipt]:
+        """Publish what is staged in every bank at once; one receipt per bank, in layer order.
+
+        All or nothing: no reader that takes a snapshot of the memory sees one layer without the others.
+        """
+        with self._writing:
+            banks = self._distinct()
+            return [_receipt(parts) for parts in _native.commit_all([bank._native for bank in banks], banks[0]._threads)]
+
+    def rollback(self) -> None:
+        """Drop everything staged, in every bank."""
+        for bank in self._distinct():
+            bank.rollback()
+
+    # ------------------------------------------------------------------ versions
+
+    def snapshot(self) -> MemorySnapshot:
+        """Freeze all layers as they are, between two commits."""
+        with self._writing:
+            frozen = {id(bank): bank.snapshot() for bank in self._distinct()}
+            return MemorySnapshot({layer: frozen[id(bank)] for layer, bank in self._banks.items()})
+
+    def copy(self) -> Memory:
+        """Make an independent memory that shares every block until one side writes."""
+        with self._writing:
+            copies = {id(bank): bank.copy() for bank in self._distinct()}
+            banks = {layer: copies[id(bank)] for layer, bank in self._banks.items()}
+            return Memory(banks, fingerprint=self.fingerprint, auto_rows=self.auto_rows)
+
+    # ------------------------------------------------------------------ changes at once
+
+    def _each(self, change: str, *args: Any, **how: Any) -> None:  # noqa: ANN401
+        with self._writing:
+            for bank in self._distinct():
+                getattr(bank, change)(*args, **how)
+
+    def delete(self, ids: IntsLike, *, rows: IntsLike | None = None) -> None:
+        """End entries by id, in every layer."""
+        self._each("delete", ids, rows=rows)
+
+    def truncate(self, end: int | IntsLike, *, rows: IntsLike | None = None) -> None:
+        """Keep ids below `end`, one number or one per row, in every layer."""
+        self._each("truncate", end, rows=rows)
+
+    def reset(self, *, rows: IntsLike | None = None) -> None:
+        """Empty rows, in every layer."""
+        self._each("reset", rows=rows)
+
+    def reorder(self, index: IntsLike) -> None:
+        """Make row i a copy of row `index[i]`, in every layer."""
+        self._each("reorder", index)
+
+    def fork(self, repeats: int) -> None:
+        """Repeat each row in place, in every layer."""
+        self._each("fork", repeats)
+
+    # ------------------------------------------------------------------ keeping
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of all banks."""
+        return sum(bank.nbytes for bank in self._distinct())
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Save as one folder, atomically; `mnemex.open` reads it back. See `Bank.save`."""
+        from mnemex.files import save_banks
+
+        with self._writing:
+            banks = self._distinct()
+            number = {id(bank): i for i, bank in enumerate(banks)}
+            layers = {str(layer): number[id(bank)] for layer, bank in self._banks.items()}
+            snapshots = [bank._native_snapshot() for bank in banks]
+        metadata = {"auto_rows": self.auto_rows, "fingerprint": self.fingerprint, "layers": layers}
+        save_banks(path, "memory", snapshots, metadata, overwrite=overwrite)
+
+    @classmethod
+    def _restored(cls, banks: list[Bank], metadata: Mapping[str, Any]) -> Self:
+        """Rebuild what `save` wrote."""
+        try:
+            by_layer = {int(layer): banks[bank] for layer, bank in metadata["layers"].items()}
+            return cls(by_layer, fingerprint=metadata["fingerprint"], auto_rows=bool(metadata["auto_rows"]))
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(f"the manifest does not describe a memory ({error!r}): the file is foreign or altered") from None

@@ -1,0 +1,90 @@
+"""What calls give back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hits:
+    """Result of a search, best first: larger score, then smaller id. Unpacks as `D, I = hits`.
+
+    Attributes
+    ----------
+    scores
+        float32 `[rows, query_heads, T, k]` (`[T, k]` from a bank of one lane); -inf where there is no hit.
+    ids
+        int64, same shape; -1 where there is no hit.
+    rows
+        int64 `[rows]`: the bank row of each query row.
+    """
+
+    scores: NDArray[np.float32]
+    ids: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    _labels: NDArray[np.int64] | None = field(default=None, repr=False)
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """Whether there is a hit, same shape as `ids`."""
+        return self.ids >= 0
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The callers' integers, same shape as `ids`; -1 where none was given, or there is no hit."""
+        return np.full(self.ids.shape, -1, np.int64) if self._labels is None else self._labels
+
+    def __iter__(self) -> Iterator[NDArray[np.float32] | NDArray[np.int64]]:
+        return iter((self.scores, self.ids))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Partial:
+    """Result of an attend: one part of a softmax attention. Unpacks as `out, lse = partial`.
+
+    Attributes
+    ----------
+    out
+        float32 `[rows, query_heads, T, value_dim]`; 0 where nothing was attended.
+    lse
+        float32 `[rows, query_heads, T]`: natural log of the sum of exponentials of the logits; -inf over nothing.
+    hits
+        What was attended, with `hits=True`.
+    mass
+        float32, the shape of `hits.ids`: the softmax weight of each hit among the k.
+    """
+
+    out: NDArray[np.float32]
+    lse: NDArray[np.float32]
+    hits: Hits | None = None
+    mass: NDArray[np.float32] | None = None
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return iter((self.out, self.lse))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Receipt:
+    """Result of a commit.
+
+    Attributes
+    ----------
+    version
+        Number of the version that was published; ascending.
+    ids
+        One int64 `[rows, T]` array per stage call (`[T]` where `stage` gave that); -1: masked out.
+    evicted
+        Entries, over all lanes, that the evict policy ended.
+    """
+
+    version: int
+    ids: list[NDArray[np.int64]]
+    evicted: int

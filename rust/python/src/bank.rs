@@ -1,0 +1,226 @@
+//! Writes, and what a bank is made of.
+
+use mnemex_core::config::{Config, Evict, NonFinite, Values};
+use mnemex_core::error::{Error, Kind};
+use mnemex_core::stage::{StagedIds, Tokens};
+use mnemex_core::{Bank, Codec, Metric, Receipt};
+use numpy::PyArray2;
+use pyo3::prelude::*;
+
+use crate::arrays::{Flat, Vectors, array, rows, slice};
+use crate::call::run;
+use crate::error::raised;
+use crate::snapshot::NativeSnapshot;
+
+/// The key/value memory of one attention layer.
+#[pyclass(frozen, module = "mnemex._native")]
+pub(crate) struct NativeBank(pub(crate) Bank);
+
+/// Version, ids of each stage call, entries evicted.
+type ReceiptParts<'py> = (u64, Vec<Bound<'py, PyArray2<i64>>>, usize);
+
+fn unknown(argument: &str, word: &str, known: &str) -> PyErr {
+    raised(Error { kind: Kind::Argument, message: format!("{argument}={word:?} is not known; expected one of {known}") })
+}
+
+fn codec_named(argument: &str, name: Option<&str>) -> PyResult<Option<Codec>> {
+    let known = || Codec::ALL.map(Codec::name).join(", ");
+    name.map(|name| Codec::named(name).ok_or_else(|| unknown(argument, name, &format!("auto, {}", known())))).transpose()
+}
+
+pub(crate) fn nonfinite_named(word: &str) -> PyResult<NonFinite> {
+    match word {
+        "raise" => Ok(NonFinite::Raise),
+        "keep" => Ok(NonFinite::Keep),
+        "skip" => Ok(NonFinite::Skip),
+        _ => Err(unknown("nonfinite", word, "raise, keep, skip")),
+    }
+}
+
+fn ids_array<'py>(py: Python<'py>, staged: StagedIds) -> PyResult<Bound<'py, PyArray2<i64>>> {
+    let n = staged.ids.len().checked_div(staged.rows).unwrap_or(0);
+    array(py, staged.ids, [staged.rows, n])
+}
+
+fn receipt_parts(py: Python<'_>, receipt: Receipt) -> PyResult<ReceiptParts<'_>> {
+    let ids = receipt.ids.into_iter().map(|staged| ids_array(py, staged)).collect::<PyResult<_>>()?;
+    Ok((receipt.version, ids, receipt.evicted))
+}
+
+#[pymethods]
+impl NativeBank {
+    #[new]
+    #[pyo3(signature = (*, rows, heads, key_dim, value_dim, key_is_value, capacity, metric, key_codec, value_codec, evict, nonfinite))]
+    #[expect(clippy::too_many_arguments, reason = "what a bank is made of")]
+    fn new(
+        rows: usize,
+        heads: usize,
+        key_dim: usize,
+        value_dim: Option<usize>,
+        key_is_value: bool,
+        capacity: Option<u64>,
+        metric: &str,
+        key_codec: Option<&str>,
+        value_codec: Option<&str>,
+        evict: &str,
+        nonfinite: &str,
+    ) -> PyResult<NativeBank> {
+        let config = Config {
+            heads,
+            key_dim,
+            values: match (key_is_value, value_dim) {
+                (true, _) => Values::Key,
+                (false, Some(dim)) => Values::Dim(dim),
+                (false, None) => Values::None,
+            },
+            capacity,
+            metric: match metric {
+                "dot" => Metric::Dot,
+                "cos" => Metric::Cos,
+                "l2" => Metric::L2,
+                _ => return Err(unknown("metric", metric, "dot, cos, l2")),
+            },
+            key_codec: codec_named("key_codec", key_codec)?,
+            value_codec: codec_named("value_codec", value_codec)?,
+            evict: match evict {
+                "fifo" => Evict::Fifo,
+                "error" => Evict::Error,
+                _ => return Err(unknown("evict", evict, "fifo, error")),
+            },
+            nonfinite: nonfinite_named(nonfinite)?,
+        };
+        Bank::new(config, rows).map(NativeBank).map_err(raised)
+    }
+
+    /// What the bank is, as the keyword arguments that make it.
+    #[getter]
+    fn config(&self) -> (usize, usize, Option<usize>, bool, Option<u64>, &'static str, &'static str, &'static str) {
+        let config = self.0.config();
+        let value_dim = match config.values {
+            Values::Dim(dim) => Some(dim),
+            _ => None,
+        };
+        let metric = match config.metric {
+            Metric::Dot => "dot",
+            Metric::Cos => "cos",
+            Metric::L2 => "l2",
+        };
+        let evict = match config.evict {
+            Evict::Fifo => "fifo",
+            Evict::Error => "error",
+        };
+        let nonfinite = match config.nonfinite {
+            NonFinite::Raise => "raise",
+            NonFinite::Keep => "keep",
+            NonFinite::Skip => "skip",
+        };
+        let key_is_value = config.values == Values::Key;
+        (config.heads, config.key_dim, value_dim, key_is_value, config.capacity, metric, evict, nonfinite)
+    }
+
+    /// Stage tokens; the ids `[rows, T]`.
+    #[pyo3(signature = (keys, values, rows, mask, labels, positions, nonfinite, threads))]
+    #[expect(clippy::too_many_arguments, reason = "the arguments of the Python call")]
+    fn stage<'py>(
+        &self,
+        py: Python<'py>,
+        keys: Vectors,
+        values: Option<Vectors>,
+        rows: Option<Flat<'py, i64>>,
+        mask: Option<Flat<'py, bool>>,
+        labels: Option<Flat<'py, i64>>,
+        positions: Option<Flat<'py, i64>>,
+        nonfinite: Option<&str>,
+        threads: Option<usize>,
+    ) -> PyResult<Bound<'py, PyArray2<i64>>> {
+        let rows = self::rows(rows.as_ref())?;
+        let tokens = Tokens {
+            keys: keys.view()?,
+            values: values.as_ref().map(Vectors::view).transpose()?,
+            rows: rows.as_deref(),
+            mask: slice(mask.as_ref())?,
+            labels: slice(labels.as_ref())?,
+            positions: slice(positions.as_ref())?,
+            nonfinite: nonfinite.map(nonfinite_named).transpose()?,
+        };
+        let staged = run(py, threads, |work| self.0.stage(&tokens, work))?;
+        ids_array(py, staged)
+    }
+
+    /// Publish what is staged.
+    #[pyo3(signature = (threads))]
+    fn commit<'py>(&self, py: Python<'py>, threads: Option<usize>) -> PyResult<ReceiptParts<'py>> {
+        let receipt = run(py, threads, |work| self.0.commit(work))?;
+        receipt_parts(py, receipt)
+    }
+
+    /// Drop what is staged.
+    fn rollback(&self, py: Python) {
+        py.detach(|| self.0.rollback());
+    }
+
+    /// The version as it is.
+    fn snapshot(&self, py: Python) -> NativeSnapshot {
+        py.detach(|| NativeSnapshot(self.0.snapshot()))
+    }
+
+    /// End entries by id.
+    #[pyo3(signature = (ids, rows))]
+    fn delete(&self, py: Python, ids: Flat<'_, i64>, rows: Option<Flat<'_, i64>>) -> PyResult<()> {
+        let (ids, rows) = (ids.as_slice()?, self::rows(rows.as_ref())?);
+        run(py, Some(1), |_| self.0.delete(ids, rows.as_deref()))
+    }
+
+    /// Keep ids below `ends`: one number, or one per named row.
+    #[pyo3(signature = (ends, rows))]
+    fn truncate(&self, py: Python, ends: Flat<'_, i64>, rows: Option<Flat<'_, i64>>) -> PyResult<()> {
+        let (ends, rows) = (ends.as_slice()?, self::rows(rows.as_ref())?);
+        run(py, Some(1), |_| match ends {
+            [end] => self.0.truncate(*end, rows.as_deref()),
+            ends => self.0.truncate_each(ends, rows.as_deref()),
+        })
+    }
+
+    /// Empty rows.
+    #[pyo3(signature = (rows))]
+    fn reset(&self, py: Python, rows: Option<Flat<'_, i64>>) -> PyResult<()> {
+        let rows = self::rows(rows.as_ref())?;
+        run(py, Some(1), |_| self.0.reset(rows.as_deref()))
+    }
+
+    /// Row i becomes a copy of row `index[i]`.
+    fn reorder(&self, py: Python, index: Flat<'_, i64>) -> PyResult<()> {
+        let index = self::rows(Some(&index))?.unwrap_or_default();
+        run(py, Some(1), |_| self.0.reorder(&index))
+    }
+
+    /// Repeat each row in place.
+    fn fork(&self, py: Python, repeats: usize) -> PyResult<()> {
+        run(py, Some(1), |_| self.0.fork(repeats))
+    }
+
+    /// Whether anything is staged.
+    #[getter]
+    fn has_staged(&self, py: Python) -> bool {
+        py.detach(|| self.0.has_staged())
+    }
+
+    /// Bytes of memory, staged tokens included.
+    #[getter]
+    fn nbytes(&self, py: Python) -> usize {
+        py.detach(|| self.0.nbytes())
+    }
+}
+
+/// Publish what is staged in several banks at once.
+#[pyfunction]
+#[pyo3(signature = (banks, threads))]
+pub(crate) fn commit_all<'py>(
+    py: Python<'py>,
+    banks: Vec<Bound<'py, NativeBank>>,
+    threads: Option<usize>,
+) -> PyResult<Vec<ReceiptParts<'py>>> {
+    let banks: Vec<&Bank> = banks.iter().map(|bank| &bank.get().0).collect();
+    let receipts = run(py, threads, |work| mnemex_core::commit_all(&banks, work))?;
+    receipts.into_iter().map(|receipt| receipt_parts(py, receipt)).collect()
+}

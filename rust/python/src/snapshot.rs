@@ -1,0 +1,214 @@
+//! Reads, of a bank's version.
+
+use mnemex_core::attend::Attention;
+use mnemex_core::config::NonFinite;
+use mnemex_core::gather::{Vectors as Gathered, Wanted};
+use mnemex_core::query::{Bitmaps, Query};
+use mnemex_core::search::Hits;
+use mnemex_core::{Codec, Snapshot};
+use mnemex_kernels::softmax::Logit;
+use numpy::{PyArray1, PyArray2, PyArray3, PyArray4, PyReadonlyArray2, PyUntypedArrayMethods};
+use pyo3::prelude::*;
+
+use crate::arrays::{Flat, Vectors, array, rows, slice};
+use crate::bank::{NativeBank, nonfinite_named};
+use crate::call::run;
+
+/// A frozen version of a bank.
+#[pyclass(frozen, module = "mnemex._native")]
+pub(crate) struct NativeSnapshot(pub(crate) Snapshot);
+
+/// Scores, ids, labels (if there are any) and bank rows.
+type HitArrays<'py> = (
+    Bound<'py, PyArray4<f32>>,
+    Bound<'py, PyArray4<i64>>,
+    Option<Bound<'py, PyArray4<i64>>>,
+    Bound<'py, PyArray1<i64>>,
+);
+
+fn hit_arrays(py: Python<'_>, hits: Hits) -> PyResult<HitArrays<'_>> {
+    let bank_rows = hits.rows.iter().map(|&row| row as i64).collect();
+    Ok((
+        array(py, hits.scores, hits.shape)?,
+        array(py, hits.ids, hits.shape)?,
+        hits.labels.map(|labels| array(py, labels, hits.shape)).transpose()?,
+        array(py, bank_rows, [hits.rows.len()])?,
+    ))
+}
+
+/// Vectors `[n, dim]`: float32, or float16 as its bits.
+#[derive(IntoPyObject)]
+pub(crate) enum VectorArray<'py> {
+    F32(Bound<'py, PyArray2<f32>>),
+    F16(Bound<'py, PyArray2<u16>>),
+}
+
+fn vector_array(py: Python<'_>, vectors: Gathered, n: usize, dim: usize) -> PyResult<VectorArray<'_>> {
+    Ok(match vectors {
+        Gathered::F32(x) => VectorArray::F32(array(py, x, [n, dim])?),
+        Gathered::F16(x) => VectorArray::F16(array(py, x, [n, dim])?),
+    })
+}
+
+#[pymethods]
+impl NativeSnapshot {
+    /// The best k: scores, ids, labels (if any entry has one) and the bank row of each query row.
+    #[pyo3(signature = (queries, k, rows, before, allowed, nonfinite, threads))]
+    #[expect(clippy::too_many_arguments, reason = "the arguments of the Python call")]
+    fn search<'py>(
+        &self,
+        py: Python<'py>,
+        queries: Vectors,
+        k: usize,
+        rows: Option<Flat<'py, i64>>,
+        before: Option<Flat<'py, i64>>,
+        allowed: Option<PyReadonlyArray2<'py, bool>>,
+        nonfinite: Option<&str>,
+        threads: Option<usize>,
+    ) -> PyResult<HitArrays<'py>> {
+        let rows = self::rows(rows.as_ref())?;
+        let query = query(&queries, rows.as_deref(), slice(before.as_ref())?, allowed.as_ref(), nonfinite)?;
+        let hits = run(py, threads, |work| self.0.search(&query, k, work))?;
+        hit_arrays(py, hits)
+    }
+
+    /// Attention: out, lse and, if asked for, hits and mass.
+    #[pyo3(signature = (queries, k, rows, scale, softcap, before, allowed, with_hits, nonfinite, threads))]
+    #[expect(clippy::too_many_arguments, reason = "the arguments of the Python call")]
+    #[expect(clippy::type_complexity, reason = "a tuple that the facade names")]
+    fn attend<'py>(
+        &self,
+        py: Python<'py>,
+        queries: Vectors,
+        k: Option<usize>,
+        rows: Option<Flat<'py, i64>>,
+        scale: f32,
+        softcap: Option<f32>,
+        before: Option<Flat<'py, i64>>,
+        allowed: Option<PyReadonlyArray2<'py, bool>>,
+        with_hits: bool,
+        nonfinite: Option<&str>,
+        threads: Option<usize>,
+    ) -> PyResult<(
+        Bound<'py, PyArray4<f32>>,
+        Bound<'py, PyArray3<f32>>,
+        Option<(HitArrays<'py>, Bound<'py, PyArray4<f32>>)>,
+    )> {
+        let rows = self::rows(rows.as_ref())?;
+        let query = query(&queries, rows.as_deref(), slice(before.as_ref())?, allowed.as_ref(), nonfinite)?;
+        let attention = Attention { k, logit: Logit { scale, softcap }, with_hits };
+        let partial = run(py, threads, |work| self.0.attend(&query, &attention, work))?;
+        let [r, h, t] = partial.shape;
+        let hits = match partial.hits {
+            Some((hits, mass)) => {
+                let shape = hits.shape;
+                Some((hit_arrays(py, hits)?, array(py, mass, shape)?))
+            }
+            None => None,
+        };
+        let out = array(py, partial.out, [r, h, t, self.0.config().value_dim()])?;
+        Ok((out, array(py, partial.lse, [r, h, t])?, hits))
+    }
+
+    /// Keys and values `[n, dim]` of n places.
+    #[pyo3(signature = (rows, heads, ids, threads))]
+    fn gather<'py>(
+        &self,
+        py: Python<'py>,
+        rows: Flat<'py, i64>,
+        heads: Flat<'py, i64>,
+        ids: Flat<'py, i64>,
+        threads: Option<usize>,
+    ) -> PyResult<(VectorArray<'py>, Option<VectorArray<'py>>)> {
+        let (rows, heads) = (self::rows(Some(&rows))?.unwrap_or_default(), self::rows(Some(&heads))?.unwrap_or_default());
+        let ids = ids.as_slice()?;
+        let wanted = Wanted { rows: &rows, heads: &heads, ids };
+        let (keys, values) = run(py, threads, |work| self.0.gather(&wanted, work))?;
+        let config = self.0.config();
+        let keys = vector_array(py, keys, ids.len(), config.key_dim)?;
+        let values = values.map(|values| vector_array(py, values, ids.len(), config.value_dim())).transpose()?;
+        Ok((keys, values))
+    }
+
+    /// Labels and positions `[n]` of n ids of bank rows.
+    fn columns<'py>(
+        &self,
+        py: Python<'py>,
+        rows: Flat<'py, i64>,
+        ids: Flat<'py, i64>,
+    ) -> PyResult<(Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>)> {
+        let rows = self::rows(Some(&rows))?.unwrap_or_default();
+        let ids = ids.as_slice()?;
+        let bank_rows = &self.0.version().rows;
+        let (mut labels, mut positions) = (vec![-1; ids.len()], vec![-1; ids.len()]);
+        for (at, (&row, &id)) in rows.iter().zip(ids).enumerate() {
+            if let Some(row) = bank_rows.get(row).filter(|_| id >= 0) {
+                labels[at] = row.label(id);
+                positions[at] = row.position(id);
+            }
+        }
+        Ok((array(py, labels, [ids.len()])?, array(py, positions, [ids.len()])?))
+    }
+
+    /// Live entries `[rows, heads]`.
+    fn lengths<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
+        let lengths = self.0.lengths();
+        let shape = [lengths.len(), self.0.config().heads];
+        array(py, lengths.into_iter().flatten().map(|n| n as i64).collect(), shape)
+    }
+
+    /// An independent bank.
+    fn copy(&self) -> NativeBank {
+        NativeBank(self.0.copy())
+    }
+
+    /// Rows.
+    #[getter]
+    fn rows(&self) -> usize {
+        self.0.version().rows.len()
+    }
+
+    /// One past the largest id of any row.
+    #[getter]
+    fn id_end(&self) -> i64 {
+        self.0.version().rows.iter().map(|row| row.next_id()).max().unwrap_or(0)
+    }
+
+    /// Number of the version.
+    #[getter]
+    fn version(&self) -> u64 {
+        self.0.version().number
+    }
+
+    /// Bytes of memory, each shared part counted once.
+    #[getter]
+    fn nbytes(&self, py: Python) -> usize {
+        py.detach(|| self.0.nbytes())
+    }
+
+    /// Names of the codecs of keys and values; None until the first write decides.
+    #[getter]
+    fn codecs(&self) -> (Option<&'static str>, Option<&'static str>) {
+        let schema = self.0.version().schema;
+        let asked = self.0.config();
+        let key = schema.map(|schema| schema.key.codec).or(asked.key_codec);
+        let value = schema.and_then(|schema| schema.value).map(|layout| layout.codec).or(asked.value_codec);
+        (key.map(Codec::name), value.map(Codec::name))
+    }
+}
+
+fn query<'a>(
+    queries: &'a Vectors,
+    rows: Option<&'a [usize]>,
+    before: Option<&'a [i64]>,
+    allowed: Option<&'a PyReadonlyArray2<'_, bool>>,
+    nonfinite: Option<&str>,
+) -> PyResult<Query<'a>> {
+    let nonfinite: Option<NonFinite> = nonfinite.map(nonfinite_named).transpose()?;
+    let bitmaps = |array: &'a PyReadonlyArray2<'_, bool>| {
+        let [rows, ids] = *array.shape() else { unreachable!("two dimensions") };
+        Ok::<_, PyErr>(Bitmaps { bits: array.as_slice()?, rows, ids })
+    };
+    let allowed = allowed.map(bitmaps).transpose()?;
+    Ok(Query { queries: queries.view()?, rows, before, allowed, nonfinite })
+}
