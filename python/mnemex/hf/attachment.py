@@ -16,14 +16,13 @@ from mnemex.errors import ArgumentError, Error, ShapeError
 from mnemex.hf.cache import WindowCache
 from mnemex.hf.forward import ModelForward
 from mnemex.hf.function import FORWARD, attached_modules, restore, switch
-from mnemex.hf.staging import Counts
+from mnemex.hf.staging import Counts, next_position
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mnemex import Memory, Receipt
     from mnemex.hf.decoder import Decoder
-    from mnemex.hf.window import Bools, Ints
     from mnemex.torch.joined import Trace
 
 Write = Literal["off", "all", "evicted"]
@@ -91,7 +90,6 @@ class Attachment:
         self.attached = True
         self.trace: dict[int, Trace] | None = {} if trace else None
         self._write = write
-        self._last_position = -1
         self._limit: int | None = getattr(decoder.config, "max_position_embeddings", None)
         self._writer: ReferenceType[WindowCache] | None = None
         self._configs = decoder.configs(modules)
@@ -143,7 +141,7 @@ class Attachment:
     @property
     def next_position(self) -> int:
         """Position at which a prompt continues what is in the memory: one after the last entry, 0 when empty."""
-        return self._last_position + 1 if len(self.memory) else 0
+        return next_position(self.memory)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Learned parameters of the merge; joint attention has none."""
@@ -253,11 +251,6 @@ class Attachment:
             f"the batch has {batch} rows, the memory has {memory.rows}: make it with "
             f"Memory.for_model(model, rows={batch}) or rows='auto', or choose among its rows with memory.reorder"
         )
-
-    def note_positions(self, positions: Ints, valid: Bools | None) -> None:
-        """Remember the last position that was written."""
-        written = positions if valid is None else positions[valid]
-        self._last_position = max(self._last_position, int(written.max(initial=-1)))
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         if FORWARD in kwargs or module not in self._names:

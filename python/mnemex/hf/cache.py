@@ -146,7 +146,6 @@ class WindowCache(Cache):
                 raise
             self.memory.commit()
             self.rows.record(eviction.first, ids)
-            forward.attachment.note_positions(eviction.positions, stored)
         if eviction.sinks is not None:
             rows, slots, columns = (torch.from_numpy(x) for x in eviction.sinks)
             for layer in self.attached.values():

@@ -185,7 +185,6 @@ class ModelForward:
                 alone=False,
             )
             self.attachment.writes += 1
-            self.attachment.note_positions(positions, valid)
         self._inputs = {}
         self._masks = self._local_masks = None
 

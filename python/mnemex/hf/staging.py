@@ -41,6 +41,8 @@ def stage_tokens(
     found out with some layers staged, they are staged again, if this call is `alone`: nothing was staged before it.
     Otherwise ids may differ between layers from here on.
     """
+    written = positions if mask is None else positions[mask]
+    after = max(next_position(memory), int(written.max(initial=-1)) + 1)
     ids: Ints | None = None
     # The last layer first: what is not finite in one layer is hardly ever finite in those above it.
     for index in sorted(layers, reverse=True):
@@ -60,7 +62,13 @@ def stage_tokens(
     if ids is None:
         raise ValueError("no layer to stage")
     counts.written += int((ids >= 0).sum())
+    memory.next_position = after
     return ids
+
+
+def next_position(memory: Memory) -> int:
+    """Tell the position after the last one that was written; 0 for an empty memory."""
+    return getattr(memory, "next_position", 0) if len(memory) else 0
 
 
 def _finite(layers: list[tuple[Tensor, Tensor]]) -> Bools:

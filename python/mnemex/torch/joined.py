@@ -45,7 +45,7 @@ class Trace(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What is read and how it joins. `k` is None for every entry; `observe` is told what was retrieved, if `k` is not."""
+    """What is read and how it joins. With `k` None, every entry is; otherwise `observe` is told which ones were."""
 
     memory: Bank | Snapshot
     k: int | None

@@ -24,7 +24,7 @@ GATHER_BYTES = 64 << 20
 
 
 class Retrieved(NamedTuple):
-    """Output `[B, Hq, Q, Dv]` and log-sum-exp `[B, Hq, Q]` in float32, and the hits behind them with their weights, where asked for."""
+    """Output `[B, Hq, Q, Dv]` and log-sum-exp `[B, Hq, Q]` in float32; hits and their weights, where asked for."""
 
     out: Tensor
     lse: Tensor

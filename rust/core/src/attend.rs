@@ -1,5 +1,6 @@
 //! Softmax attention over the best k entries, or over every entry, with its log-sum-exp.
 
+use mnemex_kernels::prefetch::prefetch;
 use mnemex_kernels::softmax::Logit;
 
 use crate::bank::Snapshot;
@@ -123,6 +124,8 @@ impl Snapshot {
     fn weigh(&self, schema: &Schema, unit: &Unit, best: &[Best], attention: &Attention) -> Weighed {
         let kernels = self.shared.kernels;
         let dim = self.config().value_dim();
+        let value = |hit: &Best| unit.refs[(hit.place / 64) as usize].block.value_bytes(schema, (hit.place % 64) as usize);
+        best.iter().for_each(|hit| prefetch(value(hit)));
         let mut mass: Vec<f32> = best.iter().map(|hit| attention.logit.of(hit.score)).collect();
         let max = mass.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mut out = vec![0.0; dim];
@@ -138,8 +141,7 @@ impl Snapshot {
         let mut scratch = vec![0.0; if codec == Codec::F32 { 0 } else { dim }];
         for (hit, weight) in best.iter().zip(&mut mass) {
             *weight /= sum;
-            let (r, slot) = (unit.refs[(hit.place / 64) as usize], (hit.place % 64) as usize);
-            let bytes = r.block.value_bytes(schema, slot);
+            let bytes = value(hit);
             if codec == Codec::F32 {
                 (kernels.add_scaled)(*weight, &bytemuck::cast_slice(bytes)[..dim], &mut out);
             } else {

@@ -14,22 +14,22 @@ pub(crate) enum Absent {
     Id,
 }
 
-/// One integer per id; pages exist only where a number was given.
+/// One integer per id; pages exist only where a number was given, so that distant ids cost nothing between them.
 #[derive(Clone)]
 pub(crate) struct Column {
     absent: Absent,
-    first_page: i64,
-    pages: Vec<Option<Arc<[i64]>>>,
+    /// By number of the page, ascending.
+    pages: Vec<(i64, Arc<[i64]>)>,
 }
 
 impl Column {
     pub(crate) fn new(absent: Absent) -> Column {
-        Column { absent, first_page: 0, pages: Vec::new() }
+        Column { absent, pages: Vec::new() }
     }
 
     /// Whether every entry has the default.
     pub(crate) fn is_absent(&self) -> bool {
-        self.pages.iter().all(Option::is_none)
+        self.pages.is_empty()
     }
 
     fn default_of(&self, id: i64) -> i64 {
@@ -39,44 +39,50 @@ impl Column {
         }
     }
 
-    /// The number of an id.
-    pub(crate) fn get(&self, id: i64) -> i64 {
-        let page = usize::try_from(id / PAGE_IDS - self.first_page).ok().and_then(|page| self.pages.get(page));
-        match page {
-            Some(Some(page)) => page[(id % PAGE_IDS) as usize],
-            _ => self.default_of(id),
+    /// Where a page is, or would be; pages mostly follow one another.
+    fn place(&self, page: i64) -> Result<usize, usize> {
+        let guess = self.pages.first().and_then(|(first, _)| usize::try_from(page - first).ok());
+        match guess {
+            Some(at) if self.pages.get(at).is_some_and(|(number, _)| *number == page) => Ok(at),
+            _ => self.pages.binary_search_by_key(&page, |(number, _)| *number),
         }
     }
 
-    /// Sets the numbers of `id_lo..`; ids only grow.
+    /// The number of an id.
+    pub(crate) fn get(&self, id: i64) -> i64 {
+        match self.place(id / PAGE_IDS) {
+            Ok(at) => self.pages[at].1[(id % PAGE_IDS) as usize],
+            Err(_) => self.default_of(id),
+        }
+    }
+
+    /// Sets the numbers of `id_lo..`.
     pub(crate) fn set(&mut self, id_lo: i64, numbers: &[i64]) {
-        if self.pages.is_empty() {
-            self.first_page = id_lo / PAGE_IDS;
-        }
         for (id, &number) in (id_lo..).zip(numbers) {
-            let Ok(at) = usize::try_from(id / PAGE_IDS - self.first_page) else { continue };
-            if at >= self.pages.len() {
-                self.pages.resize(at + 1, None);
-            }
-            if self.pages[at].is_none() {
-                let first = id / PAGE_IDS * PAGE_IDS;
-                self.pages[at] = Some((first..first + PAGE_IDS).map(|id| self.default_of(id)).collect());
-            }
-            if let Some(page) = &mut self.pages[at] {
-                Arc::make_mut(page)[(id % PAGE_IDS) as usize] = number;
-            }
+            let page = id / PAGE_IDS;
+            let at = self.place(page).unwrap_or_else(|at| {
+                let first = page * PAGE_IDS;
+                let defaults = (first..first + PAGE_IDS).map(|id| self.default_of(id)).collect();
+                self.pages.insert(at, (page, defaults));
+                at
+            });
+            Arc::make_mut(&mut self.pages[at].1)[(id % PAGE_IDS) as usize] = number;
         }
+    }
+
+    /// Notes that numbers were given although none differs from the default: `id` gets a page.
+    pub(crate) fn note(&mut self, id: i64) {
+        self.set(id, &[self.default_of(id)]);
     }
 
     /// Forgets pages of which every id is below `id`.
     pub(crate) fn drop_below(&mut self, id: i64) {
-        let n = (id / PAGE_IDS - self.first_page).clamp(0, self.pages.len() as i64);
-        self.pages.drain(..n as usize);
-        self.first_page += n;
+        let n = self.pages.partition_point(|(page, _)| *page < id / PAGE_IDS);
+        self.pages.drain(..n);
     }
 
     /// Address and bytes of each page.
     pub(crate) fn page_bytes(&self) -> impl Iterator<Item = (*const i64, usize)> {
-        self.pages.iter().flatten().map(|page| (page.as_ptr(), size_of_val::<[i64]>(page)))
+        self.pages.iter().map(|(_, page)| (page.as_ptr(), size_of_val::<[i64]>(page)))
     }
 }

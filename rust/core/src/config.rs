@@ -76,7 +76,10 @@ impl Config {
     }
 
     /// Refuses what cannot be.
-    pub(crate) fn check(&self, rows: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// When a number is outside its range, or rows times heads are too many.
+    pub fn check(&self, rows: usize) -> Result<()> {
         let dim = |name: &str, dim: usize| {
             ensure((1..=MAX_DIM).contains(&dim), Kind::Argument, || {
                 format!("{name}={dim} must be from 1 to {MAX_DIM}")

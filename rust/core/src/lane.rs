@@ -163,6 +163,23 @@ impl Lane {
         ended
     }
 
+    /// Adds a run of rows, consecutive ids, to the first list of a lane that will hold `expected` entries.
+    pub(crate) fn restore(
+        &mut self,
+        schema: &Schema,
+        arrival: Arrival,
+        run: Range<usize>,
+        expected: usize,
+    ) -> Result<()> {
+        if self.lists.is_empty() {
+            self.lists.push(List::default());
+        }
+        let n_live = expected.saturating_sub(run.len());
+        let append = self.lists[0].prepare(schema, n_live, arrival.rows, arrival.id_lo, std::slice::from_ref(&run))?;
+        self.n_live += self.lists[0].append(schema, arrival.rows, arrival.id_lo, append);
+        Ok(())
+    }
+
     /// Ends one entry; whether there was one.
     pub(crate) fn kill(&mut self, id: i64) -> bool {
         let ended = self.lists.iter_mut().any(|list| list.kill(id));

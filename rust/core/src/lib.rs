@@ -28,6 +28,7 @@ pub mod attend;
 pub mod bank;
 pub mod gather;
 pub mod query;
+pub mod restore;
 pub mod search;
 pub mod stage;
 

@@ -36,11 +36,12 @@ pub(crate) struct Reservoir {
     full: usize,
     floor: f32,
     candidates: Vec<Candidate>,
+    lowers: Vec<f32>,
 }
 
 impl Reservoir {
     pub(crate) fn new(k: usize) -> Reservoir {
-        Reservoir { k, full: k + k.clamp(64, 4096), floor: f32::NEG_INFINITY, candidates: Vec::new() }
+        Reservoir { k, full: k + k.clamp(32, 4096), floor: f32::NEG_INFINITY, candidates: Vec::with_capacity(k.min(64)), lowers: Vec::new() }
     }
 
     /// No entry with a smaller score is wanted.
@@ -69,8 +70,9 @@ impl Reservoir {
         if self.candidates.len() < self.k {
             return;
         }
-        let mut lowers: Vec<f32> = self.candidates.iter().map(|c| c.lower).collect();
-        let (_, kth, _) = lowers.select_nth_unstable_by(self.k - 1, |a, b| b.total_cmp(a));
+        self.lowers.clear();
+        self.lowers.extend(self.candidates.iter().map(|c| c.lower));
+        let (_, kth, _) = self.lowers.select_nth_unstable_by(self.k - 1, |a, b| b.total_cmp(a));
         self.floor = self.floor.max(*kth);
         self.candidates.retain(|c| c.upper >= self.floor);
     }
@@ -96,6 +98,12 @@ impl Reservoir {
         self.candidates.clear();
         self.candidates.extend(best.iter().map(known));
         best
+    }
+
+    /// Drops who cannot be among the best k; the places of those who are left.
+    pub(crate) fn close(&mut self) -> impl Iterator<Item = Place> {
+        self.raise_floor();
+        self.candidates.iter().map(|c| c.place)
     }
 
     /// The best k, in order.

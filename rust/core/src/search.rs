@@ -1,6 +1,7 @@
 //! Exact search: a bounded float32 first pass over blocks, then canonical scores for what may be among the best.
 
 use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::prefetch::prefetch;
 use mnemex_kernels::tile::Queries as Panels;
 use mnemex_kernels::{Kernels, Keys, PANEL, Pass, Rule};
 
@@ -140,6 +141,8 @@ struct Scan<'s> {
     packed: Packed,
     blank_bad: bool,
     reservoirs: Vec<Reservoir>,
+    /// The floor of each reservoir; infinite for a query that is to have no hits.
+    floors: Vec<f32>,
     key: Vec<f32>,
 }
 
@@ -152,12 +155,15 @@ impl<'s> Scan<'s> {
         k: usize,
         blank_bad: bool,
     ) -> Scan<'s> {
+        let packed = Packed::new(snapshot, queries, unit, blank_bad);
+        let floor = |&bad: &bool| if bad && blank_bad { f32::INFINITY } else { f32::NEG_INFINITY };
         Scan {
             kernels: snapshot.shared.kernels,
             schema,
             queries,
             unit,
-            packed: Packed::new(snapshot, queries, unit, blank_bad),
+            floors: packed.bad.iter().map(floor).collect(),
+            packed,
             blank_bad,
             reservoirs: (0..unit.n).map(|_| Reservoir::new(k)).collect(),
             key: vec![0.0; schema.key.dim],
@@ -188,8 +194,9 @@ impl<'s> Scan<'s> {
         }
         let reservoirs = std::mem::take(&mut self.reservoirs);
         let mut best = Vec::with_capacity(reservoirs.len());
-        for (query, reservoir) in reservoirs.into_iter().enumerate() {
+        for (query, mut reservoir) in reservoirs.into_iter().enumerate() {
             ticker.tick()?;
+            reservoir.close().for_each(|place| prefetch(self.key(place)));
             best.push(reservoir.finish(&mut |place| self.exact(query, place)));
         }
         Ok(best)
@@ -197,14 +204,12 @@ impl<'s> Scan<'s> {
 
     /// The first-pass score from which an entry of a block can still be among the best, for a group of queries.
     fn thresholds(&self, first: usize, n: usize, reach: f32, out: &mut [f32]) {
-        for (i, out) in out.iter_mut().enumerate() {
-            let query = first + i;
-            *out = if i >= n || (self.blank_bad && self.packed.bad[query]) {
-                f32::INFINITY
-            } else {
-                self.packed.bounds[query].at(reach).threshold(self.reservoirs[query].floor())
-            };
+        let (used, unused) = out.split_at_mut(n);
+        let queries = self.packed.bounds[first..][..n].iter().zip(&self.floors[first..][..n]);
+        for (out, (bound, floor)) in used.iter_mut().zip(queries) {
+            *out = bound.threshold(reach, *floor);
         }
+        unused.fill(f32::INFINITY);
     }
 
     /// Hands what passed to the reservoirs.
@@ -219,14 +224,20 @@ impl<'s> Scan<'s> {
             let bound = self.packed.bounds[query].at(r.block.reach());
             let (lower, upper) = (bound.lower(pass.score), bound.upper(pass.score));
             reservoirs[query].push(lower, upper, (at * 64 + slot) as u64, &mut |place| self.exact(query, place));
+            self.floors[query] = reservoirs[query].floor();
         }
         self.reservoirs = reservoirs;
+    }
+
+    /// The stored bytes of one key.
+    fn key(&self, place: u64) -> &'s [u8] {
+        self.unit.refs[(place / 64) as usize].block.key_bytes(self.schema, (place % 64) as usize)
     }
 
     /// The canonical score of one entry, and its id.
     fn exact(&mut self, query: usize, place: u64) -> (f32, i64) {
         let (r, slot) = (self.unit.refs[(place / 64) as usize], (place % 64) as usize);
-        let bytes = r.block.key_bytes(self.schema, slot);
+        let bytes = self.key(place);
         let q = self.queries.get(self.unit.first + query);
         let norm = self.packed.norms[query];
         let score = if self.schema.key.codec == Codec::F32 {

@@ -49,6 +49,16 @@ impl Row {
         self.positions.get(id)
     }
 
+    /// Whether labels were given to any entry.
+    pub fn has_labels(&self) -> bool {
+        !self.labels.is_absent()
+    }
+
+    /// Whether positions were given to any entry.
+    pub fn has_positions(&self) -> bool {
+        !self.positions.is_absent()
+    }
+
     /// Keeps ids below `end`.
     pub(crate) fn truncate(&mut self, end: i64) {
         for lane in &mut self.lanes {

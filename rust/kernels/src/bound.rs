@@ -54,6 +54,12 @@ impl QueryBound {
         QueryBound { relative: relative as f32, per_reach: (per_reach as f32).next_up(), constant: constant as f32 }
     }
 
+    /// [`Bound::threshold`] for keys of this reach.
+    #[inline(always)]
+    pub fn threshold(&self, reach: f32, floor: f32) -> f32 {
+        self.at(reach).threshold(floor)
+    }
+
     /// For all keys of a block with this [`reach`].
     #[inline(always)]
     pub fn at(&self, reach: f32) -> Bound {

@@ -112,7 +112,10 @@ pub(crate) unsafe fn select<L: Lanes>(
         // SAFETY: `lane` is a multiple of L::N below the padded query count, which the assertion covers.
         let passed = unsafe { score.not_less(L::load(thresholds.as_ptr().add(lane))) };
         if passed != 0 && live >> row & 1 != 0 {
-            spill(row, lane, score, passed, queries.n, out);
+            let mut scores = [0.0f32; PANEL];
+            // SAFETY: PANEL floats are at least L::N.
+            unsafe { score.store(scores.as_mut_ptr()) };
+            spill(row, lane, &scores, passed, queries.n, out);
         }
     };
     // SAFETY: lengths were asserted above; the instructions are the caller's promise.
@@ -121,15 +124,12 @@ pub(crate) unsafe fn select<L: Lanes>(
 
 /// Appends the lanes of one register that passed; kept out of the hot loop.
 #[inline(never)]
-fn spill<L: Lanes>(row: usize, lane: usize, score: L, mut passed: u32, n_queries: usize, out: &mut Vec<Pass>) {
-    let mut scores = [0.0f32; PANEL];
-    // SAFETY: PANEL floats are at least L::N; the caller got `score` where the instructions are enabled.
-    unsafe { score.store(scores.as_mut_ptr()) };
+fn spill(row: usize, lane: usize, scores: &[f32; PANEL], mut passed: u32, n_queries: usize, out: &mut Vec<Pass>) {
     while passed != 0 {
         let i = passed.trailing_zeros() as usize;
         passed &= passed - 1;
         if lane + i < n_queries {
-            out.push(Pass { score: scores[i], row: row as u32, query: (lane + i) as u32 });
+            out.push(Pass { score: scores[i % PANEL], row: row as u32, query: (lane + i) as u32 });
         }
     }
 }

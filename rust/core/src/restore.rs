@@ -1,0 +1,123 @@
+//! Rows built from what was saved: live entries with the ids they had, gaps included.
+//!
+//! A file cannot be trusted, so everything that the rest of the crate takes for granted is checked here: ids ascend,
+//! stay below the next id, and come with as many bytes as their vectors need.
+
+use std::sync::Arc;
+
+use mnemex_kernels::Kernels;
+
+use crate::block::{Encoded, Layout, Schema};
+use crate::error::{Error, Kind, Result, ensure};
+use crate::lane::{Arrival, Lane};
+use crate::version::Row;
+
+/// Largest next id: keeps sums of ids and counts far from overflow.
+pub const MAX_NEXT_ID: i64 = 1 << 62;
+
+/// Entries encoded at a time.
+const STEP: usize = 1024;
+
+/// Live entries of one lane, ids ascending.
+#[derive(Clone, Copy)]
+pub struct Entries<'a> {
+    /// Their ids.
+    pub ids: &'a [i64],
+    /// Stored bytes of their keys, without padding: `[n, key_dim]` numbers of the key codec.
+    pub keys: &'a [u8],
+    /// Likewise of values of their own; empty without.
+    pub values: &'a [u8],
+}
+
+/// Puts a row together, lane by lane.
+pub struct RowBuilder<'s> {
+    schema: &'s Schema,
+    kernels: &'static Kernels,
+    row: Row,
+    /// Largest id of each lane so far.
+    last: Vec<i64>,
+}
+
+impl<'s> RowBuilder<'s> {
+    /// A row of `heads` empty lanes whose next token gets `next_id`.
+    ///
+    /// # Errors
+    /// When `next_id` is out of range, or no instruction set can be chosen.
+    pub fn new(schema: &'s Schema, heads: usize, next_id: i64) -> Result<Self> {
+        ensure((0..=MAX_NEXT_ID).contains(&next_id), Kind::Argument, || {
+            format!("next_id={next_id} must be from 0 to {MAX_NEXT_ID}")
+        })?;
+        let kernels = Kernels::best().map_err(|error| Error::new(Kind::Resource, error.to_string()))?;
+        Ok(RowBuilder { schema, kernels, row: Row::empty(heads, next_id), last: vec![-1; heads] })
+    }
+
+    /// Adds entries behind those that the lane has; `expected` entries will be in it in the end.
+    ///
+    /// # Errors
+    /// When ids do not ascend or pass the next id, bytes are not as many as the entries need, or memory is short.
+    pub fn append(&mut self, head: usize, expected: usize, entries: &Entries) -> Result<()> {
+        let (schema, n) = (self.schema, entries.ids.len());
+        let key_bytes = packed_bytes(&schema.key);
+        let value_bytes = schema.value.as_ref().map_or(0, packed_bytes);
+        let fits = |bytes: &[u8], each: usize| each.checked_mul(n) == Some(bytes.len());
+        ensure(fits(entries.keys, key_bytes) && fits(entries.values, value_bytes), Kind::Shape, || {
+            format!("{n} entries do not fit their {} and {} bytes", entries.keys.len(), entries.values.len())
+        })?;
+        ensure(head < self.last.len(), Kind::Argument, || format!("head {head} is not one of {}", self.last.len()))?;
+        for &id in entries.ids {
+            ensure(id > self.last[head] && id < self.row.next_id, Kind::Argument, || {
+                format!("id {id} follows id {} where the next id is {}", self.last[head], self.row.next_id)
+            })?;
+            self.last[head] = id;
+        }
+        let mut key = vec![0.0; schema.key.dim];
+        for first in (0..n).step_by(STEP) {
+            let ids = &entries.ids[first..n.min(first + STEP)];
+            let mut encoded = Encoded::zeroed(schema, ids.len())?;
+            for row in 0..ids.len() {
+                let at = first + row;
+                encoded.key_row(schema, row)[..key_bytes].copy_from_slice(&entries.keys[at * key_bytes..][..key_bytes]);
+                encoded.value_row(schema, row)[..value_bytes]
+                    .copy_from_slice(&entries.values[at * value_bytes..][..value_bytes]);
+                schema.key.codec.decode(encoded.key_row(schema, row), &mut key);
+                encoded.note_key(schema, self.kernels, row, &key);
+            }
+            append_runs(&mut self.row.lanes[head], schema, expected, ids, &encoded)?;
+        }
+        Ok(())
+    }
+
+    /// Gives labels to ids.
+    pub fn labels(&mut self, ids: &[i64], labels: &[i64]) {
+        self.row.labels.note((self.row.next_id - 1).max(0));
+        ids.iter().zip(labels).for_each(|(&id, &label)| self.row.labels.set(id, &[label]));
+    }
+
+    /// Gives positions to ids.
+    pub fn positions(&mut self, ids: &[i64], positions: &[i64]) {
+        self.row.positions.note((self.row.next_id - 1).max(0));
+        ids.iter().zip(positions).for_each(|(&id, &position)| self.row.positions.set(id, &[position]));
+    }
+
+    /// The row.
+    pub fn finish(self) -> Arc<Row> {
+        Arc::new(self.row)
+    }
+}
+
+/// Appends encoded entries run by run of consecutive ids.
+fn append_runs(lane: &mut Lane, schema: &Schema, expected: usize, ids: &[i64], rows: &Encoded) -> Result<()> {
+    let mut start = 0;
+    while start < ids.len() {
+        let run = (start + 1..ids.len()).take_while(|&at| ids[at] == ids[at - 1] + 1).last().map_or(start + 1, |at| at + 1);
+        // Row i of the encoded rows has id `id_lo + i` within this run.
+        let arrival = Arrival { id_lo: ids[start] - start as i64, rows };
+        lane.restore(schema, arrival, start..run, expected)?;
+        start = run;
+    }
+    Ok(())
+}
+
+fn packed_bytes(layout: &Layout) -> usize {
+    layout.dim * layout.codec.item_bytes()
+}
