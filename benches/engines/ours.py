@@ -12,7 +12,7 @@ VERSION = mx.__version__
 
 def isa() -> str:
     """Instruction set that mnemex chose, or was told to use."""
-    return "auto"
+    return _native.isa()
 
 
 def search(problem: Problem) -> Job:

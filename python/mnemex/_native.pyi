@@ -5,7 +5,7 @@ Native part of mnemex; use the `mnemex` package.
 from _typeshed import Incomplete, SupportsGetItem
 from typing import SupportsFloat, SupportsIndex, final
 
-__all__ = ["NativeBank", "NativeSnapshot", "commit_all", "isa", "isas", "max_threads"]
+__all__ = ["NativeBank", "NativeSnapshot", "commit_all", "isa", "isas", "max_threads", "open", "save"]
 
 @final
 class NativeBank:
@@ -138,4 +138,14 @@ def isas() -> list[str]:
 def max_threads() -> int:
     """
     Most threads that a call uses.
+    """
+
+def open(path: str) -> tuple[str, str, list[NativeBank]]:
+    """
+    Open a folder: kind, metadata as JSON, banks.
+    """
+
+def save(path: str, kind: str, snapshots: SupportsGetItem[int, NativeSnapshot], metadata: str, overwrite: bool) -> None:
+    """
+    Save versions of banks as one folder; `metadata` is JSON.
     """

@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the transformers adapter needs torch")
 transformers = pytest.importorskip("transformers", reason="the transformers adapter needs transformers")
 
-import mnemex as mx
-from hf_models import EVERY, gap, generate, left_padded, lengths, make, memory_of, tokens, unpadded
+import mnemex as mx  # noqa: E402
+from hf_models import EVERY, gap, generate, left_padded, lengths, make, memory_of, tokens, unpadded  # noqa: E402
 
 
 @pytest.mark.parametrize("window", [1, 4, 9])

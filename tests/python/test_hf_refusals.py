@@ -235,6 +235,30 @@ def test_a_model_has_one_memory_at_a_time():
 
 
 @torch.no_grad()
+def test_inputs_that_cannot_be_served():
+    model, x = make("llama"), tokens(1, 4)
+    with mx.hf.attach(model, memory_of(model)) as a:
+        with pytest.raises(mx.Error, match="input_ids"):
+            model()
+        with pytest.raises(mx.Error, match="attention_mask of pads"):
+            model(x, attention_mask=torch.ones(1, 1, 4, 4, dtype=torch.bool), past_key_values=a.cache())
+
+
+@torch.no_grad()
+def test_a_model_without_position_ids_is_read_into_an_empty_memory_in_one_chunk():
+    model, x = make("llama"), tokens(1, 8)
+    with mx.hf.attach(model, memory_of(model)) as a:
+        a._names[a.decoder.model].remove("position_ids")
+        with pytest.raises(mx.Error, match="takes no position_ids"):
+            a.ingest(x, chunk=4)
+        a.ingest(x)
+        with pytest.raises(mx.Error, match="takes no position_ids"):
+            a.ingest(x)
+        with pytest.raises(mx.Error, match="takes no position_ids"):
+            model(x, past_key_values=a.cache())
+
+
+@torch.no_grad()
 def test_ingest_refuses_what_it_cannot_read():
     model = make("llama")
     a = mx.hf.attach(model, memory_of(model))

@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the transformers adapter needs torch")
 pytest.importorskip("transformers", reason="the transformers adapter needs transformers")
 
-import mnemex as mx
-from hf_models import EVERY, FAMILIES, SDPA, gap, lengths, make, memory_of, tokens
+import mnemex as mx  # noqa: E402
+from hf_models import EVERY, FAMILIES, SDPA, gap, lengths, make, memory_of, tokens  # noqa: E402
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

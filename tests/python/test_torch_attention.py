@@ -8,67 +8,22 @@ import pytest
 torch = pytest.importorskip("torch", reason="the PyTorch adapter needs torch")
 
 import mnemex as mx  # noqa: E402
+from attention_setting import (  # noqa: E402
+    DIM,
+    ENTRIES,
+    HEADS,
+    KV_HEADS,
+    N_KEYS,
+    N_QUERIES,
+    ROWS,
+    Setting,
+    close,
+    gauss,
+    same_gradients,
+)
 from mnemex.torch import local, retrieved  # noqa: E402
 from mnemex.torch.joined import Reading, joined_attention  # noqa: E402
 from mnemex.torch.local import Scoring, prepare  # noqa: E402
-
-ROWS, HEADS, KV_HEADS, N_QUERIES, N_KEYS, DIM, ENTRIES = 2, 4, 2, 5, 6, 8, 20
-
-
-def gauss(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-class Setting:
-    """Inputs, a bank that holds entries, and the dense answer in float64."""
-
-    def __init__(self, *, n_queries=N_QUERIES, n_keys=N_KEYS, value_dim=DIM, entries=ENTRIES, rows=ROWS):
-        self.q = gauss(rows, HEADS, n_queries, DIM, seed=1)
-        self.k = gauss(rows, KV_HEADS, n_keys, DIM, seed=2)
-        self.v = gauss(rows, KV_HEADS, n_keys, value_dim, seed=3)
-        self.keys = gauss(rows, KV_HEADS, entries, DIM, seed=4)
-        self.values = gauss(rows, KV_HEADS, entries, value_dim, seed=5)
-        self.bank = mx.Bank(rows=rows, heads=KV_HEADS, key_dim=DIM, value_dim=value_dim)
-        if entries:
-            self.bank.write(self.keys, self.values)
-
-    def inputs(self):
-        return [x.clone().requires_grad_() for x in (self.q, self.k, self.v)]
-
-    def dense(self, q, k, v, *, scale=DIM**-0.5, softcap=None, mask=None, causal=False, sink=None, kept=None):
-        repeat = HEADS // KV_HEADS
-        q = q.double()
-        k, v, keys, values = (x.double().repeat_interleave(repeat, 1) for x in (k, v, self.keys, self.values))
-
-        def logits(x):
-            s = q @ x.transpose(-1, -2) * scale
-            return s if softcap is None else softcap * torch.tanh(s / softcap)
-
-        near = logits(k)
-        if causal:
-            near = near.masked_fill(torch.ones(near.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
-        if mask is not None:
-            near = near.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else near + mask.double()
-        parts = [logits(keys), near]
-        if sink is not None:
-            parts.append(sink.double()[None, :, None, None].expand(*q.shape[:3], 1))
-        weights = torch.softmax(torch.cat(parts, -1), -1)
-        n = keys.shape[2]
-        local_weights = weights[..., n : n + k.shape[2]]
-        if kept is not None:
-            local_weights = local_weights * kept
-        return weights[..., :n] @ values + local_weights @ v
-
-
-def close(got, want, tolerance=1e-5):
-    assert got.shape == want.shape
-    assert (got.double() - want.double()).abs().max() <= tolerance * want.double().abs().max()
-
-
-def same_gradients(mine, theirs, tolerance=2e-5):
-    for a, b in zip(mine, theirs, strict=True):
-        close(a.grad, b.grad, tolerance)
-
 
 CASES = {
     "plain": {},
@@ -333,53 +288,6 @@ def test_flash_and_dense_agree_forward_and_backward():
     )
     for x, y in zip(one[:3], two[:3], strict=True):
         close(x, y)
-
-
-@pytest.mark.parametrize("make", [mx.torch.Bias, mx.torch.Gate])
-def test_a_learned_merge_has_one_number_per_query_head(make):
-    merge = make(HEADS)
-    (parameter,) = merge.parameters()
-    assert parameter.shape == (HEADS,)
-    s = Setting()
-    with pytest.raises(mx.Error, match="heads"):
-        mx.torch.attention(s.q, s.k, s.v, memory=s.bank, top_k=4, merge=make(HEADS + 1))
-
-
-def test_a_bias_of_zero_is_joint_and_a_far_negative_one_is_local():
-    s = Setting()
-    bias = mx.torch.Bias(HEADS)
-    joint = mx.torch.attention(s.q, s.k, s.v, memory=s.bank, top_k=4)
-    close(mx.torch.attention(s.q, s.k, s.v, memory=s.bank, top_k=4, merge=bias).detach(), joint, 1e-6)
-    with torch.no_grad():
-        bias.weight.fill_(-1e4)
-    alone = torch.nn.functional.scaled_dot_product_attention(s.q, s.k, s.v, enable_gqa=True)
-    close(mx.torch.attention(s.q, s.k, s.v, memory=s.bank, top_k=4, merge=bias).detach(), alone, 1e-6)
-
-
-@pytest.mark.parametrize("kind", [mx.torch.Bias, mx.torch.Gate])
-@pytest.mark.parametrize("k", [None, 3])
-def test_gradients_of_learned_merges_by_finite_differences(kind, k):
-    s = Setting(n_queries=2, n_keys=3)
-    merge = kind(HEADS)
-    with torch.no_grad():
-        merge.weight.copy_(torch.tensor([0.3, -1.0, 0.7, 0.0]))
-    g = gauss(ROWS, HEADS, 2, DIM, seed=70)
-    q, key, v = s.inputs()
-
-    def loss():
-        return (mx.torch.attention(q, key, v, memory=s.bank, top_k=k, merge=merge).double() * g).sum()
-
-    loss().backward()
-    for x in (q, key, v, merge.weight):
-        flat = x.data.view(-1)
-        for i in range(0, flat.numel(), max(1, flat.numel() // 5)):
-            before, step = float(flat[i]), 1e-2
-            flat[i] = before + step
-            up = loss().item()
-            flat[i] = before - step
-            down = loss().item()
-            flat[i] = before
-            assert abs((up - down) / (2 * step) - float(x.grad.view(-1)[i])) < 5e-3
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnemex.errors import ArgumentError, Error, ShapeError
+from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
 from mnemex.hf.cache import WindowCache
 from mnemex.hf.forward import ModelForward
 from mnemex.hf.function import FORWARD, attached_modules, restore, switch
@@ -215,6 +215,8 @@ class Attachment:
         if chunk < 1:
             raise ArgumentError(f"chunk={chunk}: expected at least 1 token")
         base = self.next_position
+        if base or ids.shape[1] > chunk:
+            self._need_positions()
         positions = base + torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         if attention_mask is not None:
             positions = base + (attention_mask.long().cumsum(1) - 1).clamp(min=0)
@@ -236,6 +238,13 @@ class Attachment:
                 self.writes += 1
         finally:
             self._writer, self.stages_tokens = outer, stages
+
+    def _need_positions(self) -> None:
+        if "position_ids" not in self._names[self.decoder.model]:
+            raise Unsupported(
+                f"{self.decoder.name} takes no position_ids, so it cannot continue after what is in the memory: "
+                "read each text in one chunk, into an empty memory"
+            )
 
     def _leaves_layers_out(self) -> bool:
         return len(self.modules) < len(self.decoder.modules)
@@ -285,6 +294,7 @@ class Attachment:
             cache.shift = base if given is None or not given.numel() or int(given.min()) < base else 0
         if cache.shift == 0:
             return None
+        self._need_positions()
         if given is not None:
             return given + cache.shift
         tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StaticCache
 
-from mnemex.errors import Unsupported
+from mnemex.errors import ArgumentError, Unsupported
 from mnemex.hf.cache import WindowCache
 from mnemex.hf.function import base_function
 from mnemex.hf.staging import stage_tokens
@@ -25,7 +25,6 @@ from mnemex.torch.local import Mask, Scoring, prepare
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mnemex import Snapshot
     from mnemex.hf.attachment import Attachment
     from mnemex.hf.window import Bools, Ints
 
@@ -48,7 +47,9 @@ class ModelForward:
         self.layers = attachment.indices
         tokens = inputs.get("input_ids")
         if tokens is None:
-            tokens = inputs["inputs_embeds"]
+            tokens = inputs.get("inputs_embeds")
+        if tokens is None:
+            raise ArgumentError(f"{attachment.decoder.name} was called without input_ids and without inputs_embeds")
         self.batch, self.n_queries = tokens.shape[:2]
         past = inputs.get("past_key_values")
         self.cache = past if isinstance(past, WindowCache) else None
@@ -66,6 +67,11 @@ class ModelForward:
         self._mask_is_own = given is not None and not (isinstance(given, Tensor) and given.ndim == 2)
         self._diagonal: Bools | None = None
         if self.cache is not None:
+            if self._mask_is_own:
+                raise Unsupported(
+                    "a.cache() keeps part of the keys, to which a mask with one number per key does not fit: give the "
+                    "attention_mask of pads, [rows, tokens]"
+                )
             self.cache.begin(self)
         elif self.stages:
             attachment.take_rows(attachment.memory, self.batch)
@@ -103,10 +109,6 @@ class ModelForward:
             return self._diagonal
         valid: Bools = given[:, given.shape[1] - self.n_queries :].detach().cpu().numpy().astype(np.bool_)
         return None if valid.all() else valid
-
-    def snapshot_of(self, index: int) -> Snapshot:
-        """Give the pinned version of one layer's bank."""
-        return self._snapshot[index]
 
     def attend(
         self,
@@ -236,7 +238,6 @@ class ModelForward:
             )
         if self._local_masks is not None and self._local_masks[0] is mask:
             return self._local_masks[1]
-        self._note_diagonal(mask)
         local, unused = mask, cache.rows.sinks_valid()
         if mask is not None and cache.full_masks:
             n_sinks = cache.rows.n_sinks

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use mnemex_kernels::Kernels;
 
 use crate::block::{Encoded, Layout, Schema};
+use crate::columns::Column;
 use crate::error::{Error, Kind, Result, ensure};
 use crate::lane::{Arrival, Lane};
 use crate::version::Row;
@@ -87,21 +88,28 @@ impl<'s> RowBuilder<'s> {
         Ok(())
     }
 
-    /// Gives labels to ids.
-    pub fn labels(&mut self, ids: &[i64], labels: &[i64]) {
-        self.row.labels.note((self.row.next_id - 1).max(0));
-        ids.iter().zip(labels).for_each(|(&id, &label)| self.row.labels.set(id, &[label]));
+    /// Gives labels to ids; with none, notes that entries had some.
+    pub fn labels(&mut self, labels: impl IntoIterator<Item = (i64, i64)>) {
+        set(&mut self.row.labels, self.row.next_id, labels);
     }
 
-    /// Gives positions to ids.
-    pub fn positions(&mut self, ids: &[i64], positions: &[i64]) {
-        self.row.positions.note((self.row.next_id - 1).max(0));
-        ids.iter().zip(positions).for_each(|(&id, &position)| self.row.positions.set(id, &[position]));
+    /// Gives positions to ids; with none, notes that entries had some.
+    pub fn positions(&mut self, positions: impl IntoIterator<Item = (i64, i64)>) {
+        set(&mut self.row.positions, self.row.next_id, positions);
     }
 
     /// The row.
     pub fn finish(self) -> Arc<Row> {
         Arc::new(self.row)
+    }
+}
+
+fn set(column: &mut Column, next_id: i64, numbers: impl IntoIterator<Item = (i64, i64)>) {
+    for (id, number) in numbers {
+        column.set(id, &[number]);
+    }
+    if column.is_absent() {
+        column.note((next_id - 1).max(0));
     }
 }
 

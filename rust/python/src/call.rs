@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use mnemex_core::work::Work;
-use mnemex_core::{Kind, Result};
+use mnemex_core::Result;
 use mnemex_kernels::{Isa, Kernels};
 use pyo3::prelude::*;
 
@@ -12,6 +12,16 @@ use crate::error::{ResourceError, raised};
 /// Runs `body` with the interpreter released. A signal handler that raises, as Ctrl-C's does, stops it, and its
 /// exception is what the caller sees.
 pub(crate) fn run<T: Send>(py: Python, threads: Option<usize>, body: impl FnOnce(&Work) -> Result<T> + Send) -> PyResult<T> {
+    run_with(py, threads, raised, body)
+}
+
+/// The same for a body with errors of its own; `exception` turns them into what is raised.
+pub(crate) fn run_with<T: Send, E: Send>(
+    py: Python,
+    threads: Option<usize>,
+    exception: impl FnOnce(E) -> PyErr,
+    body: impl FnOnce(&Work) -> std::result::Result<T, E> + Send,
+) -> PyResult<T> {
     let raised_by_signal = Mutex::new(None);
     let result = py.detach(|| {
         let interrupted = || {
@@ -28,10 +38,7 @@ pub(crate) fn run<T: Send>(py: Python, threads: Option<usize>, body: impl FnOnce
         let threads = threads.unwrap_or_else(mnemex_core::work::max_threads);
         body(&Work { threads, interrupted: &interrupted })
     });
-    result.map_err(|error| {
-        let by_signal = raised_by_signal.into_inner().ok().flatten();
-        by_signal.filter(|_| error.kind == Kind::Interrupted).unwrap_or_else(|| raised(error))
-    })
+    result.map_err(|error| raised_by_signal.into_inner().ok().flatten().unwrap_or_else(|| exception(error)))
 }
 
 /// Name of the instruction set in use.

@@ -7,6 +7,7 @@ mod arrays;
 mod bank;
 mod call;
 mod error;
+mod files;
 mod snapshot;
 
 use pyo3::prelude::*;
@@ -24,6 +25,10 @@ mod _native {
     use crate::call::isas;
     #[pymodule_export]
     use crate::call::max_threads;
+    #[pymodule_export]
+    use crate::files::open;
+    #[pymodule_export]
+    use crate::files::save;
     #[pymodule_export]
     use crate::snapshot::NativeSnapshot;
 }

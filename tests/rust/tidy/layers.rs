@@ -12,11 +12,8 @@ const LAYERS: [(&str, &[&str]); 5] = [
 ];
 
 /// Where `unsafe` may stand, and what for.
-const UNSAFE: [(&str, &str); 3] = [
-    ("rust/kernels/src/", "vector instructions"),
-    ("rust/python/src/", "arrays of other libraries, read in place"),
-    ("benches/calibrate/src/", "vector instructions"),
-];
+const UNSAFE: [(&str, &str); 2] =
+    [("rust/kernels/src/", "vector instructions"), ("benches/calibrate/src/", "vector instructions")];
 
 /// Python files between the native module and the user.
 const FACADES: [&str; 4] = ["bank", "files", "memory", "reads"];
@@ -102,17 +99,22 @@ fn quoted(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }
 
-/// Folders written as `` `name/` `` in ARCHITECTURE.md exist, and every top-level folder is named there.
+/// Folders that ARCHITECTURE.md names exist (`` `rust/io` `` from the root, `` `index/` `` somewhere), and every top-level
+/// folder is named there.
 pub(super) fn architecture(page: &str, tree: &Tree) -> Findings {
+    let folders: Vec<_> = tree.iter().filter(|(_, text)| text.is_none()).map(|(path, _)| path.as_str()).collect();
+    let exists = |name: &str| folders.iter().any(|folder| *folder == name || folder.ends_with(&format!("/{name}")));
+    let top = |name: &str| folders.contains(&name.split('/').next().unwrap_or_default());
     let mut found = Findings::new();
     for (n, line) in lines(page) {
-        let folders = quoted(line).filter_map(|name| name.strip_suffix('/'));
-        let missing = folders.filter(|name| !tree.contains_key(*name));
-        found.extend(missing.map(|name| (n, format!("there is no folder {name}/: correct the page"))));
+        let named = quoted(line).filter(|name| name.ends_with('/') || (top(name) && !name.contains(['.', '<'])));
+        let missing = named.map(|name| name.trim_end_matches('/')).filter(|name| !exists(name));
+        found.extend(missing.map(|name| (n, format!("there is no folder {name}: correct the page"))));
     }
-    let top = tree.iter().filter(|(path, text)| text.is_none() && !path.contains('/') && !path.starts_with('.'));
-    let unnamed = top.filter(|(path, _)| !page.contains(&format!("`{path}/`")));
-    found.extend(unnamed.map(|(path, _)| (1, format!("say what `{path}/` is for"))));
+    let unnamed = folders.iter().filter(|folder| !folder.contains('/') && !folder.starts_with('.'));
+    let unnamed =
+        unnamed.filter(|folder| !page.contains(&format!("`{folder}`")) && !page.contains(&format!("`{folder}/")));
+    found.extend(unnamed.map(|folder| (1, format!("say what `{folder}` is for"))));
     found
 }
 

@@ -1,0 +1,111 @@
+//! The columns of a data file, and how the vectors of a codec stand in them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow_array::types::{Float16Type, Float32Type, UInt16Type};
+use arrow_array::{Array, ArrayRef, FixedSizeListArray, PrimitiveArray};
+use arrow_buffer::{Buffer, ScalarBuffer};
+use arrow_schema::{ArrowError, DataType, Field, Schema as ArrowSchema, SchemaRef};
+use mnemex_core::block::{Layout, Schema};
+use mnemex_core::{Codec, Config};
+
+/// Most entries of one record batch.
+const MAX_BATCH_ROWS: usize = 1 << 16;
+
+/// Bytes of vectors of one record batch, about; both sides hold one in memory.
+const BATCH_BYTES: usize = 32 << 20;
+
+/// The schema of a bank, or what it would be if it was written to with float32 where nothing else is asked for: a bank
+/// that was never written to has a file too.
+pub(crate) fn schema_or_default(config: &Config, schema: Option<Schema>) -> Schema {
+    let default = |asked: Option<Codec>| asked.unwrap_or(Codec::F32);
+    schema.unwrap_or_else(|| Schema::of(config, default(config.key_codec), default(config.value_codec)))
+}
+
+/// The columns: row, head, id, label, position, key and, where values are stored, value.
+pub(crate) fn columns(schema: &Schema) -> SchemaRef {
+    let mut fields = vec![
+        Field::new("row", DataType::Int32, false),
+        Field::new("head", DataType::Int32, false),
+        Field::new("id", DataType::Int64, false),
+        Field::new("label", DataType::Int64, false),
+        Field::new("position", DataType::Int64, false),
+        vector_field("key", &schema.key),
+    ];
+    fields.extend(schema.value.map(|layout| vector_field("value", &layout)));
+    Arc::new(ArrowSchema::new(fields))
+}
+
+fn item_field(codec: Codec) -> Field {
+    let (data_type, dtype) = match codec {
+        Codec::F32 => (DataType::Float32, None),
+        Codec::F16 => (DataType::Float16, None),
+        Codec::Bf16 => (DataType::UInt16, Some("bfloat16")),
+    };
+    let metadata: HashMap<_, _> = dtype.map(|dtype| ("mnemex.dtype".to_owned(), dtype.to_owned())).into_iter().collect();
+    Field::new("item", data_type, false).with_metadata(metadata)
+}
+
+fn vector_field(name: &str, layout: &Layout) -> Field {
+    let item = item_field(layout.codec);
+    let metadata = item.metadata().clone();
+    Field::new(name, DataType::FixedSizeList(Arc::new(item), list_len(layout)), false).with_metadata(metadata)
+}
+
+fn list_len(layout: &Layout) -> i32 {
+    i32::try_from(layout.dim).unwrap_or(i32::MAX)
+}
+
+/// Bytes of one vector, without padding.
+pub(crate) fn vector_bytes(layout: &Layout) -> usize {
+    layout.dim * layout.codec.item_bytes()
+}
+
+/// Most entries of one record batch of such vectors.
+pub(crate) fn batch_rows(schema: &Schema) -> usize {
+    let bytes = vector_bytes(&schema.key) + schema.value.as_ref().map_or(0, vector_bytes);
+    (BATCH_BYTES / bytes.max(1)).clamp(1, MAX_BATCH_ROWS)
+}
+
+/// A column of vectors, of their bytes.
+pub(crate) fn vectors(layout: &Layout, bytes: Buffer) -> Result<ArrayRef, ArrowError> {
+    let items: ArrayRef = match layout.codec {
+        Codec::F32 => Arc::new(PrimitiveArray::<Float32Type>::new(ScalarBuffer::from(bytes), None)),
+        Codec::F16 => Arc::new(PrimitiveArray::<Float16Type>::new(ScalarBuffer::from(bytes), None)),
+        Codec::Bf16 => Arc::new(PrimitiveArray::<UInt16Type>::new(ScalarBuffer::from(bytes), None)),
+    };
+    let list = FixedSizeListArray::try_new(Arc::new(item_field(layout.codec)), list_len(layout), items, None)?;
+    Ok(Arc::new(list))
+}
+
+/// The bytes of a column of vectors; None where it is not one of them, or not of as many.
+pub(crate) fn bytes_of<'a>(layout: &Layout, column: &'a ArrayRef) -> Option<&'a [u8]> {
+    let list = column.as_any().downcast_ref::<FixedSizeListArray>()?;
+    let items = list.values();
+    if list.null_count() != 0 || items.null_count() != 0 || list.value_length() != list_len(layout) {
+        return None;
+    }
+    let bytes = match layout.codec {
+        Codec::F32 => items.as_any().downcast_ref::<PrimitiveArray<Float32Type>>()?.values().inner().as_slice(),
+        Codec::F16 => items.as_any().downcast_ref::<PrimitiveArray<Float16Type>>()?.values().inner().as_slice(),
+        Codec::Bf16 => items.as_any().downcast_ref::<PrimitiveArray<UInt16Type>>()?.values().inner().as_slice(),
+    };
+    (list.len().checked_mul(vector_bytes(layout)) == Some(bytes.len())).then_some(bytes)
+}
+
+/// Whether no number is NaN or infinite: none has an exponent of ones.
+pub(crate) fn all_finite(codec: Codec, bytes: &[u8]) -> bool {
+    let halves = |exponent: u16| {
+        let bits = bytes.chunks_exact(2).map(|b| u16::from_ne_bytes([b[0], b[1]]));
+        bits.fold(true, |finite, bits| finite & (bits & exponent != exponent))
+    };
+    match codec {
+        Codec::F32 => {
+            let bits = bytes.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+            bits.fold(true, |finite, bits| finite & (bits & 0x7F80_0000 != 0x7F80_0000))
+        }
+        Codec::F16 => halves(0x7C00),
+        Codec::Bf16 => halves(0x7F80),
+    }
+}
