@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from benches.workloads import Data
 
 NOISE = 0.1  # processors that others may keep busy
-PATIENCE = 20.0  # seconds; an engine that needs longer for one run has one round only
+PATIENCE = 20.0  # seconds; an engine whose first round is longer has no other
 MEMORY_SHARE = 0.7
 PAUSE = 0.02
 
@@ -49,7 +49,7 @@ PLANS: dict[Effort, Plan] = {
 
 @dataclass
 class Row:
-    """One engine in one setting: its verdict and, where that is good, seconds of each of so many rounds."""
+    """One engine in one setting: its verdict and, where that is good, seconds of each round."""
 
     engine: Engine
     setting: Setting
@@ -57,7 +57,6 @@ class Row:
     version: str = ""
     isa: str = ""
     bytes_per_vector: float | None = None
-    rounds: int = 0
     seconds: list[float] = field(default_factory=list)
     ratio: float | None = None
     noisy: bool = False
@@ -205,8 +204,7 @@ class _Group:
             judged = verdict(
                 self.case, self.data, self.truth, found, canonical=engine.canonical, approximate=engine.approximate
             )
-        slow = reply.pop("seconds") > PATIENCE
-        return Row(engine, setting, judged, rounds=1 if slow else self.plan.rounds, **reply), process
+        return Row(engine, setting, judged, **reply), process
 
     def _rounds(self, ready: Sequence[tuple[Row, Process]]) -> None:
         """Run every engine once per round, in turn."""
@@ -217,7 +215,7 @@ class _Group:
         start = perf_counter()
         for turn in range(self.plan.rounds):
             for row, process in ready:
-                if turn < row.rounds:
+                if turn == 0 or row.seconds[0] <= PATIENCE:
                     sleep(PAUSE)  # idle threads of the engine before this one spin for some milliseconds
                     row.seconds.append(process.ask("time", job=row.engine.key)["seconds"])
         others = bystanders.processors(perf_counter() - start)

@@ -72,7 +72,6 @@ def _prepare(jobs: dict[str, Prepared], request: dict[str, Any]) -> dict[str, An
         "version": module.VERSION,
         "isa": module.isa(),
         "bytes_per_vector": job.bytes_per_vector,
-        "seconds": seconds,
     }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 import mnemex as mx
 from benches.engines import Answer, Job, Problem
+from mnemex import _native
 
 VERSION = mx.__version__
 
@@ -42,7 +43,11 @@ def attend(problem: Problem) -> Job:
         return {"out": out[0], "lse": lse[0]}
 
     def explain() -> Answer:
-        return {} if k is None else {"ids": bank.attend(queries, k, hits=True).hits.ids[0]}
+        if k is None:
+            return {}
+        hits = bank.attend(queries, k, hits=True).hits
+        assert hits is not None
+        return {"ids": hits.ids[0]}
 
     return Job(run, bank.nbytes / (case.lanes * case.entries), explain)
 
@@ -64,6 +69,7 @@ def write(problem: Problem) -> Job:
     def explain() -> Answer:
         ids = np.arange(case.entries)[None]
         read_keys, read_values = filled[0].gather(ids)
+        assert read_values is not None
         return {"keys": read_keys[0], "values": read_values[0]}
 
     run()

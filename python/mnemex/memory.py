@@ -51,14 +51,24 @@ class Memory:
         What identifies the model that writes it.
     auto_rows
         Whether the first batch decides the number of rows.
+    next_position
+        Position at which the model's next prompt starts, after what the memory holds.
     """
 
-    def __init__(self, banks: Mapping[int, Bank], *, fingerprint: str | None = None, auto_rows: bool = False) -> None:
+    def __init__(
+        self,
+        banks: Mapping[int, Bank],
+        *,
+        fingerprint: str | None = None,
+        auto_rows: bool = False,
+        next_position: int = 0,
+    ) -> None:
         if not banks:
             raise ArgumentError("banks is empty: give a bank for at least one layer")
         self._banks = dict(banks)
         self.fingerprint = fingerprint
         self.auto_rows = auto_rows
+        self.next_position = next_position
         self._writing = threading.RLock()
 
     @classmethod
@@ -141,7 +151,9 @@ class Memory:
         with self._writing:
             copies = {id(bank): bank.copy() for bank in self._distinct()}
             banks = {layer: copies[id(bank)] for layer, bank in self._banks.items()}
-            return Memory(banks, fingerprint=self.fingerprint, auto_rows=self.auto_rows)
+            return Memory(
+                banks, fingerprint=self.fingerprint, auto_rows=self.auto_rows, next_position=self.next_position
+            )
 
     # ------------------------------------------------------------------ changes at once
 
@@ -186,7 +198,12 @@ class Memory:
             number = {id(bank): i for i, bank in enumerate(banks)}
             layers = {str(layer): number[id(bank)] for layer, bank in self._banks.items()}
             snapshots = [bank._native_snapshot() for bank in banks]
-        metadata = {"auto_rows": self.auto_rows, "fingerprint": self.fingerprint, "layers": layers}
+        metadata = {
+            "auto_rows": self.auto_rows,
+            "fingerprint": self.fingerprint,
+            "layers": layers,
+            "next_position": self.next_position,
+        }
         save_banks(path, "memory", snapshots, metadata, overwrite=overwrite)
 
     @classmethod
@@ -194,6 +211,11 @@ class Memory:
         """Rebuild what `save` wrote."""
         try:
             by_layer = {int(layer): banks[bank] for layer, bank in metadata["layers"].items()}
-            return cls(by_layer, fingerprint=metadata["fingerprint"], auto_rows=bool(metadata["auto_rows"]))
+            return cls(
+                by_layer,
+                fingerprint=metadata["fingerprint"],
+                auto_rows=bool(metadata["auto_rows"]),
+                next_position=int(metadata["next_position"]),
+            )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(f"the manifest does not describe a memory ({error!r}): the file is foreign or altered") from None

@@ -88,7 +88,9 @@ def report_of(content: str, *, name: str = "text", written: str = "written <b>",
     passages.finish()
     window, full = Row("window 16 + 4 sinks", 2.0, 1000, 0, 1.0), Row("full attention", 1.0, 9000, 0, 1.0)
     rows = [Row("window 16", 3.0, 900, 0, 1.0), window, Row("+ memory, best 2", 1.25, 1000, 8000, 1.5, k=2)]
-    rows = with_recovered([*rows, Row("+ memory, every entry", 1.0, 1000, 8000, 2.0, k=None), full], window=window, full=full)
+    rows = with_recovered(
+        [*rows, Row("+ memory, every entry", 1.0, 1000, 8000, 2.0, k=None), full], window=window, full=full
+    )
     nats = np.concatenate([[np.nan], rng.uniform(0.0, 4.0, n - 1)])
     tokens = list(written)
     return Report(

@@ -36,7 +36,9 @@ def test_losses_do_not_depend_on_the_chunk(chunk):
     assert streamed.seconds > 0
 
 
-@pytest.mark.parametrize(("window", "sinks", "chunk"), [(16, 4, 1), (16, 4, 5), (16, 0, 5), (1, 4, 1), (1, 0, 3), (200, 4, 8)])
+@pytest.mark.parametrize(
+    ("window", "sinks", "chunk"), [(16, 4, 1), (16, 4, 5), (16, 0, 5), (1, 4, 1), (1, 0, 3), (200, 4, 8)]
+)
 def test_the_local_window_sees_its_chunk_the_window_before_it_and_the_sinks(window, sinks, chunk):
     model, n_layers = byte_model(), 2
     cache = LocalWindow(n_layers, window=window, sinks=sinks)

@@ -84,7 +84,7 @@ def test_nothing_is_loaded_from_anywhere(hostile):
     page = Page(hostile)
     assert not {"src", "href", "srcset", "action"} & {name for name, _ in page.attributes}
     assert not re.search(r"url\(|@import|https?:|\bfetch\(|XMLHttpRequest|\bimport\b", hostile)
-    assert 'content="default-src \'none\'' in hostile
+    assert "content=\"default-src 'none'" in hostile
 
 
 def test_no_field_is_left_and_none_is_filled_twice(hostile):

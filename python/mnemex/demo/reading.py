@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
 from mnemex.errors import ArgumentError
 
 if TYPE_CHECKING:

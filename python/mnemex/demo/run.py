@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import transformers
-from mnemex.errors import ArgumentError
 from transformers import DynamicCache
 
 import mnemex
@@ -22,6 +21,8 @@ from mnemex.demo.pretrained import DType, Pretrained, load
 from mnemex.demo.reading import Text, read, tokenize
 from mnemex.demo.reopen import digest, digest_elsewhere
 from mnemex.demo.report import render
+from mnemex.doctor import processor
+from mnemex.errors import ArgumentError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -202,15 +203,7 @@ def _facts(pretrained: Pretrained) -> dict[str, str]:
     versions["Python"] = platform.python_version()
     return {
         "Model": _kind_of(pretrained),
-        "Processor": f"{_processor()}, {torch.get_num_threads()} threads",
+        "Processor": f"{processor()}, {torch.get_num_threads()} threads",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "Date": time.strftime("%Y-%m-%d"),
     }
-
-
-def _processor() -> str:
-    """Return the processor's name, as Linux knows it or else as Python does."""
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text().splitlines() if known.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

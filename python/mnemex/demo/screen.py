@@ -1,7 +1,11 @@
-"""The demo on the terminal: progress bars while it works (on stderr), the table when it is done (on stdout)."""
+"""The demo on the terminal: progress bars while it works (on stderr), the table when it is done (on stdout).
+
+Where stderr is a file, each task is a line when it is done.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -27,6 +31,7 @@ class Screen:
             TimeElapsedColumn(),
             TextColumn("[bold]{task.fields[result]}"),
             console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
         )
         self._task = TaskID(0)
 
@@ -45,6 +50,8 @@ class Screen:
     def end(self, result: str) -> None:
         """Write a task's result beside its bar."""
         self._progress.update(self._task, result=result)
+        if self._progress.disable:
+            print(f"{self._progress.tasks[self._task].description}: {result}", file=sys.stderr, flush=True)
 
 
 def show(finished: Finished) -> None:

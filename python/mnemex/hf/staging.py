@@ -68,7 +68,7 @@ def stage_tokens(
 
 def next_position(memory: Memory) -> int:
     """Tell the position after the last one that was written; 0 for an empty memory."""
-    return getattr(memory, "next_position", 0) if len(memory) else 0
+    return memory.next_position if len(memory) else 0
 
 
 def _finite(layers: list[tuple[Tensor, Tensor]]) -> Bools:

@@ -93,6 +93,7 @@ impl Snapshot {
             self.check_k(queries, k)?;
         }
         let units = self.best(schema, queries, k, true, work)?;
+        let work = work.for_size(queries.len() * k * self.config().value_dim());
         let weighed = work.map(units.len(), |at, ticker| {
             let (unit, best) = &units[at];
             let mut weighed = Vec::with_capacity(best.len());

@@ -132,7 +132,8 @@ impl Bank {
         let Some(schema) = &staging.schema else { return Ok(Vec::new()) };
         let heads = self.shared.config.heads;
         let rows: Vec<_> = staging.rows.iter().filter(|(_, staged)| staged.len() > 0).collect();
-        let lanes = work.map(rows.len() * heads, |at, ticker| {
+        let size = rows.iter().map(|(_, staged)| staged.len()).sum::<usize>() * heads * self.shared.config.key_dim;
+        let lanes = work.for_size(size).map(rows.len() * heads, |at, ticker| {
             ticker.tick()?;
             let (&row, staged) = rows[at / heads];
             let arrival = Arrival { id_lo: staged.id_lo, rows: &staged.lanes[at % heads] };

@@ -68,6 +68,7 @@ pub(crate) fn attend(
     work: &Work,
     partial: &mut Partial,
 ) -> Result<()> {
+    let work = &work.for_size(queries.operations(snapshot));
     let units = queries.units(snapshot, schema, UNIT_QUERIES);
     let jobs: Vec<(usize, i64)> = (units.iter().enumerate())
         .flat_map(|(at, unit)| {

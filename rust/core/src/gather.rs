@@ -41,7 +41,7 @@ impl Snapshot {
             None => crate::block::Schema::of(config, Codec::F32, Codec::F32),
         };
         let jobs = n.div_ceil(JOB_PLACES);
-        let parts = work.map(jobs, |job, ticker| {
+        let parts = work.for_size(n * config.key_dim).map(jobs, |job, ticker| {
             let places = job * JOB_PLACES..n.min((job + 1) * JOB_PLACES);
             let mut keys = Gathered::new(schema.key, places.len());
             let value = schema.value.or(schema.key_is_value.then_some(schema.key));

@@ -11,6 +11,7 @@ use crate::block::Schema;
 use crate::config::NonFinite;
 use crate::error::{Error, Kind, Result, ensure};
 use crate::input::{Input, VectorReader, all_finite, check_shape, non_finite};
+use crate::lane::Lane;
 use crate::list::{List, Ref};
 
 /// Booleans by id, row after row.
@@ -111,6 +112,13 @@ impl<'a> Queries<'a> {
     /// Queries in all.
     pub(crate) fn len(&self) -> usize {
         self.rows.len() * self.heads * self.tokens
+    }
+
+    /// Multiplications of scoring every entry.
+    pub(crate) fn operations(&self, snapshot: &Snapshot) -> usize {
+        let per_entry = self.group * self.tokens * self.dim;
+        let entries = self.rows.iter().flat_map(|&row| snapshot.version.rows[row].lanes.iter().map(Lane::len));
+        entries.sum::<usize>().saturating_mul(per_entry)
     }
 
     /// One query.

@@ -117,7 +117,8 @@ fn set(column: &mut Column, next_id: i64, numbers: impl IntoIterator<Item = (i64
 fn append_runs(lane: &mut Lane, schema: &Schema, expected: usize, ids: &[i64], rows: &Encoded) -> Result<()> {
     let mut start = 0;
     while start < ids.len() {
-        let run = (start + 1..ids.len()).take_while(|&at| ids[at] == ids[at - 1] + 1).last().map_or(start + 1, |at| at + 1);
+        let run =
+            (start + 1..ids.len()).take_while(|&at| ids[at] == ids[at - 1] + 1).last().map_or(start + 1, |at| at + 1);
         // Row i of the encoded rows has id `id_lo + i` within this run.
         let arrival = Arrival { id_lo: ids[start] - start as i64, rows };
         lane.restore(schema, arrival, start..run, expected)?;

@@ -92,6 +92,7 @@ impl Snapshot {
         blank_bad: bool,
         work: &Work,
     ) -> Result<Vec<(Unit<'v>, Vec<Vec<Best>>)>> {
+        let work = &work.for_size(queries.operations(self));
         let units = queries.units(self, schema, UNIT_QUERIES);
         let wanted = (4 * work.threads).div_ceil(units.len().max(1));
         let wanted = if work.threads == 1 || units.len() >= 4 * work.threads { 1 } else { wanted };
@@ -174,7 +175,8 @@ impl<'s> Scan<'s> {
         let (mut scratch, mut passes) = (Vec::new(), Vec::new());
         let mut thresholds = vec![f32::INFINITY; GROUP_QUERIES];
         let last_seen = self.packed.before.iter().copied().max().unwrap_or(0);
-        for at in refs {
+        // Newest first: neighbours in time are alike, so an early look at them raises the floors that keep the rest out.
+        for at in refs.rev() {
             ticker.tick()?;
             let r = self.unit.refs[at];
             let live = self.queries.visible(self.unit.row, r) & first_rows(r.rows_below(last_seen));

@@ -81,6 +81,7 @@ impl Staging {
         let rows = self.check_shapes(shared, version, tokens)?;
         let schema = self.schema_for(shared, version, tokens)?;
         let nonfinite = tokens.nonfinite.unwrap_or(config.nonfinite);
+        let work = &work.for_size(n_rows * n_tokens * config.heads * config.key_dim);
         let written = written_tokens(tokens, nonfinite, config.heads, work)?;
         for (row, written) in rows.iter().zip(&written) {
             self.check_capacity(shared, version, *row, written.len())?;

@@ -17,6 +17,9 @@ use crate::error::{Error, Kind, Result};
 /// How often the calling thread asks whether to stop.
 const POLL: Duration = Duration::from_millis(20);
 
+/// Multiplications that take about as long as it takes to wake a thread and hand it its share.
+const WORTH_WAKING: usize = 8 << 20;
+
 /// Most threads of one call, the caller included.
 pub fn max_threads() -> usize {
     let asked = std::env::var("MNEMEX_NUM_THREADS").ok().and_then(|n| n.trim().parse().ok()).filter(|&n| n >= 1);
@@ -50,6 +53,13 @@ pub struct Work<'a> {
 impl Work<'_> {
     /// One thread, never interrupted.
     pub const ALONE: Work<'static> = Work { threads: 1, interrupted: &|| false };
+
+    /// The same terms for a call of about so many multiplications or bytes: a small one stays on the calling thread,
+    /// since to wake another takes longer.
+    pub(crate) fn for_size(&self, operations: usize) -> Work<'_> {
+        let threads = if operations < WORTH_WAKING { 1 } else { self.threads };
+        Work { threads, interrupted: self.interrupted }
+    }
 
     /// `job(0), ..., job(n - 1)`, in any order on any thread, results in order.
     ///

@@ -95,7 +95,8 @@ impl Reader<'_> {
             _ => file.fail(format!("row {at}: {error}")),
         };
         let schema = self.schema;
-        let mut builder = RowBuilder::new(schema, row.counts.len(), row.next_id).map_err(|error| refused(self.file, error))?;
+        let mut builder =
+            RowBuilder::new(schema, row.counts.len(), row.next_id).map_err(|error| refused(self.file, error))?;
         let mut numbers = Vec::new();
         for (head, &count) in row.counts.iter().enumerate() {
             let mut lane = Vec::new();
@@ -165,7 +166,8 @@ impl Reader<'_> {
     /// Adds the labels and positions of a batch to a lane's; None where there are any that were not given.
     fn numbers(&self, batch: &RecordBatch, row: &RowEntry, ids: &[i64], lane: &mut Vec<Numbers>) -> Option<()> {
         let (labels, positions) = (integers::<Int64Type>(batch, 3)?, integers::<Int64Type>(batch, 4)?);
-        let known = (row.has_labels || labels.iter().all(|&label| label == -1)) && (row.has_positions || positions == ids);
+        let known =
+            (row.has_labels || labels.iter().all(|&label| label == -1)) && (row.has_positions || positions == ids);
         if row.has_labels || row.has_positions {
             let numbers = ids.iter().zip(labels).zip(positions);
             lane.extend(numbers.map(|((&id, &label), &position)| Numbers { id, label, position }));

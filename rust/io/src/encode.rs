@@ -135,8 +135,7 @@ fn batch(
         let n = table::vector_bytes(&layout);
         let mut bytes = MutableBuffer::with_capacity(n * entries.len());
         for (r, slot) in entries {
-            let stored =
-                if is_value { r.block.value_bytes(schema, *slot) } else { r.block.key_bytes(schema, *slot) };
+            let stored = if is_value { r.block.value_bytes(schema, *slot) } else { r.block.key_bytes(schema, *slot) };
             bytes.extend_from_slice(&stored[..n]);
         }
         finite &= table::all_finite(layout.codec, &bytes);

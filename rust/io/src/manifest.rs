@@ -249,7 +249,9 @@ impl Manifest {
         }
         if header.version != VERSION {
             let version = header.version;
-            return Err(format!("has format version {version}, and this mnemex reads {VERSION}: open it with a newer one"));
+            return Err(format!(
+                "has format version {version}, and this mnemex reads {VERSION}: open it with a newer one"
+            ));
         }
         serde_json::from_slice(body).map_err(|error| format!("does not say what a manifest must: {error}"))
     }

@@ -45,7 +45,13 @@ pub fn open(path: &Path, work: &Work) -> Result<Opened> {
     Ok(Opened { kind: manifest.kind, metadata: manifest.metadata.get().to_owned(), banks })
 }
 
-fn open_bank(folder: &Folder, manifest: &DataFile, at: usize, entry: &BankEntry, interrupt: &Interrupt) -> Result<Bank> {
+fn open_bank(
+    folder: &Folder,
+    manifest: &DataFile,
+    at: usize,
+    entry: &BankEntry,
+    interrupt: &Interrupt,
+) -> Result<Bank> {
     let config = check_entry(at, entry).map_err(|message| manifest.fail(format!("bank {at}: {message}")))?;
     let schema = entry.codecs.as_ref().map(|codecs| codecs.schema(&config)).transpose();
     let schema = schema.map_err(|message| manifest.fail(format!("bank {at}: {message}")))?;

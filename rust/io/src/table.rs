@@ -43,7 +43,8 @@ fn item_field(codec: Codec) -> Field {
         Codec::F16 => (DataType::Float16, None),
         Codec::Bf16 => (DataType::UInt16, Some("bfloat16")),
     };
-    let metadata: HashMap<_, _> = dtype.map(|dtype| ("mnemex.dtype".to_owned(), dtype.to_owned())).into_iter().collect();
+    let metadata: HashMap<_, _> =
+        dtype.map(|dtype| ("mnemex.dtype".to_owned(), dtype.to_owned())).into_iter().collect();
     Field::new("item", data_type, false).with_metadata(metadata)
 }
 

@@ -1,11 +1,13 @@
 //! A truncated, altered, mixed or foreign save is refused, with an error that says what is wrong.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on should say where")]
+
 mod fixture;
 
 use std::fs;
 use std::path::Path;
 
-use fixture::{Scratch, config, everything, names, open, save};
+use fixture::{Scratch, config, everything, names, open, put, save};
 use mnemex_core::{Bank, Config};
 use mnemex_io::{Error, Result};
 
@@ -35,10 +37,10 @@ fn every_flipped_bit_is_noticed() {
         for bit in 0..8 * whole.len() {
             let mut bytes = whole.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            fs::write(save.join(&name), &bytes).unwrap();
+            put(&save.join(&name), &bytes);
             assert_format(open(&save), &name);
         }
-        fs::write(save.join(&name), &whole).unwrap();
+        put(&save.join(&name), &whole);
     }
     open(&save).unwrap();
 }
@@ -50,14 +52,14 @@ fn every_other_length_is_noticed() {
     for name in names(&save) {
         let whole = fs::read(save.join(&name)).unwrap();
         for len in 0..whole.len() {
-            fs::write(save.join(&name), &whole[..len]).unwrap();
+            put(&save.join(&name), &whole[..len]);
             assert_format(open(&save), &name);
         }
-        fs::write(save.join(&name), [whole.as_slice(), b"\n"].concat()).unwrap();
+        put(&save.join(&name), &[whole.as_slice(), b"\n"].concat());
         assert_format(open(&save), &name);
         fs::remove_file(save.join(&name)).unwrap();
         assert_format(open(&save), "is missing");
-        fs::write(save.join(&name), &whole).unwrap();
+        put(&save.join(&name), &whole);
     }
 }
 

@@ -1,5 +1,7 @@
 //! A save appears whole or not at all, and harms nothing that is there.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on should say where")]
+
 mod fixture;
 
 use std::fs;
