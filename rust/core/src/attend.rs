@@ -125,7 +125,8 @@ impl Snapshot {
     fn weigh(&self, schema: &Schema, unit: &Unit, best: &[Best], attention: &Attention) -> Weighed {
         let kernels = self.shared.kernels;
         let dim = self.config().value_dim();
-        let value = |hit: &Best| unit.refs[(hit.place / 64) as usize].block.value_bytes(schema, (hit.place % 64) as usize);
+        let value =
+            |hit: &Best| unit.refs[(hit.place / 64) as usize].block.value_bytes(schema, (hit.place % 64) as usize);
         best.iter().for_each(|hit| prefetch(value(hit)));
         let mut mass: Vec<f32> = best.iter().map(|hit| attention.logit.of(hit.score)).collect();
         let max = mass.iter().copied().fold(f32::NEG_INFINITY, f32::max);

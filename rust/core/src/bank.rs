@@ -12,7 +12,7 @@ use mnemex_kernels::Kernels;
 use crate::block::Schema;
 use crate::config::{Config, check_lanes};
 use crate::error::{Error, Kind, Result, ensure};
-use crate::evict::{EvictPolicy, Fifo};
+use crate::evict::{Decided, EvictPolicy, Fifo};
 use crate::index::{Flat, Index};
 use crate::lane::{Arrival, Edit, Lane, Prepared};
 use crate::stage::{StagedIds, Staging, Tokens};
@@ -147,11 +147,13 @@ impl Bank {
     fn plan_lane(&self, schema: &Schema, lane: &Lane, arrival: Arrival) -> Result<Prepared> {
         let view = View { schema, kernels: self.shared.kernels, lane, arrival };
         let (mut edits, runs) = self.shared.write.plan(view);
-        let killed = edits.iter().filter(|edit| matches!(edit, Edit::Kill { .. })).count();
-        let after = lane.len() - killed + runs.iter().map(ExactSizeIterator::len).sum::<usize>();
+        let mut leaving: Vec<i64> = edits.iter().filter_map(Edit::ends).collect();
+        leaving.sort_unstable();
+        let after = lane.len() - leaving.len() + runs.iter().map(ExactSizeIterator::len).sum::<usize>();
         let capacity = self.shared.config.capacity.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
         if after > capacity {
-            edits.extend(self.shared.evict.plan(view, after - capacity));
+            let decided = Decided { leaving: &leaving, runs: &runs };
+            edits.extend(self.shared.evict.plan(view, decided, after - capacity));
         }
         for run in runs {
             let routed = self.shared.index.route(schema, lane, arrival, run);
@@ -219,7 +221,9 @@ impl Bank {
     /// When there is not one end per row, a row is not there or anything is staged.
     pub fn truncate_each(&self, ends: &[i64], rows: Option<&[usize]>) -> Result<()> {
         let n = rows.map_or_else(|| self.snapshot().version.rows.len(), <[usize]>::len);
-        ensure(ends.len() == n, Kind::Shape, || format!("end has {} numbers for {n} rows: give one per row", ends.len()))?;
+        ensure(ends.len() == n, Kind::Shape, || {
+            format!("end has {} numbers for {n} rows: give one per row", ends.len())
+        })?;
         self.change_rows(false, rows, |at, row| row.truncate(ends[at]))
     }
 
@@ -231,7 +235,12 @@ impl Bank {
         self.change_rows(false, rows, |_, row| *row = Row::empty(row.lanes.len(), row.next_id))
     }
 
-    fn change_rows(&self, with_staged: bool, rows: Option<&[usize]>, mut change: impl FnMut(usize, &mut Row)) -> Result<()> {
+    fn change_rows(
+        &self,
+        with_staged: bool,
+        rows: Option<&[usize]>,
+        mut change: impl FnMut(usize, &mut Row),
+    ) -> Result<()> {
         let staging = self.writer();
         ensure(with_staged || staging.is_empty(), Kind::State, still_staged)?;
         let mut version = self.version.write().unwrap_or_else(PoisonError::into_inner);
@@ -274,7 +283,9 @@ impl Bank {
     /// # Errors
     /// As for [`Bank::reorder`], and when `repeats` is 0.
     pub fn fork(&self, repeats: usize) -> Result<()> {
-        ensure(repeats >= 1, Kind::Argument, || "repeats=0 must be at least 1: fork(r) makes r copies of each row".into())?;
+        ensure(repeats >= 1, Kind::Argument, || {
+            "repeats=0 must be at least 1: fork(r) makes r copies of each row".into()
+        })?;
         let n = self.snapshot().version.rows.len();
         check_lanes(n.saturating_mul(repeats), self.shared.config.heads)?;
         let index: Vec<usize> = (0..n * repeats).map(|i| i / repeats).collect();

@@ -81,9 +81,7 @@ impl Config {
     /// When a number is outside its range, or rows times heads are too many.
     pub fn check(&self, rows: usize) -> Result<()> {
         let dim = |name: &str, dim: usize| {
-            ensure((1..=MAX_DIM).contains(&dim), Kind::Argument, || {
-                format!("{name}={dim} must be from 1 to {MAX_DIM}")
-            })
+            ensure((1..=MAX_DIM).contains(&dim), Kind::Argument, || format!("{name}={dim} must be from 1 to {MAX_DIM}"))
         };
         dim("key_dim", self.key_dim)?;
         if let Values::Dim(value_dim) = self.values {

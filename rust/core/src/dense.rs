@@ -126,7 +126,9 @@ fn pieces<'v>(refs: &[(&'v Ref, u64)], span: i64) -> Vec<Piece<'v>> {
         .filter(|(_, live)| *live != 0)
         .collect();
     runs.sort_by_key(|(r, _)| r.id_lo);
-    let rows = |&(r, live): &(&'v Ref, u64)| (0..BLOCK_ROWS).filter(move |slot| live >> slot & 1 == 1).map(move |slot| (r, slot));
+    let rows = |&(r, live): &(&'v Ref, u64)| {
+        (0..BLOCK_ROWS).filter(move |slot| live >> slot & 1 == 1).map(move |slot| (r, slot))
+    };
     if runs.windows(2).any(|pair| pair[0].0.id_hi() > pair[1].0.id_lo) {
         // Lists that interleave: entry by entry.
         let mut entries: Vec<(&Ref, usize)> = runs.iter().flat_map(rows).collect();

@@ -56,7 +56,12 @@ impl Snapshot {
                 }
                 let lane = &self.version.rows[row].lanes[head];
                 let (r, slot) = lane.locate(id).ok_or_else(|| {
-                    Error::new(Kind::Id, format!("ids name {id}, which row {row} does not hold: it was deleted or evicted, or never written"))
+                    Error::new(
+                        Kind::Id,
+                        format!(
+                            "ids name {id}, which row {row} does not hold: it was deleted or evicted, or never written"
+                        ),
+                    )
                 })?;
                 keys.push(r.block.key_bytes(&schema, slot));
                 if let Some(values) = &mut values {

@@ -49,7 +49,10 @@ impl Input<'_> {
     /// Copies one vector's bits into `out`, which has room for `dim` numbers of its type.
     fn copy_bits(&self, at: [usize; 3], out: &mut [u8]) {
         fn copy<T: Copy + bytemuck::Pod>(x: &ArrayView4<'_, T>, [r, h, t]: [usize; 3], out: &mut [u8]) {
-            let x = x.index_axis(ndarray::Axis(0), r).index_axis_move(ndarray::Axis(0), h).index_axis_move(ndarray::Axis(0), t);
+            let x = x
+                .index_axis(ndarray::Axis(0), r)
+                .index_axis_move(ndarray::Axis(0), h)
+                .index_axis_move(ndarray::Axis(0), t);
             match x.as_slice() {
                 Some(x) => out.copy_from_slice(cast_slice(x)),
                 None => cast_slice_mut::<u8, T>(out).iter_mut().zip(x).for_each(|(out, &x)| *out = x),

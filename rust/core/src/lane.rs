@@ -40,6 +40,16 @@ pub enum Edit {
     },
 }
 
+impl Edit {
+    /// The one entry that this edit ends, if it is such an edit.
+    pub(crate) fn ends(&self) -> Option<i64> {
+        match self {
+            Edit::Kill { id } => Some(*id),
+            _ => None,
+        }
+    }
+}
+
 /// Staged tokens on their way into a lane: consecutive ids, encoded.
 #[derive(Clone, Copy)]
 pub struct Arrival<'a> {

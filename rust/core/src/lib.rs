@@ -36,6 +36,8 @@ mod columns;
 mod dense;
 mod plane;
 mod reservoir;
+#[cfg(test)]
+mod seam;
 
 pub use bank::{Bank, Receipt, Snapshot, commit_all};
 pub use codec::Codec;

@@ -140,7 +140,12 @@ impl List {
                 if room == 0 {
                     let block = Block::for_lane_of(schema, expected)?;
                     room = block.room();
-                    append.refs.push(Ref { block: Arc::new(block), id_lo: id_lo + first as i64, offsets: None, live: 0 });
+                    append.refs.push(Ref {
+                        block: Arc::new(block),
+                        id_lo: id_lo + first as i64,
+                        offsets: None,
+                        live: 0,
+                    });
                 }
                 let n = room.min(run.end - first);
                 match append.refs.last_mut() {

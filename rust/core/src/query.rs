@@ -106,7 +106,16 @@ impl<'a> Queries<'a> {
                 }
             }
         }
-        Ok(Queries { rows, heads, tokens, dim, group: heads / config.heads, before: query.before, allowed: query.allowed, data })
+        Ok(Queries {
+            rows,
+            heads,
+            tokens,
+            dim,
+            group: heads / config.heads,
+            before: query.before,
+            allowed: query.allowed,
+            data,
+        })
     }
 
     /// Queries in all.

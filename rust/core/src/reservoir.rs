@@ -41,7 +41,13 @@ pub(crate) struct Reservoir {
 
 impl Reservoir {
     pub(crate) fn new(k: usize) -> Reservoir {
-        Reservoir { k, full: k + k.clamp(32, 4096), floor: f32::NEG_INFINITY, candidates: Vec::with_capacity(k.min(64)), lowers: Vec::new() }
+        Reservoir {
+            k,
+            full: k + k.clamp(32, 4096),
+            floor: f32::NEG_INFINITY,
+            candidates: Vec::with_capacity(k.min(64)),
+            lowers: Vec::new(),
+        }
     }
 
     /// No entry with a smaller score is wanted.

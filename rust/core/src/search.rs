@@ -50,7 +50,9 @@ impl Snapshot {
         let queries = Queries::check(self, query)?;
         self.check_k(&queries, k)?;
         let best = match &self.version.schema {
-            Some(schema) => self.best(schema, &queries, k, false, work)?.into_iter().flat_map(|(_, best)| best).collect(),
+            Some(schema) => {
+                self.best(schema, &queries, k, false, work)?.into_iter().flat_map(|(_, best)| best).collect()
+            }
             None => Vec::new(),
         };
         Ok(self.hits(&queries, k, &best))

@@ -75,7 +75,13 @@ impl Staging {
     }
 
     /// Adds one call's tokens; on an error nothing was added.
-    pub(crate) fn add(&mut self, shared: &Shared, version: &Version, tokens: &Tokens, work: &Work) -> Result<StagedIds> {
+    pub(crate) fn add(
+        &mut self,
+        shared: &Shared,
+        version: &Version,
+        tokens: &Tokens,
+        work: &Work,
+    ) -> Result<StagedIds> {
         let config = &shared.config;
         let [n_rows, _, n_tokens, _] = tokens.keys.shape();
         let rows = self.check_shapes(shared, version, tokens)?;
@@ -179,10 +185,9 @@ impl Staging {
                 Kind::Argument,
                 format!("values are missing: this bank stores a value of {dim} numbers with each key"),
             )),
-            (Values::None, Some(_)) => Err(Error::new(
-                Kind::Argument,
-                "values were given to a bank that stores none: make it with value_dim=",
-            )),
+            (Values::None, Some(_)) => {
+                Err(Error::new(Kind::Argument, "values were given to a bank that stores none: make it with value_dim="))
+            }
             (Values::Key, Some(_)) => Err(Error::new(
                 Kind::Argument,
                 "values were given to a bank whose keys are its values (value_dim=\"key\")",
@@ -280,7 +285,9 @@ fn encode(
     let refuse = |argument: &str, t: usize| {
         Err(Error::new(
             Kind::NonFinite,
-            format!("{argument} at row {row}, head {head}, token {t} are beyond float16's 65504: use a bf16 or f32 codec"),
+            format!(
+                "{argument} at row {row}, head {head}, token {t} are beyond float16's 65504: use a bf16 or f32 codec"
+            ),
         ))
     };
     for (at, &t) in written.iter().enumerate() {

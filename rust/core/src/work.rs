@@ -36,7 +36,8 @@ fn pool() -> Option<&'static ThreadPool> {
     }
     let n = max_threads() - 1;
     let name = |i| format!("mnemex-{i}");
-    let made = if n == 0 { None } else { rayon::ThreadPoolBuilder::new().num_threads(n).thread_name(name).build().ok() };
+    let made =
+        if n == 0 { None } else { rayon::ThreadPoolBuilder::new().num_threads(n).thread_name(name).build().ok() };
     let made: Option<&'static ThreadPool> = made.map(|pool| &*Box::leak(Box::new(pool)));
     pools.push((pid, made));
     made
@@ -89,7 +90,9 @@ impl Work<'_> {
         match if helpers > 0 { pool() } else { None } {
             Some(pool) => pool.in_place_scope(|scope| {
                 for _ in 0..helpers.min(pool.current_num_threads()) {
-                    scope.spawn(|_| take_jobs(&Ticker { stop: &stop, interrupted: None, asked: Cell::new(Instant::now()) }));
+                    scope.spawn(|_| {
+                        take_jobs(&Ticker { stop: &stop, interrupted: None, asked: Cell::new(Instant::now()) })
+                    });
                 }
                 take_jobs(&caller);
             }),

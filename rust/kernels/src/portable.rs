@@ -1,5 +1,8 @@
 //! The table every machine has: plain arrays that the compiler vectorises for its baseline (SSE2, NEON).
-#![expect(unsafe_code, reason = "the vector trait is unsafe for the sets that need enabling; plain arrays need nothing")]
+#![expect(
+    unsafe_code,
+    reason = "the vector trait is unsafe for the sets that need enabling; plain arrays need nothing"
+)]
 
 use crate::lanes::Lanes;
 use crate::table::kernel_table;

@@ -30,7 +30,7 @@ impl Logit {
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer kept in the low bits
-    let clamped = if x < -87.0 { -87.0 } else if x > 88.0 { 88.0 } else { x };
+    let clamped = x.clamp(-87.0, 88.0);
     let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
     // ln 2 in two parts, the first with trailing zeros so that n * LN2_HIGH is exact (Cody and Waite 1980).
     let r = (clamped - n * 0.693_359_4) - n * -2.121_944_4e-4;

@@ -33,7 +33,7 @@ pub struct Kernels {
 impl Kernels {
     /// The table of one set, if this processor can run it.
     pub fn of(isa: Isa) -> Option<&'static Kernels> {
-        isa.is_available().then(|| match isa {
+        isa.is_available().then_some(match isa {
             Isa::Portable => &crate::portable::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &crate::avx2::TABLE,

@@ -5,6 +5,7 @@
 //! against sixteen queries, and selection is one compare with sixteen thresholds: a score that does not pass never
 //! leaves its register.
 #![expect(unsafe_code, reason = "unchecked loads in the innermost loops; lengths are asserted at each entry")]
+#![expect(clippy::needless_range_loop, reason = "indices are registers: r a key row, v a vector of queries")]
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "the operations of one step rest on the same assertion")]
 
 use crate::lanes::Lanes;
@@ -140,7 +141,14 @@ fn spill(row: usize, lane: usize, scores: &[f32; PANEL], mut passed: u32, n_quer
 /// # Safety
 /// The instructions of `L` are enabled.
 #[inline(always)]
-pub(crate) unsafe fn scores<L: Lanes>(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize) {
+pub(crate) unsafe fn scores<L: Lanes>(
+    rule: Rule,
+    keys: Keys,
+    queries: Queries,
+    out: &mut [f32],
+    rows: usize,
+    first: usize,
+) {
     keys.check(rule, queries.dim);
     queries.check();
     assert!(first + keys.n <= rows, "the block's rows must fit the score panel");
@@ -264,7 +272,10 @@ unsafe fn product<L: Lanes, const R: usize, const V: usize, const DIFFERENCE: bo
 #[inline(always)]
 pub(crate) unsafe fn weigh<L: Lanes>(weights: &[f32], values: &[f32], stride: usize, n: usize, out: &mut [f32]) {
     assert!(stride.is_multiple_of(PANEL), "value rows are padded to 16 floats");
-    assert!(weights.len() >= n * PANEL && values.len() >= n * stride && out.len() >= PANEL * stride, "panels too short");
+    assert!(
+        weights.len() >= n * PANEL && values.len() >= n * stride && out.len() >= PANEL * stride,
+        "panels too short"
+    );
     let mut column = 0;
     while column < stride {
         let vectors = (stride - column) / L::N;

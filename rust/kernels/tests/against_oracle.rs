@@ -210,7 +210,12 @@ fn exponentials_and_weighted_sums_are_softmax_attention() {
                     assert!((f64::from(max[t] + sum[t].ln()) - lse).abs() < 1e-5 * (1.0 + lse.abs()));
                     for c in 0..value_dim {
                         let got = f64::from(out[t * stride + c]) / f64::from(sum[t]);
-                        assert!((got - want[c]).abs() < 1e-5, "{:?} n {n} dv {value_dim}: {got} for {}", kernels.isa, want[c]);
+                        assert!(
+                            (got - want[c]).abs() < 1e-5,
+                            "{:?} n {n} dv {value_dim}: {got} for {}",
+                            kernels.isa,
+                            want[c]
+                        );
                     }
                     assert!(out[t * stride + value_dim..(t + 1) * stride].iter().all(|&x| x == 0.0));
                 }

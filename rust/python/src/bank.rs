@@ -20,12 +20,16 @@ pub(crate) struct NativeBank(pub(crate) Bank);
 type ReceiptParts<'py> = (u64, Vec<Bound<'py, PyArray2<i64>>>, usize);
 
 fn unknown(argument: &str, word: &str, known: &str) -> PyErr {
-    raised(Error { kind: Kind::Argument, message: format!("{argument}={word:?} is not known; expected one of {known}") })
+    raised(Error {
+        kind: Kind::Argument,
+        message: format!("{argument}={word:?} is not known; expected one of {known}"),
+    })
 }
 
 fn codec_named(argument: &str, name: Option<&str>) -> PyResult<Option<Codec>> {
     let known = || Codec::ALL.map(Codec::name).join(", ");
-    name.map(|name| Codec::named(name).ok_or_else(|| unknown(argument, name, &format!("auto, {}", known())))).transpose()
+    name.map(|name| Codec::named(name).ok_or_else(|| unknown(argument, name, &format!("auto, {}", known()))))
+        .transpose()
 }
 
 pub(crate) fn nonfinite_named(word: &str) -> PyResult<NonFinite> {

@@ -2,8 +2,8 @@
 
 use std::sync::Mutex;
 
-use mnemex_core::work::Work;
 use mnemex_core::Result;
+use mnemex_core::work::Work;
 use mnemex_kernels::{Isa, Kernels};
 use pyo3::prelude::*;
 
@@ -11,7 +11,11 @@ use crate::error::{ResourceError, raised};
 
 /// Runs `body` with the interpreter released. A signal handler that raises, as Ctrl-C's does, stops it, and its
 /// exception is what the caller sees.
-pub(crate) fn run<T: Send>(py: Python, threads: Option<usize>, body: impl FnOnce(&Work) -> Result<T> + Send) -> PyResult<T> {
+pub(crate) fn run<T: Send>(
+    py: Python,
+    threads: Option<usize>,
+    body: impl FnOnce(&Work) -> Result<T> + Send,
+) -> PyResult<T> {
     run_with(py, threads, raised, body)
 }
 

@@ -120,7 +120,8 @@ impl NativeSnapshot {
         ids: Flat<'py, i64>,
         threads: Option<usize>,
     ) -> PyResult<(VectorArray<'py>, Option<VectorArray<'py>>)> {
-        let (rows, heads) = (self::rows(Some(&rows))?.unwrap_or_default(), self::rows(Some(&heads))?.unwrap_or_default());
+        let (rows, heads) =
+            (self::rows(Some(&rows))?.unwrap_or_default(), self::rows(Some(&heads))?.unwrap_or_default());
         let ids = ids.as_slice()?;
         let wanted = Wanted { rows: &rows, heads: &heads, ids };
         let (keys, values) = run(py, threads, |work| self.0.gather(&wanted, work))?;

@@ -18,7 +18,8 @@ pub trait Index: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// The list of each run of arriving tokens; the runs cover `tokens` in order.
-    fn route(&self, schema: &Schema, lane: &Lane, arrival: Arrival, tokens: Range<usize>) -> Vec<(usize, Range<usize>)>;
+    fn route(&self, schema: &Schema, lane: &Lane, arrival: Arrival, tokens: Range<usize>)
+    -> Vec<(usize, Range<usize>)>;
 
     /// The lists to scan for queries `[n, dim]` of one lane; None: all of them, which is what makes an answer exact.
     fn probe(&self, schema: &Schema, lane: &Lane, queries: &[f32]) -> Option<Vec<usize>>;

@@ -1,0 +1,110 @@
+//! A write policy that searches first: a token near an entry is merged into it, another takes the oldest one's place.
+//!
+//! Each token is compared with the lane as it was before the commit; an entry takes part in one edit per commit. The
+//! merge is the mean of the two vectors. Full lanes lose their oldest entry for each token that is appended, Kill and
+//! Append, as a replacement in CAMELoT is.
+
+use std::ops::Range;
+
+use mnemex_kernels::canonical::Metric;
+
+use crate::lane::Edit;
+use crate::write::{View, WritePolicy};
+
+/// Merge at or above `threshold`.
+pub(super) struct Consolidate {
+    pub(super) threshold: f32,
+    pub(super) capacity: usize,
+}
+
+/// The decision for one token: shared with the plain model, so that the two differ in storage alone.
+pub(super) enum Fate {
+    /// Into this entry.
+    Merge(i64),
+    /// An entry of its own, after ending another where the lane is full.
+    Append(Option<i64>),
+}
+
+/// Decides for arriving keys `[n][dim]` against entries (id, key) in id order.
+pub(super) fn fates(
+    threshold: f32,
+    capacity: usize,
+    entries: &[(i64, Vec<f32>)],
+    arriving: &[Vec<f32>],
+    score: impl Fn(&[f32], &[f32]) -> f32,
+) -> Vec<Fate> {
+    let mut taken: Vec<i64> = Vec::new();
+    let mut size = entries.len();
+    arriving
+        .iter()
+        .map(|key| {
+            let free = entries.iter().filter(|(id, _)| !taken.contains(id)).collect::<Vec<_>>();
+            let nearest =
+                free.iter().map(|(id, x)| (score(x, key), *id)).fold(None, |best: Option<(f32, i64)>, next| {
+                    if best.is_some_and(|best| best.0 >= next.0) { best } else { Some(next) }
+                });
+            match nearest {
+                Some((s, id)) if s >= threshold => {
+                    taken.push(id);
+                    Fate::Merge(id)
+                }
+                _ if size < capacity => {
+                    size += 1;
+                    Fate::Append(None)
+                }
+                _ => {
+                    let oldest = free.first().map(|(id, _)| *id);
+                    taken.extend(oldest);
+                    Fate::Append(oldest)
+                }
+            }
+        })
+        .collect()
+}
+
+impl WritePolicy for Consolidate {
+    fn name(&self) -> &'static str {
+        "consolidate"
+    }
+
+    fn plan(&self, view: View) -> (Vec<Edit>, Vec<Range<usize>>) {
+        let (schema, lane) = (view.schema, view.lane);
+        let decode = |bytes: &[u8], codec: crate::Codec, dim: usize| {
+            let mut x = vec![0.0; dim];
+            codec.decode(bytes, &mut x);
+            x
+        };
+        let mut ids = lane.live_ids();
+        ids.sort_unstable();
+        let entry = |id: i64| {
+            let (r, slot) = lane.locate(id).unwrap();
+            let key = decode(r.block.key_bytes(schema, slot), schema.key.codec, schema.key.dim);
+            let value = schema.value.map_or(vec![], |v| decode(r.block.value_bytes(schema, slot), v.codec, v.dim));
+            (key, value)
+        };
+        let entries: Vec<_> = ids.iter().map(|&id| (id, entry(id).0)).collect();
+        let (key_bytes, n) = (schema.key.row_bytes(), view.arrival.rows.len());
+        let rows = view.arrival.rows;
+        let arriving: Vec<_> =
+            (0..n).map(|i| decode(&rows.key.bytes()[i * key_bytes..], schema.key.codec, schema.key.dim)).collect();
+        let score = |x: &[f32], q: &[f32]| (view.kernels.score)(Metric::Dot, x, q, 0.0);
+        let (mut edits, mut runs) = (Vec::new(), Vec::new());
+        for (i, fate) in fates(self.threshold, self.capacity, &entries, &arriving, score).into_iter().enumerate() {
+            match fate {
+                Fate::Merge(id) => {
+                    let (key, value) = entry(id);
+                    let mean = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a + b) / 2.0).collect();
+                    let new = schema
+                        .value
+                        .map_or(vec![], |v| decode(&rows.value.bytes()[i * v.row_bytes()..], v.codec, v.dim));
+                    edits.push(Edit::Merge { id, key: mean(&key, &arriving[i]), value: mean(&value, &new) });
+                }
+                Fate::Append(ended) => {
+                    edits.extend(ended.map(|id| Edit::Kill { id }));
+                    runs.push(i..i + 1);
+                }
+            }
+        }
+        (edits, runs)
+    }
+}
