@@ -6,14 +6,13 @@ import numpy as np
 
 import mnemex as mx
 from benches.engines import Answer, Job, Problem
-from mnemex import _native
 
 VERSION = mx.__version__
 
 
 def isa() -> str:
     """Instruction set that mnemex chose, or was told to use."""
-    return _native.isa()
+    return mx.build_info().isa
 
 
 def search(problem: Problem) -> Job:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from mnemex.bank import Bank, Snapshot
+from mnemex.build import BuildInfo, build_info
 from mnemex.errors import (
     ArgumentError,
     CapacityError,
@@ -47,6 +48,7 @@ __all__ = [
     "Append",
     "ArgumentError",
     "Bank",
+    "BuildInfo",
     "CapacityError",
     "DtypeError",
     "Error",
@@ -69,6 +71,7 @@ __all__ = [
     "Snapshot",
     "StateError",
     "Unsupported",
+    "build_info",
     "merge",
     "open",
 ]

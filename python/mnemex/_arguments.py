@@ -61,7 +61,7 @@ def part(name: str, x: object, known: Mapping[str, type]) -> str:
     if isinstance(x, str) and x in known:
         return x
     if isinstance(x, tuple(known.values())):
-        return type(x).name  # type: ignore[attr-defined,no-any-return]
+        return type(x).name  # type: ignore[attr-defined]
     expected = ", ".join(repr(word) for word in known)
     raise ArgumentError(f"{name}={x!r} is not known; expected one of {expected}")
 

@@ -8,7 +8,7 @@ module that it comes from, which is loaded already.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Protocol, SupportsIndex
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 import numpy as np
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class DLPack(Protocol):
     """A tensor of any framework."""
 
+    @property
+    def shape(self) -> tuple[int, ...]: ...
     def __dlpack__(self) -> object: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
@@ -31,6 +33,8 @@ class DLPack(Protocol):
 class ArrayInterface(Protocol):
     """An array of any library."""
 
+    @property
+    def shape(self) -> tuple[int, ...]: ...
     @property
     def __array_interface__(self) -> dict[str, object]: ...
 
@@ -47,14 +51,14 @@ _FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 def vectors(name: str, x: ArrayLike, *, one_lane: bool) -> Vectors:
     """View `x` as `[rows, heads, T, dim]`, and name its type "f32", "f16" or "bf16"; halves as their bits."""
     array, dtype = _array(name, x)
-    if array.ndim == 2 and one_lane:  # noqa: PLR2004 - [T, dim]
+    if array.ndim == 2 and one_lane:
         array = array[None, None]
-    if array.ndim != 4:  # noqa: PLR2004
+    if array.ndim != 4:
         also = " or [T, dim]" if one_lane else ""
         raise ShapeError(f"{name} have shape {array.shape}; expected [rows, heads, T, dim]{also}")
-    if array.itemsize == 2 and array.dtype != np.uint16:  # noqa: PLR2004 - float16
+    if array.itemsize == 2 and array.dtype != np.uint16:
         array = array.view(np.uint16)
-    return array, dtype
+    return array, dtype  # type: ignore[return-value]  # one of the three, as `_array` made sure
 
 
 def _array(name: str, x: ArrayLike) -> tuple[NDArray[np.generic], str]:
@@ -71,7 +75,7 @@ def _array(name: str, x: ArrayLike) -> tuple[NDArray[np.generic], str]:
     return array, _FLOATS[dtype]
 
 
-def _from_tensor(name: str, x: ArrayLike) -> tuple[NDArray[np.generic], str]:
+def _from_tensor(name: str, x: Any) -> tuple[NDArray[np.generic], str]:  # noqa: ANN401 - whatever the caller has
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
         x = x.detach()
@@ -91,4 +95,6 @@ def _from_tensor(name: str, x: ArrayLike) -> tuple[NDArray[np.generic], str]:
             raise DtypeError(f"{name}: numpy cannot take this tensor ({error}); pass numpy's or torch's") from error
         return array, array.dtype.name
     kind = type(x).__name__
-    raise DtypeError(f"{name} are {kind}; expected an array of float32, float16 or bfloat16, such as numpy's or torch's")
+    raise DtypeError(
+        f"{name} are {kind}; expected an array of float32, float16 or bfloat16, such as numpy's or torch's"
+    )

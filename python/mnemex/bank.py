@@ -10,7 +10,7 @@ from mnemex import _arguments as arguments
 from mnemex import parts
 from mnemex._arrays import vectors
 from mnemex._native import NativeBank, NativeSnapshot
-from mnemex.errors import ArgumentError, DtypeError, ShapeError
+from mnemex.errors import ArgumentError, DtypeError
 from mnemex.reads import Reads
 from mnemex.results import Receipt
 
@@ -97,7 +97,7 @@ class Bank(Reads):
     ((1, 8, 5, 64), (1, 8, 5))
     """
 
-    def __init__(  # noqa: PLR0913 - what a bank is made of
+    def __init__(
         self,
         *,
         key_dim: int,
@@ -118,7 +118,9 @@ class Bank(Reads):
         if isinstance(value_dim, str) and value_dim != "key":
             raise ArgumentError(f"value_dim={value_dim!r} must be a number, 'key' or None")
         if scan_codec is not None:
-            raise ArgumentError(f"scan_codec={scan_codec!r} is not known; expected None: searches read the keys themselves")
+            raise ArgumentError(
+                f"scan_codec={scan_codec!r} is not known; expected None: searches read the keys themselves"
+            )
         arguments.part("index", index, parts.INDEXES)
         arguments.part("write", write, parts.WRITES)
         native = NativeBank(
@@ -131,7 +133,9 @@ class Bank(Reads):
             metric=arguments.word("metric", metric, ("dot", "cos", "l2")),
             key_codec=_codec("key_codec", key_codec),
             value_codec=_codec("value_codec", value_codec),
-            evict="error" if isinstance(evict, str) and evict == "error" else arguments.part("evict", evict, parts.EVICTS),
+            evict="error"
+            if isinstance(evict, str) and evict == "error"
+            else arguments.part("evict", evict, parts.EVICTS),
             nonfinite=arguments.word("nonfinite", nonfinite, NONFINITE),
         )
         self._open(native, threads)
@@ -157,7 +161,7 @@ class Bank(Reads):
 
     # ------------------------------------------------------------------ writes
 
-    def stage(  # noqa: PLR0913 - one array per thing a token has
+    def stage(
         self,
         keys: ArrayLike,
         values: ArrayLike | None = None,
@@ -215,7 +219,7 @@ class Bank(Reads):
             None if nonfinite is None else arguments.word("nonfinite", nonfinite, NONFINITE),
             self._threads_of(threads),
         )
-        return ids[0] if self._one_lane and np.ndim(keys) == 2 else ids  # type: ignore[arg-type]  # noqa: PLR2004
+        return ids[0] if self._one_lane and len(keys.shape) == 2 else ids
 
     def commit(self) -> Receipt:
         """Publish everything staged as one version: all or nothing."""

@@ -11,9 +11,8 @@ def main() -> None:
     missing = [name for name in ("rich", "typer") if find_spec(name) is None]
     if missing:
         sys.exit(f"the mnemex command needs {' and '.join(missing)}: pip install 'mnemex[cli]'")
-    from mnemex.errors import Error
-
     from mnemex.commands import app
+    from mnemex.errors import Error
 
     try:
         app()

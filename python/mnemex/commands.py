@@ -60,8 +60,9 @@ def demo(
 @app.command()
 def doctor() -> None:
     """Say what mnemex found on this machine: processor, instruction set, threads, versions."""
-    from mnemex.doctor import findings
     from rich.console import Console
+
+    from mnemex.doctor import findings
 
     for name, value in findings().items():
         Console(highlight=False).print(f"[bold]{name:<16}[/]", value, sep="", soft_wrap=True)

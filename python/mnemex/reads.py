@@ -31,7 +31,9 @@ class Reads:
     def _native_snapshot(self) -> NativeSnapshot:
         raise NotImplementedError
 
-    def _describe(self, config: tuple[int, int, int | None, bool, int | None, str, str, str], threads: int | None) -> None:
+    def _describe(
+        self, config: tuple[int, int, int | None, bool, int | None, str, str, str], threads: int | None
+    ) -> None:
         self._config, self._threads = config, threads
 
     def _adopt(self, other: Reads) -> None:
@@ -101,7 +103,7 @@ class Reads:
 
     # ------------------------------------------------------------------ reads
 
-    def search(  # noqa: PLR0913 - a query, and what it may see
+    def search(
         self,
         queries: ArrayLike,
         k: int,
@@ -145,10 +147,12 @@ class Reads:
         if k > ANSWER_LIMIT:
             raise ArgumentError(f"k={k} makes an answer of more than 2**31 entries: ask for less")
         native = self._native_snapshot()
-        found = native.search(query, k, at, seen, arguments.bitmap(where, native.id_end), nonfinite, self._threads_of(threads))
+        found = native.search(
+            query, k, at, seen, arguments.bitmap(where, native.id_end), nonfinite, self._threads_of(threads)
+        )
         return _hits(found, flat=flat)
 
-    def attend(  # noqa: PLR0913 - a query, how it is weighed, and what it may see
+    def attend(
         self,
         queries: ArrayLike,
         k: int | None,
@@ -194,11 +198,11 @@ class Reads:
         allowed = arguments.bitmap(where, native.id_end)
         out, lse, found = native.attend(query, k, at, scale, softcap, seen, allowed, hits, nonfinite, threads)
         if flat:
-            out, lse = out[0, 0], lse[0, 0]  # type: ignore[assignment]
+            out, lse = out[0, 0], lse[0, 0]
         if found is None:
-            return Partial(out, lse)  # type: ignore[arg-type]
+            return Partial(out, lse)
         mass = found[1][0, 0] if flat else found[1]
-        return Partial(out, lse, _hits(found[0], flat=flat), mass)  # type: ignore[arg-type]
+        return Partial(out, lse, _hits(found[0], flat=flat), mass)
 
     def gather(
         self,
@@ -229,16 +233,18 @@ class Reads:
         """
         native = self._native_snapshot()
         if isinstance(wanted, Hits):
-            ids = wanted.ids if wanted.ids.ndim > 2 else wanted.ids[None, None]  # noqa: PLR2004 - [T, k] of one lane
+            ids = wanted.ids if wanted.ids.ndim > 2 else wanted.ids[None, None]
             shape, bank_rows = wanted.ids.shape, wanted.rows
             if ids.shape[1] % self.heads or ids.shape[0] != len(bank_rows) or (bank_rows >= native.rows).any():
-                raise ShapeError(f"hits of shape {shape} do not come from this bank of {native.rows} rows, {self.heads} heads")
+                raise ShapeError(
+                    f"hits of shape {shape} do not come from this bank of {native.rows} rows, {self.heads} heads"
+                )
             heads = np.arange(ids.shape[1], dtype=np.int64) // (ids.shape[1] // self.heads)
         else:
             ids = arguments.ints("ids", wanted)
             one = ids.ndim == 1 and self._one_lane
             ids = ids[None] if one else ids
-            if ids.ndim != 2:  # noqa: PLR2004 - [rows, n]
+            if ids.ndim != 2:
                 raise ShapeError(f"ids have shape {ids.shape}; expected [rows, n], or [n] of a bank of one lane")
             if (ids < 0).any():
                 raise IdError(f"ids name {int(ids.min())}; ids are 0 and up")
@@ -249,10 +255,15 @@ class Reads:
             heads = np.arange(self.heads, dtype=np.int64)
             ids = np.broadcast_to(ids[:, None], (len(ids), self.heads, ids.shape[1]))
             shape = ids.shape[2:] if one else ids.shape
-        place_rows, place_heads = np.broadcast_to(bank_rows[:, None], ids.shape[:2]), np.broadcast_to(heads, ids.shape[:2])
+        place_rows, place_heads = (
+            np.broadcast_to(bank_rows[:, None], ids.shape[:2]),
+            np.broadcast_to(heads, ids.shape[:2]),
+        )
         each = int(np.prod(ids.shape[2:]))
-        flat = (np.repeat(x.reshape(-1), each) for x in (place_rows, place_heads))
-        keys, values = native.gather(*flat, np.ascontiguousarray(ids).reshape(-1), self._threads_of(threads))
+        flat_rows, flat_heads = (np.repeat(x.reshape(-1), each) for x in (place_rows, place_heads))
+        keys, values = native.gather(
+            flat_rows, flat_heads, np.ascontiguousarray(ids).reshape(-1), self._threads_of(threads)
+        )
         return _vectors(keys, shape), None if values is None else _vectors(values, shape)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -275,7 +286,7 @@ class Reads:
         query = vectors("queries", queries, one_lane=self._one_lane)
         shape = (query[0].shape[0], query[0].shape[2])
         seen = arguments.side("before", before, shape, np.int64, one_lane=self._one_lane)
-        flat = self._one_lane and len(np.shape(queries)) == 2  # type: ignore[arg-type]  # noqa: PLR2004
+        flat = self._one_lane and len(queries.shape) == 2
         return query, flat, arguments.rows("rows", rows, self.rows), seen  # type: ignore[return-value]
 
 

@@ -69,7 +69,7 @@ def text_of(content: str, *, name: str = "text", n_tokens: int = 10_000) -> Text
 
 
 def trace(ids: np.ndarray, share: np.ndarray) -> SimpleNamespace:
-    """What a layer retrieved: `ids` `[B, Hq, T, k]`, all alike in weight, and the memory's `share` `[B, Hq, T]`."""
+    """Make what a layer retrieved: `ids` `[B, Hq, T, k]`, alike in weight, and the memory's `share` `[B, Hq, T]`."""
     found = ids >= 0
     mass = (found / np.maximum(found.sum(-1, keepdims=True), 1)).astype(np.float32)
     return SimpleNamespace(ids=ids, mass=mass, share=share.astype(np.float32))

@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="the demo needs torch")
 transformers = pytest.importorskip("transformers", reason="the demo needs transformers")
 
-from demo_parts import byte_model, text_of
-from mnemex.demo.local_window import LocalWindow
-from mnemex.demo.measure import Row, bits_per_byte, chunk_for, held_bytes, stream, with_recovered
+from demo_parts import byte_model, text_of  # noqa: E402
+from mnemex.demo.local_window import LocalWindow  # noqa: E402
+from mnemex.demo.measure import Row, bits_per_byte, chunk_for, held_bytes, stream, with_recovered  # noqa: E402  # noqa: E402
 
 IDS = np.random.default_rng(0).integers(1, 257, 90)
 

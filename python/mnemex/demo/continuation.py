@@ -31,7 +31,7 @@ def go_on(
     Tokens written, `[n_tokens]`.
     """
     tokens = torch.from_numpy(prompt)[None]
-    written = model.generate(
+    written = model.generate(  # type: ignore[operator]  # typed as a tensor through nn.Module
         tokens,
         attention_mask=torch.ones_like(tokens),
         past_key_values=cache,

@@ -127,7 +127,8 @@ def bits_per_byte(nats: NDArray[np.float64], text: Text, *, skip: int) -> float:
 
 def held_bytes(cache: Cache) -> int:
     """Return the bytes of the keys and values in a cache."""
-    tensors: Iterable[torch.Tensor] = (x for layer in cache.layers for x in (layer.keys, layer.values) if x is not None)
+    pairs = ((getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers)
+    tensors: Iterable[torch.Tensor] = (x for pair in pairs for x in pair if x is not None)
     return sum(x.numel() * x.element_size() for x in tensors)
 
 

@@ -81,7 +81,7 @@ def load(source: str | None, *, dtype: DType = "auto") -> Pretrained:
             ) from error
     if not tokenizer.is_fast:
         raise ArgumentError(f"--model {source}: its tokenizer gives no character offsets (it is not a fast tokenizer)")
-    return Pretrained(model.eval(), tokenizer, Path(name).name or name)
+    return Pretrained(model.eval(), tokenizer, Path(name).name or name)  # type: ignore[arg-type]  # fast: checked above
 
 
 def native_dtype() -> torch.dtype:

@@ -28,6 +28,8 @@ def digest(memory: Memory) -> str:
         bank = memory[layer]
         queries = rng.standard_normal((1, bank.heads, N_QUERIES, bank.key_dim), np.float32)
         found = bank.attend(queries, K, hits=True)
+        assert found.hits is not None
+        assert found.mass is not None
         for array in (found.hits.ids, found.mass, found.out, found.lse):
             answers.update(np.ascontiguousarray(array).tobytes())
     return answers.hexdigest()
@@ -46,4 +48,7 @@ def digest_elsewhere(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(digest(mnemex.open(sys.argv[1])))
+    opened = mnemex.open(sys.argv[1])
+    if not isinstance(opened, mnemex.Memory):
+        sys.exit(f"{sys.argv[1]} holds a bank, not a memory")
+    print(digest(opened))

@@ -189,7 +189,7 @@ def _go_on(settings: Settings, pretrained: Pretrained, text: Text, progress: Pro
 
 def _spelled(pretrained: Pretrained, full: np.ndarray, memory: np.ndarray) -> tuple[list[str], list[str]]:
     decode = pretrained.tokenizer.decode
-    return [decode(int(i)) for i in full], [decode(int(i)) for i in memory]
+    return [str(decode(int(i))) for i in full], [str(decode(int(i))) for i in memory]
 
 
 def _kind_of(pretrained: Pretrained) -> str:

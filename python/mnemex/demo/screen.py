@@ -16,7 +16,7 @@ from rich.text import Text
 from mnemex.demo.units import percent, size
 
 if TYPE_CHECKING:
-    from mnemex.demo.experiment import Advance
+    from mnemex.demo.measure import Advance
     from mnemex.demo.run import Finished
 
 

@@ -1,5 +1,5 @@
 //! Every instruction set against float64 loops, over awkward lengths, offsets and values; output poisoned first.
-#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::needless_range_loop, reason = "tests")]
 
 use mnemex_kernels::bound::{QueryBound, reach};
 use mnemex_kernels::canonical::Metric;

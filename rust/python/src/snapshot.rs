@@ -131,26 +131,6 @@ impl NativeSnapshot {
         Ok((keys, values))
     }
 
-    /// Labels and positions `[n]` of n ids of bank rows.
-    fn columns<'py>(
-        &self,
-        py: Python<'py>,
-        rows: Flat<'py, i64>,
-        ids: Flat<'py, i64>,
-    ) -> PyResult<(Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>)> {
-        let rows = self::rows(Some(&rows))?.unwrap_or_default();
-        let ids = ids.as_slice()?;
-        let bank_rows = &self.0.version().rows;
-        let (mut labels, mut positions) = (vec![-1; ids.len()], vec![-1; ids.len()]);
-        for (at, (&row, &id)) in rows.iter().zip(ids).enumerate() {
-            if let Some(row) = bank_rows.get(row).filter(|_| id >= 0) {
-                labels[at] = row.label(id);
-                positions[at] = row.position(id);
-            }
-        }
-        Ok((array(py, labels, [ids.len()])?, array(py, positions, [ids.len()])?))
-    }
-
     /// Live entries `[rows, heads]`.
     fn lengths<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
         let lengths = self.0.lengths();

@@ -16,7 +16,7 @@ const UNSAFE: [(&str, &str); 2] =
     [("rust/kernels/src/", "vector instructions"), ("benches/calibrate/src/", "vector instructions")];
 
 /// Python files between the native module and the user.
-const FACADES: [&str; 4] = ["bank", "files", "memory", "reads"];
+const FACADES: [&str; 5] = ["bank", "build", "files", "memory", "reads"];
 
 /// Python modules that only some installations have, or that cost an import; and the folders that are built on them.
 const OPTIONAL: [&str; 11] = [
