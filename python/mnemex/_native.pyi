@@ -79,10 +79,6 @@ class NativeSnapshot:
         """
         Names of the codecs of keys and values; None until the first write decides.
         """
-    def columns(self, /, rows: Incomplete, ids: Incomplete) -> tuple[Incomplete, Incomplete]:
-        """
-        Labels and positions `[n]` of n ids of bank rows.
-        """
     def copy(self, /) -> NativeBank:
         """
         An independent bank.

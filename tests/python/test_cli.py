@@ -39,7 +39,7 @@ def test_the_demo_runs_and_says_what_it_found(folder, capsys, monkeypatch):
     model = saved_model(folder / "model")
     (folder / "notes.txt").write_text("some words, and some words again\n" * 12)
     code, said = end(
-        capsys, monkeypatch, "demo", "--model", model, "--text", "notes.txt", "--window", 8, "--top-k", 4,
+        capsys, monkeypatch, "demo", "--model", model, "--text", "notes.txt", "--window", 32, "--top-k", 4,
         "--tokens", 200, "--out", "made", "--dtype", "float32",
     )  # fmt: skip
     assert code == 0, said

@@ -44,9 +44,10 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 def test_a_file_that_is_not_utf8_is_refused_with_the_place(tmp_path):
     path = tmp_path / "latin.txt"
-    path.write_bytes(b"caf\xe9 au lait")
-    with pytest.raises(ArgumentError, match=r"byte 3 is not UTF-8"):
-        read(path, n_tokens=10)
+    for content in (b"caf\xe9 au lait", b"caf\xe9"):
+        path.write_bytes(content)
+        with pytest.raises(ArgumentError, match=r"byte 3 is not UTF-8"):
+            read(path, n_tokens=10)
 
 
 def test_a_large_file_may_be_cut_inside_a_character(tmp_path):

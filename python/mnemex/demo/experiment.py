@@ -97,7 +97,9 @@ class Experiment:
         memory = mnemex.Memory.for_model(self.model)
         with mnemex.hf.attach(self.model, memory, top_k=k, trace=True) as attachment:
             cache = attachment.cache(window=self.window, sinks=self.sinks)
-            streamed = self._stream("what each token retrieves", cache, lambda n: passages.add(n, attachment.trace))
+            streamed = self._stream(
+                "what each token retrieves", cache, lambda n: passages.add(n, attachment.trace or {})
+            )
         passages.finish()
         return Reading(self.text, passages, k, streamed.nats, with_window.nats)
 

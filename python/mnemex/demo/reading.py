@@ -106,12 +106,14 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerFast, *, n_tokens: in
 
 
 def _beginning(path: Path, n_tokens: int) -> str:
+    limit = n_tokens * LONGEST_TOKEN_BYTES
     try:
         with path.open("rb") as file:
-            data = file.read(n_tokens * LONGEST_TOKEN_BYTES)
+            data = file.read(limit)
     except OSError as error:
         raise ArgumentError(f"--text {path}: {error.strerror}") from error
     try:
-        return codecs.getincrementaldecoder("utf-8")().decode(data)
+        # Where the file goes on, its beginning may end inside a character.
+        return codecs.getincrementaldecoder("utf-8")().decode(data, final=len(data) < limit)
     except UnicodeDecodeError as error:
         raise ArgumentError(f"--text {path}: byte {error.start:,} is not UTF-8; convert the file to UTF-8") from error
