@@ -68,7 +68,7 @@ clean:  ## remove everything that was made, the environments too
 check-rust:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked --quiet
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --workspace --no-deps --document-private-items --locked --quiet
 	cargo fmt $(CALIBRATE) --check
 	cargo clippy $(CALIBRATE) --target-dir target/benches --all-targets --locked --quiet -- -D warnings
 	cargo test --package mnemex-tests --locked --quiet tidy

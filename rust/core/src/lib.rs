@@ -3,7 +3,7 @@
 //! A [`Bank`] has rows, a [`Row`](version::Row) has one [`Lane`](lane::Lane) per head, a lane has
 //! [lists](list::List) of references to [blocks](block::Block). Everything is shared by `Arc` and copied on write, so a
 //! snapshot, a fork and a copy cost a pointer. Writes are [staged](stage), planned by the parts
-//! ([`index`], [`write`], [`evict`]) as [edits](lane::Edit), and published as one [version](version::Version).
+//! ([`index`], [`write`](mod@write), [`evict`]) as [edits](lane::Edit), and published as one [version](version::Version).
 //! Reads take a [`Snapshot`]: [`search`] is exact to the bit, [`attend`] is softmax over what search takes, [`dense`]
 //! is softmax over everything.
 //!
