@@ -5,8 +5,8 @@
 //! ascending; bfloat16 stands as uint16 with the field metadata `mnemex.dtype`. The [manifest](Manifest) says what the
 //! banks are, how many entries each lane has, and the length and SHA-256 of each file; it is under a checksum itself.
 //!
-//! [`save`] builds the folder under a temporary name beside its place, syncs it, and moves it there in one step.
-//! [`open`] believes nothing: lengths, checksums, types, dimensions, ids and counts are checked before a bank is made of
+//! [`save`](fn@save) builds the folder under a temporary name beside its place, syncs it, and moves it there in one step.
+//! [`open`](fn@open) believes nothing: lengths, checksums, types, dimensions, ids and counts are checked before a bank is made of
 //! them, and nothing is allocated that the files are not long enough to fill. A checksum is not a signature: it finds
 //! damage, and the checks behind it keep a forged file from doing more than holding other numbers.
 
