@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -73,12 +73,16 @@ def word(name: str, x: object, known: tuple[str, ...]) -> str:
     raise ArgumentError(f"{name}={x!r} is not known; expected one of {', '.join(map(repr, known))}")
 
 
+def _array(name: str, x: object) -> NDArray[Any]:
+    try:
+        return np.asarray(x)
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise DtypeError(f"{name} must be an array of numbers: {error}") from None
+
+
 def ints(name: str, x: IntsLike) -> NDArray[np.int64]:
     """Take whole numbers as a contiguous int64 array of any shape."""
-    try:
-        array = np.asarray(x)
-    except (ValueError, OverflowError, RuntimeError) as error:
-        raise DtypeError(f"{name} must be an array of whole numbers ({error})") from None
+    array = _array(name, x)
     if array.size == 0 and array.dtype == np.float64 and not isinstance(x, np.ndarray):
         array = array.astype(np.int64)  # numpy's type for an empty list
     if array.dtype.kind not in "iu":
@@ -92,7 +96,7 @@ def rows(name: str, x: IntsLike | None, n_rows: int) -> NDArray[np.int64] | None
     """Take row numbers, or a boolean mask over the rows."""
     if x is None:
         return None
-    array = np.asarray(x)
+    array = _array(name, x)
     if array.dtype == bool:
         if array.shape != (n_rows,):
             raise ShapeError(f"{name} is a mask of shape {array.shape}; the bank has {n_rows} rows")
@@ -111,7 +115,7 @@ def side(name: str, x: object, shape: tuple[int, int], dtype: type, *, one_lane:
     if x is None:
         return None
     if dtype is bool:
-        array = np.asarray(x)
+        array = _array(name, x)
         if array.dtype.kind not in "bi" or (array.dtype.kind == "i" and not np.isin(array, (0, 1)).all()):
             raise DtypeError(f"{name} is {array.dtype}; expected booleans")
         array = array.astype(bool)
@@ -126,7 +130,7 @@ def bitmap(where: IntsLike | None, end: int) -> NDArray[np.bool_] | None:
     """Take a list of ids, or bitmaps by id, as bitmaps `[1 or rows, n]`; no id is `end` or more."""
     if where is None:
         return None
-    array = np.asarray(where)
+    array = _array("where", where)
     if array.dtype == bool:
         if array.ndim not in (1, 2):
             raise ShapeError(f"where has shape {array.shape}; expected a bitmap by id, [n] or [rows, n]")

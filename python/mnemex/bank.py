@@ -226,7 +226,7 @@ class Bank(Reads):
         return _receipt(self._native.commit(self._threads))
 
     def write(self, keys: ArrayLike, values: ArrayLike | None = None, **how: IntsLike | ArrayLike | None) -> Receipt:
-        """Stage and commit; takes what `stage` takes. When it is refused, nothing of it stays staged."""
+        """Stage and commit; takes what `stage` takes. When the stage is refused, nothing of it stays staged."""
         self.stage(keys, values, **how)  # type: ignore[arg-type]
         return self.commit()
 

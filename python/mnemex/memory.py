@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mnemex import _native
 from mnemex.bank import Bank, Snapshot, _receipt
-from mnemex.errors import ArgumentError, FormatError
+from mnemex.errors import ArgumentError, FormatError, StateError
 
 if TYPE_CHECKING:
     import os
@@ -161,7 +161,10 @@ class Memory:
 
     def _each(self, change: str, *args: Any, **how: Any) -> None:  # noqa: ANN401
         with self._writing:
-            for bank in self._distinct():
+            banks = self._distinct()
+            if change != "delete" and any(bank._native.has_staged for bank in banks):
+                raise StateError("tokens are staged: commit() or rollback() first")
+            for bank in banks:
                 getattr(bank, change)(*args, **how)
 
     def delete(self, ids: IntsLike, *, rows: IntsLike | None = None) -> None:

@@ -8,7 +8,7 @@ use crate::block::Schema;
 use crate::codec::Codec;
 use crate::config::Values;
 use crate::dense;
-use crate::error::{Error, Kind, Result, ensure};
+use crate::error::{Error, Kind, Result, ensure, filled};
 use crate::input::all_finite;
 use crate::query::{Queries, Query, Unit};
 use crate::reservoir::Best;
@@ -63,7 +63,7 @@ impl Snapshot {
         let n = queries.len();
         let dim = config.value_dim();
         let shape = [queries.rows.len(), queries.heads, queries.tokens];
-        let mut partial = Partial { shape, out: vec![0.0; n * dim], lse: vec![f32::NEG_INFINITY; n], hits: None };
+        let mut partial = Partial { shape, out: filled(0.0, n * dim)?, lse: filled(f32::NEG_INFINITY, n)?, hits: None };
         if let Some(schema) = self.version.schema.as_ref().filter(|_| k > 0) {
             if k == longest && !attention.with_hits {
                 dense::attend(self, schema, &queries, attention.logit, work, &mut partial)?;
@@ -71,7 +71,7 @@ impl Snapshot {
                 self.attend_best(schema, &queries, k, attention, work, &mut partial)?;
             }
         } else if attention.with_hits {
-            partial.hits = Some((self.hits(&queries, k, &[]), vec![0.0; n * k]));
+            partial.hits = Some((self.hits(&queries, k, &[])?, filled(0.0, n * k)?));
         }
         for at in (0..n).filter(|&at| !all_finite(queries.get(at))) {
             partial.out[at * dim..][..dim].fill(f32::NAN);
@@ -104,7 +104,7 @@ impl Snapshot {
             Ok(weighed)
         })?;
         let dim = self.config().value_dim();
-        let mut masses = vec![0.0; if attention.with_hits { queries.len() * k } else { 0 }];
+        let mut masses = filled(0.0, if attention.with_hits { queries.len() * k } else { 0 })?;
         for ((unit, _), weighed) in units.iter().zip(weighed) {
             for (at, one) in (unit.first..).zip(weighed) {
                 partial.out[at * dim..][..dim].copy_from_slice(&one.out);
@@ -116,7 +116,7 @@ impl Snapshot {
         }
         if attention.with_hits {
             let best: Vec<_> = units.into_iter().flat_map(|(_, best)| best).collect();
-            partial.hits = Some((self.hits(queries, k, &best), masses));
+            partial.hits = Some((self.hits(queries, k, &best)?, masses));
         }
         Ok(())
     }

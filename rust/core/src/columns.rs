@@ -75,6 +75,11 @@ impl Column {
         self.set(id, &[self.default_of(id)]);
     }
 
+    /// Forgets pages of which every id is `end` or more.
+    pub(crate) fn drop_from(&mut self, end: i64) {
+        self.pages.retain(|(page, _)| page * PAGE_IDS < end);
+    }
+
     /// Forgets pages of which every id is below `id`.
     pub(crate) fn drop_below(&mut self, id: i64) {
         let n = self.pages.partition_point(|(page, _)| *page < id / PAGE_IDS);

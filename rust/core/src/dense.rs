@@ -92,7 +92,8 @@ pub(crate) fn attend(
     for (unit, sums) in units.iter().zip(&whole) {
         let Some(sums) = sums else { continue };
         for (i, at) in (unit.first..unit.first + unit.n).enumerate() {
-            if sums.sum[i] > 0.0 {
+            // A sum of 0 is that of no entry; NaN, from logits beyond float32, is passed on.
+            if sums.sum[i] != 0.0 {
                 let row = &sums.out[i * sums.stride..][..dim];
                 partial.out[at * dim..][..dim].iter_mut().zip(row).for_each(|(out, x)| *out = x / sums.sum[i]);
                 partial.lse[at] = sums.max[i] + sums.sum[i].ln();

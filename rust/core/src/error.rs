@@ -53,6 +53,16 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// `n` times the same number, or a refusal where the memory is not to be had.
+pub(crate) fn filled<T: Clone>(number: T, n: usize) -> Result<Vec<T>> {
+    let mut numbers = Vec::new();
+    let refusal =
+        |_| Error::new(Kind::Resource, format!("an answer of {n} numbers does not fit in memory: ask for less"));
+    numbers.try_reserve_exact(n).map_err(refusal)?;
+    numbers.resize(n, number);
+    Ok(numbers)
+}
+
 /// `Err` of the given kind unless `holds`.
 pub(crate) fn ensure(holds: bool, kind: Kind, message: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::new(kind, message())) }

@@ -8,7 +8,7 @@ use mnemex_kernels::{Kernels, Keys, PANEL, Pass, Rule};
 use crate::bank::Snapshot;
 use crate::block::Schema;
 use crate::codec::Codec;
-use crate::error::{Kind, Result, ensure};
+use crate::error::{Kind, Result, ensure, filled};
 use crate::list::first_rows;
 use crate::query::{Packed, Queries, Query, Unit};
 use crate::reservoir::{Best, Reservoir};
@@ -55,7 +55,7 @@ impl Snapshot {
             }
             None => Vec::new(),
         };
-        Ok(self.hits(&queries, k, &best))
+        self.hits(&queries, k, &best)
     }
 
     pub(crate) fn check_k(&self, queries: &Queries, k: usize) -> Result<()> {
@@ -66,11 +66,11 @@ impl Snapshot {
     }
 
     /// Arrays out of the best of each query, in query order.
-    pub(crate) fn hits(&self, queries: &Queries, k: usize, best: &[Vec<Best>]) -> Hits {
+    pub(crate) fn hits(&self, queries: &Queries, k: usize, best: &[Vec<Best>]) -> Result<Hits> {
         let n = queries.len() * k;
-        let (mut scores, mut ids) = (vec![f32::NEG_INFINITY; n], vec![-1; n]);
+        let (mut scores, mut ids) = (filled(f32::NEG_INFINITY, n)?, filled(-1, n)?);
         let has_labels = self.version.rows.iter().any(|row| !row.labels.is_absent());
-        let mut labels = has_labels.then(|| vec![-1; n]);
+        let mut labels = if has_labels { Some(filled(-1, n)?) } else { None };
         for (at, best) in best.iter().enumerate() {
             let row = &self.version.rows[queries.rows[at / (queries.heads * queries.tokens)]];
             for (i, hit) in best.iter().enumerate() {
@@ -82,7 +82,7 @@ impl Snapshot {
             }
         }
         let shape = [queries.rows.len(), queries.heads, queries.tokens, k];
-        Hits { shape, scores, ids, labels, rows: queries.rows.clone() }
+        Ok(Hits { shape, scores, ids, labels, rows: queries.rows.clone() })
     }
 
     /// The best of each query, unit by unit. `blank_bad`: a query with NaN or infinity has none.

@@ -280,13 +280,13 @@ fn encode(
     let mut keys = VectorReader::new(tokens.keys);
     let mut stored = vec![0.0; schema.key.dim];
     let overflows = |codec: Codec, from: Codec, x: &[f32]| {
-        codec == Codec::F16 && from != Codec::F16 && nonfinite != NonFinite::Keep && !crate::input::all_finite(x)
+        !codec.holds(from) && nonfinite == NonFinite::Raise && !crate::input::all_finite(x)
     };
     let refuse = |argument: &str, t: usize| {
         Err(Error::new(
             Kind::NonFinite,
             format!(
-                "{argument} at row {row}, head {head}, token {t} are beyond float16's 65504: use a bf16 or f32 codec"
+                "{argument} at row {row}, head {head}, token {t} are beyond what the codec holds (float16: 65504): use an f32 codec"
             ),
         ))
     };

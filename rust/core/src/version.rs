@@ -64,6 +64,8 @@ impl Row {
         for lane in &mut self.lanes {
             lane.truncate(end);
         }
+        self.labels.drop_from(end);
+        self.positions.drop_from(end);
     }
 
     /// Columns forget what no lane can hold any more.
