@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use mnemex_kernels::Kernels;
 
 use crate::block::Schema;
+use crate::codec::Codec;
 use crate::config::{Config, check_lanes};
 use crate::error::{Error, Kind, Result, ensure};
 use crate::evict::{Decided, EvictPolicy, Fifo};
@@ -63,17 +64,31 @@ impl Bank {
     /// # Errors
     /// When the configuration cannot be, or `MNEMEX_ISA` names a path that cannot be taken.
     pub fn new(config: Config, rows: usize) -> Result<Bank> {
+        Bank::with_kernels(config, rows, best_kernels()?)
+    }
+
+    /// An empty bank that computes with the given table: what compares instruction sets.
+    ///
+    /// # Errors
+    /// When the configuration cannot be.
+    pub fn with_kernels(config: Config, rows: usize, kernels: &'static Kernels) -> Result<Bank> {
         config.check(rows)?;
-        let heads = config.heads;
-        Bank::with_parts(config, Version::empty(rows, heads), Box::new(Flat), Box::new(Append), Box::new(Fifo))
+        let version = Version::empty(rows, config.heads);
+        let (index, write, evict) = (Box::new(Flat), Box::new(Append), Box::new(Fifo));
+        Ok(Bank::of(Shared { config, kernels, index, write, evict }, version))
     }
 
     /// A bank that starts from given rows: what opening a file does.
     ///
     /// # Errors
-    /// As for [`Bank::new`].
+    /// As for [`Bank::new`], and when rows or schema are not of the configuration.
     pub fn from_rows(config: Config, rows: Vec<Arc<Row>>, schema: Option<Schema>) -> Result<Bank> {
         config.check(rows.len())?;
+        let value_codec = |schema: &Schema| schema.value.map_or(Codec::F32, |layout| layout.codec);
+        let fits = schema.is_none_or(|schema| schema == Schema::of(&config, schema.key.codec, value_codec(&schema)))
+            && rows.iter().all(|row| row.lanes.len() == config.heads)
+            && (schema.is_some() || rows.iter().all(|row| row.lanes.iter().all(Lane::is_empty)));
+        ensure(fits, Kind::Shape, || "the rows or their schema do not fit the bank's heads, dims and metric".into())?;
         let version = Version { rows, schema, number: 0 };
         Bank::with_parts(config, version, Box::new(Flat), Box::new(Append), Box::new(Fifo))
     }
@@ -85,9 +100,11 @@ impl Bank {
         write: Box<dyn WritePolicy>,
         evict: Box<dyn EvictPolicy>,
     ) -> Result<Bank> {
-        let kernels = Kernels::best().map_err(|error| Error::new(Kind::Resource, error.to_string()))?;
-        let shared = Arc::new(Shared { config, kernels, index, write, evict });
-        Ok(Bank { shared, version: RwLock::new(Arc::new(version)), staging: Mutex::default() })
+        Ok(Bank::of(Shared { config, kernels: best_kernels()?, index, write, evict }, version))
+    }
+
+    fn of(shared: Shared, version: Version) -> Bank {
+        Bank { shared: Arc::new(shared), version: RwLock::new(Arc::new(version)), staging: Mutex::default() }
     }
 
     /// What the bank is.
@@ -302,6 +319,10 @@ impl Bank {
         let staged = self.writer().nbytes();
         self.snapshot().nbytes() + staged
     }
+}
+
+fn best_kernels() -> Result<&'static Kernels> {
+    Kernels::best().map_err(|error| Error::new(Kind::Resource, error.to_string()))
 }
 
 fn still_staged() -> String {

@@ -208,7 +208,10 @@ impl Block {
         let bytes = schema.key.row_bytes();
         let row = &mut self.key.bytes_mut()[slot * bytes..][..bytes];
         schema.key.codec.encode(key, row);
-        let (scale, reach) = key_facts(schema, kernels, key);
+        // The bound is about the key as it will be decoded.
+        let mut stored = vec![0.0; schema.key.dim];
+        schema.key.codec.decode(row, &mut stored);
+        let (scale, reach) = key_facts(schema, kernels, &stored);
         if let Some(at) = self.scale.get_mut(slot) {
             *at = scale;
         }

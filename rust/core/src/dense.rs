@@ -71,11 +71,7 @@ pub(crate) fn attend(
     let work = &work.for_size(queries.operations(snapshot));
     let units = queries.units(snapshot, schema, UNIT_QUERIES);
     let jobs: Vec<(usize, i64)> = (units.iter().enumerate())
-        .flat_map(|(at, unit)| {
-            let lo = unit.refs.iter().map(|r| r.id_lo).min().unwrap_or(0);
-            let hi = unit.refs.iter().map(|r| r.id_hi()).max().unwrap_or(0);
-            (lo / STRETCH..(hi + STRETCH - 1) / STRETCH).map(move |stretch| (at, stretch * STRETCH))
-        })
+        .flat_map(|(at, unit)| stretches(&unit.refs).into_iter().map(move |first| (at, first)))
         .collect();
     let sums = work.map(jobs.len(), |at, ticker| {
         let (unit, first) = jobs[at];
@@ -101,6 +97,24 @@ pub(crate) fn attend(
         }
     }
     Ok(())
+}
+
+/// The first ids of the stretches that hold entries: ids can be far apart, and the stretches between cost nothing.
+fn stretches(refs: &[&Ref]) -> Vec<i64> {
+    let mut firsts: Vec<i64> = Vec::new();
+    for r in refs {
+        let ends = [r.id_lo, r.id_hi() - 1];
+        let gaps = r.offsets.as_ref().map_or(0..0, |offsets| 0..offsets.len());
+        for id in gaps.map(|slot| r.id(slot)).chain(ends) {
+            let first = id / STRETCH * STRETCH;
+            if firsts.last() != Some(&first) {
+                firsts.push(first);
+            }
+        }
+    }
+    firsts.sort_unstable();
+    firsts.dedup();
+    firsts
 }
 
 /// Entries of a span that are scored in one kernel call, ids ascending: at most 64.

@@ -3,7 +3,7 @@
 use crate::bank::Snapshot;
 use crate::block::Layout;
 use crate::codec::Codec;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, ensure};
 use crate::work::Work;
 
 /// Vectors as `gather` returns them: float16 banks give their bits, all others float32.
@@ -32,10 +32,21 @@ impl Snapshot {
     /// Keys and, where the bank has them, values.
     ///
     /// # Errors
-    /// When an id is not there, or the caller interrupts.
+    /// When rows, heads and ids are not equally many, a row, head or id is not there, or the caller interrupts.
     pub fn gather(&self, wanted: &Wanted, work: &Work) -> Result<(Vectors, Option<Vectors>)> {
         let config = self.config();
         let n = wanted.ids.len();
+        ensure(wanted.rows.len() == n && wanted.heads.len() == n, Kind::Shape, || {
+            format!("{n} ids come with {} rows and {} heads: give one of each", wanted.rows.len(), wanted.heads.len())
+        })?;
+        let n_rows = self.version.rows.len();
+        if let Some(row) = wanted.rows.iter().find(|&&row| row >= n_rows) {
+            return Err(Error::new(Kind::Row, format!("rows name row {row}; the bank has {n_rows} rows")));
+        }
+        if let Some(head) = wanted.heads.iter().find(|&&head| head >= config.heads) {
+            let message = format!("heads name head {head}; the bank has {} heads", config.heads);
+            return Err(Error::new(Kind::Argument, message));
+        }
         let schema = match &self.version.schema {
             Some(schema) => *schema,
             None => crate::block::Schema::of(config, Codec::F32, Codec::F32),

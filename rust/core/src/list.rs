@@ -41,7 +41,7 @@ impl Ref {
     pub(crate) fn rows_below(&self, id: i64) -> usize {
         let n = self.block.len();
         match &self.offsets {
-            None => (id - self.id_lo).clamp(0, n as i64) as usize,
+            None => id.saturating_sub(self.id_lo).clamp(0, n as i64) as usize,
             Some(offsets) => offsets.partition_point(|&offset| self.id_lo + i64::from(offset) < id),
         }
     }

@@ -11,7 +11,7 @@ use crate::config::{Evict, NonFinite, Values};
 use crate::error::{Error, Kind, Result, ensure};
 use crate::input::{Input, VectorReader, check_shape, non_finite};
 use crate::version::Version;
-use crate::work::Work;
+use crate::work::{Ticker, Work};
 
 /// One call of `stage`.
 pub struct Tokens<'a> {
@@ -94,9 +94,8 @@ impl Staging {
         }
         let heads = config.heads;
         let encoded = work.map(n_rows * heads, |at, ticker| {
-            ticker.tick()?;
             let written = &written[at / heads];
-            encode(&schema, shared.kernels, tokens, nonfinite, at / heads, at % heads, written)
+            encode(shared.kernels, tokens, (&schema, nonfinite), [at / heads, at % heads], written, ticker)
         })?;
 
         let mut ids = vec![-1; n_rows * n_tokens];
@@ -120,7 +119,10 @@ impl Staging {
         }
         let call = StagedIds { rows: n_rows, ids };
         self.calls.push(call.clone());
-        self.schema = Some(schema);
+        // A call that writes nothing decides nothing.
+        if written.iter().any(|written| !written.is_empty()) {
+            self.schema = Some(schema);
+        }
         Ok(call)
     }
 
@@ -175,6 +177,13 @@ impl Staging {
             })?;
             ensure(!rows[..i].contains(row), Kind::Argument, || {
                 format!("rows name row {row} twice: write to each row once per call")
+            })?;
+        }
+        let n = shape[0] * shape[2];
+        let sides = [("mask", tokens.mask.map(<[_]>::len)), ("labels", tokens.labels.map(<[_]>::len))];
+        for (name, len) in sides.into_iter().chain([("positions", tokens.positions.map(<[_]>::len))]) {
+            ensure(len.is_none_or(|len| len == n), Kind::Shape, || {
+                format!("{name} have {} numbers; expected [rows, T] = [{}, {}]", len.unwrap_or(0), shape[0], shape[2])
             })?;
         }
         match (config.values, &tokens.values) {
@@ -268,13 +277,12 @@ fn written_tokens(tokens: &Tokens, nonfinite: NonFinite, heads: usize, work: &Wo
 
 /// The written tokens of one row and head, encoded.
 fn encode(
-    schema: &Schema,
     kernels: &Kernels,
     tokens: &Tokens,
-    nonfinite: NonFinite,
-    row: usize,
-    head: usize,
+    (schema, nonfinite): (&Schema, NonFinite),
+    [row, head]: [usize; 2],
     written: &[usize],
+    ticker: &Ticker,
 ) -> Result<Encoded> {
     let mut encoded = Encoded::zeroed(schema, written.len())?;
     let mut keys = VectorReader::new(tokens.keys);
@@ -291,6 +299,7 @@ fn encode(
         ))
     };
     for (at, &t) in written.iter().enumerate() {
+        ticker.tick()?;
         keys.encode([row, head, t], schema.key.codec, encoded.key_row(schema, at));
         schema.key.codec.decode(encoded.key_row(schema, at), &mut stored);
         if overflows(schema.key.codec, tokens.keys.codec(), &stored) {
@@ -302,6 +311,7 @@ fn encode(
         let mut reader = VectorReader::new(values);
         let mut stored = vec![0.0; layout.dim];
         for (at, &t) in written.iter().enumerate() {
+            ticker.tick()?;
             reader.encode([row, head, t], layout.codec, encoded.value_row(schema, at));
             if layout.codec != values.codec() {
                 layout.codec.decode(encoded.value_row(schema, at), &mut stored);

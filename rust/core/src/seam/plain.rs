@@ -1,20 +1,61 @@
 //! The same memory as plain vectors: what a bank must agree with.
 
+use std::collections::BTreeMap;
+
 use mnemex_oracle as oracle;
 
 use super::consolidate::{Fate, fates};
+use crate::codec::Codec;
 
-/// (id, key, value)
-pub(super) type Entry = (i64, Vec<f32>, Vec<f32>);
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) id: i64,
+    pub(super) key: Vec<f32>,
+    pub(super) value: Vec<f32>,
+}
 
-/// A staged token: id, and per head key and value.
-pub(super) type Token = (i64, Vec<(Vec<f32>, Vec<f32>)>);
+/// A staged token: per head what would be its entry.
+#[derive(Clone, Debug)]
+pub(super) struct Token {
+    pub(super) heads: Vec<Entry>,
+    pub(super) label: Option<i64>,
+    pub(super) position: Option<i64>,
+}
 
 /// One row: per head its entries, ids ascending.
 #[derive(Clone, Debug)]
 pub(super) struct PlainRow {
     pub(super) heads: Vec<Vec<Entry>>,
     pub(super) next_id: i64,
+    labels: BTreeMap<i64, i64>,
+    positions: BTreeMap<i64, i64>,
+}
+
+impl PlainRow {
+    pub(super) fn empty(heads: usize) -> PlainRow {
+        PlainRow { heads: vec![vec![]; heads], next_id: 0, labels: BTreeMap::new(), positions: BTreeMap::new() }
+    }
+
+    pub(super) fn label(&self, id: i64) -> i64 {
+        self.labels.get(&id).copied().unwrap_or(-1)
+    }
+
+    pub(super) fn position(&self, id: i64) -> i64 {
+        self.positions.get(&id).copied().unwrap_or(id)
+    }
+
+    /// Ends the entries that are not to stay.
+    pub(super) fn keep(&mut self, stays: impl Fn(i64) -> bool) {
+        self.heads.iter_mut().for_each(|entries| entries.retain(|entry| stays(entry.id)));
+    }
+}
+
+/// The lane that a query reads, and the smallest id that it may not see.
+#[derive(Clone, Copy)]
+pub(super) struct Sight {
+    pub(super) row: usize,
+    pub(super) head: usize,
+    pub(super) before: i64,
 }
 
 /// Rows, and what is staged by row.
@@ -26,6 +67,8 @@ pub(super) struct Plain {
     /// None: every token becomes an entry.
     pub(super) threshold: Option<f32>,
     pub(super) metric: oracle::Metric,
+    /// What keys and values are rounded to.
+    pub(super) codec: Codec,
 }
 
 impl Plain {
@@ -33,54 +76,78 @@ impl Plain {
         self.rows[row].next_id + self.staged[row].len() as i64
     }
 
-    pub(super) fn commit(&mut self) {
+    /// Publishes what is staged; how many entries ended, or never came to be, over all lanes.
+    pub(super) fn commit(&mut self) -> usize {
+        let mut ended = 0;
         for (row, staged) in self.rows.iter_mut().zip(&mut self.staged) {
+            for token in &*staged {
+                row.labels.extend(token.label.map(|label| (token.heads[0].id, label)));
+                row.positions.extend(token.position.map(|position| (token.heads[0].id, position)));
+            }
             row.next_id += staged.len() as i64;
             for (head, entries) in row.heads.iter_mut().enumerate() {
+                let arriving: Vec<Entry> = staged.iter().map(|token| token.heads[head].clone()).collect();
                 match self.threshold {
-                    None => entries.extend(staged.iter().map(|(id, at)| (*id, at[head].0.clone(), at[head].1.clone()))),
-                    Some(threshold) => consolidate(entries, staged, head, threshold, self.capacity),
+                    None => entries.extend(arriving),
+                    Some(threshold) => ended += consolidate(entries, arriving, threshold, self.capacity, self.codec),
                 }
                 let over = entries.len().saturating_sub(self.capacity);
                 entries.drain(..over);
+                ended += over;
             }
             staged.clear();
         }
+        ended
     }
 
     /// Best k of one lane.
-    pub(super) fn search(&self, row: usize, head: usize, q: &[f32], k: usize) -> Vec<(f32, i64)> {
-        let keys: Vec<_> = self.rows[row].heads[head].iter().map(|(id, key, _)| (*id, key.clone())).collect();
+    pub(super) fn search(&self, sight: Sight, q: &[f32], k: usize) -> Vec<(f32, i64)> {
+        let seen = self.rows[sight.row].heads[sight.head].iter().filter(|entry| entry.id < sight.before);
+        let keys: Vec<_> = seen.map(|entry| (entry.id, entry.key.clone())).collect();
         oracle::search(self.metric, &keys, q, k)
     }
 
-    /// Attention over the best k, scale 0.5.
-    pub(super) fn attend(&self, row: usize, head: usize, q: &[f32], k: usize, value_dim: usize) -> (Vec<f64>, f64) {
-        let best = self.search(row, head, q, k);
+    /// Attention over the best k, scale 0.5: the output, the log-sum-exp, and the largest logit's size.
+    pub(super) fn attend(&self, sight: Sight, q: &[f32], k: usize, value_dim: usize) -> (Vec<f64>, f64, f64) {
+        let best = self.search(sight, q, k);
         let logits: Vec<f64> = best.iter().map(|(s, _)| f64::from(*s) * 0.5).collect();
-        let entries = &self.rows[row].heads[head];
-        let value = |id: i64| entries.iter().find(|entry| entry.0 == id).unwrap().2.clone();
+        let entries = &self.rows[sight.row].heads[sight.head];
+        let value = |id: i64| entries.iter().find(|entry| entry.id == id).unwrap().value.clone();
         let values: Vec<_> = best.iter().map(|(_, id)| value(*id)).collect();
-        oracle::attention(&logits, &values, value_dim)
+        let (out, lse) = oracle::attention(&logits, &values, value_dim);
+        (out, lse, logits.iter().fold(0.0, |max, z| max.max(z.abs())))
     }
 }
 
-fn consolidate(entries: &mut Vec<Entry>, staged: &[Token], head: usize, threshold: f32, capacity: usize) {
-    let before: Vec<_> = entries.iter().map(|(id, key, _)| (*id, key.clone())).collect();
-    let arriving: Vec<_> = staged.iter().map(|(_, at)| at[head].0.clone()).collect();
+/// Merges or replaces, as the policy decides; how many entries ended.
+fn consolidate(entries: &mut Vec<Entry>, arriving: Vec<Entry>, threshold: f32, capacity: usize, codec: Codec) -> usize {
+    let before: Vec<_> = entries.iter().map(|entry| (entry.id, entry.key.clone())).collect();
+    let keys: Vec<_> = arriving.iter().map(|entry| entry.key.clone()).collect();
     let score = |x: &[f32], q: &[f32]| oracle::score(oracle::Metric::Dot, x, q);
-    for ((id, at), fate) in staged.iter().zip(fates(threshold, capacity, &before, &arriving, score)) {
-        let (key, value) = &at[head];
+    let fates = fates(threshold, capacity, &before, &keys, score);
+    let mut replaced = 0;
+    for (new, fate) in arriving.into_iter().zip(fates) {
         match fate {
             Fate::Merge(into) => {
-                let entry = entries.iter_mut().find(|entry| entry.0 == into).unwrap();
-                entry.1.iter_mut().zip(key).for_each(|(a, b)| *a = (*a + b) / 2.0);
-                entry.2.iter_mut().zip(value).for_each(|(a, b)| *a = (*a + b) / 2.0);
+                let entry = entries.iter_mut().find(|entry| entry.id == into).unwrap();
+                mean(&mut entry.key, &new.key, codec);
+                mean(&mut entry.value, &new.value, codec);
             }
             Fate::Append(ended) => {
-                entries.retain(|entry| Some(entry.0) != ended);
-                entries.push((*id, key.clone(), value.clone()));
+                let n = entries.len();
+                entries.retain(|entry| Some(entry.id) != ended);
+                replaced += n - entries.len();
+                entries.push(new);
             }
         }
     }
+    replaced
+}
+
+/// The mean of two vectors as the codec keeps it.
+fn mean(a: &mut [f32], b: &[f32], codec: Codec) {
+    let mean: Vec<f32> = a.iter().zip(b).map(|(a, b)| (a + b) / 2.0).collect();
+    let mut row = vec![0u32; mean.len()];
+    codec.encode(&mean, bytemuck::cast_slice_mut(&mut row));
+    codec.decode(bytemuck::cast_slice(&row), a);
 }

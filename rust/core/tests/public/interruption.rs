@@ -1,0 +1,111 @@
+//! A call that is interrupted, after any number of polls, leaves no trace; asked again it does its work.
+
+use std::cell::Cell;
+
+use mnemex_core::config::Values;
+use mnemex_core::input::Input;
+use mnemex_core::stage::{StagedIds, Tokens};
+use mnemex_core::work::Work;
+use mnemex_core::{Bank, Codec, Config, Kind, Metric, Result};
+use mnemex_kernels::{Isa, Kernels};
+use ndarray::Array4;
+
+use crate::data::{Data, Random};
+use crate::lanes::{ask, attend, config, everything, tokens, write};
+
+/// Calls `call` with terms that interrupt it at the first poll, then at the second, and so on until it gets through.
+fn until_it_gets_through<T>(bank: &Bank, call: impl Fn(&Work) -> Result<T>) -> T {
+    let before = everything(bank);
+    for n in 0.. {
+        let polls = Cell::new(0);
+        let interrupted = || polls.replace(polls.get() + 1) == n;
+        match call(&Work { threads: 1, interrupted: &interrupted }) {
+            Ok(answer) => {
+                assert!(n > 0, "the call is too short to be interrupted: make it longer");
+                return answer;
+            }
+            Err(error) => assert_eq!(error.kind, Kind::Interrupted),
+        }
+        assert_eq!(polls.get(), n + 1, "nobody asks again after a yes");
+        assert!(before == everything(bank), "an interrupted call left a trace");
+    }
+    unreachable!()
+}
+
+fn slow(config: Config) -> Bank {
+    Bank::with_kernels(config, 1, Kernels::of(Isa::Portable).unwrap()).unwrap()
+}
+
+#[test]
+fn reading() {
+    let mut random = Random::new(1);
+    let keys = Data::Gaussian.array(&mut random, [1, 1, 8000, 64]);
+    let bank = slow(config(Metric::Dot, 64, Values::Key));
+    write(&bank, &keys, None, [8000]);
+    let queries = Data::Gaussian.array(&mut random, [1, 1, 384, 64]);
+    let snapshot = bank.snapshot();
+    let found = until_it_gets_through(&bank, |work| snapshot.search(&ask(&queries), 5, work));
+    assert_eq!(found, snapshot.search(&ask(&queries), 5, &Work::ALONE).unwrap());
+    for k in [Some(5), None] {
+        let logit = mnemex_kernels::softmax::Logit { scale: 0.5, softcap: None };
+        let attention = mnemex_core::attend::Attention { k, logit, with_hits: false };
+        let attended = until_it_gets_through(&bank, |work| snapshot.attend(&ask(&queries), &attention, work));
+        assert_eq!(attended, attend(&snapshot, &ask(&queries), k, &Work::ALONE));
+    }
+}
+
+/// Whether a call that is interrupted at its first poll, if it lasts that long, fails; it leaves no trace then.
+fn is_interrupted<T>(bank: &Bank, call: impl Fn(&Work) -> Result<T>) -> bool {
+    let before = everything(bank);
+    let Err(error) = call(&Work { threads: 1, interrupted: &|| true }) else { return false };
+    assert_eq!(error.kind, Kind::Interrupted);
+    assert!(before == everything(bank), "an interrupted call left a trace");
+    true
+}
+
+const HEADS: usize = 32;
+const DIM: usize = 64;
+
+fn written_to() -> Bank {
+    let config = Config { heads: HEADS, key_codec: Some(Codec::F16), ..config(Metric::Cos, DIM, Values::None) };
+    let bank = slow(config);
+    write(&bank, &Array4::from_elem((1, HEADS, 2, DIM), 1.0f32), None, [2]);
+    bank
+}
+
+/// Stages `n` tokens that take no memory before they are stored.
+fn stage(bank: &Bank, n: usize, work: &Work) -> Result<StagedIds> {
+    let one = Array4::from_elem((1, 1, 1, DIM), 0.5f32);
+    let none = Array4::zeros((0, 0, 0, 0));
+    let keys = Input::F32(one.broadcast((1, HEADS, n, DIM)).unwrap());
+    bank.stage(&Tokens { keys, ..tokens(&none, None) }, work)
+}
+
+#[test]
+fn staging() {
+    let lasts = |n: usize| {
+        let bank = written_to();
+        stage(&bank, 3, &Work::ALONE).unwrap();
+        let interrupted = is_interrupted(&bank, |work| stage(&bank, n, work));
+        assert!(!interrupted || stage(&bank, 2, &Work::ALONE).unwrap().ids == [5, 6], "the ids are as if never tried");
+        interrupted
+    };
+    assert!((10..18).map(|power| 1 << power).any(lasts), "staging asks nobody whether to stop");
+}
+
+#[test]
+fn publishing() {
+    for calls in (0..6).map(|power| 1 << power) {
+        let bank = written_to();
+        for _ in 0..calls {
+            stage(&bank, 4000, &Work::ALONE).unwrap();
+        }
+        if is_interrupted(&bank, |work| bank.commit(work)) {
+            let receipt = bank.commit(&Work::ALONE).unwrap();
+            assert_eq!(receipt.ids.len(), calls, "everything stayed staged");
+            assert_eq!(bank.snapshot().lengths(), [vec![2 + calls * 4000; HEADS]]);
+            return;
+        }
+    }
+    panic!("commit asks nobody whether to stop");
+}
