@@ -90,6 +90,14 @@ impl<'a> Queries<'a> {
             ensure(allowed.rows == 1 || allowed.rows == n_rows, Kind::Shape, || {
                 format!("where has {} bitmaps for {n_rows} query rows: give one for all, or one per row", allowed.rows)
             })?;
+            ensure(allowed.rows.checked_mul(allowed.ids) == Some(allowed.bits.len()), Kind::Shape, || {
+                format!("where has {} numbers for {} rows of {} ids", allowed.bits.len(), allowed.rows, allowed.ids)
+            })?;
+        }
+        if let Some(before) = query.before {
+            ensure(before.len() == n_rows * tokens, Kind::Shape, || {
+                format!("before has {} numbers; expected [rows, T] = [{n_rows}, {tokens}]", before.len())
+            })?;
         }
 
         let mut reader = VectorReader::new(query.queries);

@@ -275,6 +275,9 @@ fn written_tokens(tokens: &Tokens, nonfinite: NonFinite, heads: usize, work: &Wo
     })
 }
 
+/// Tokens encoded between two looks at the clock.
+const TICK_TOKENS: usize = 64;
+
 /// The written tokens of one row and head, encoded.
 fn encode(
     kernels: &Kernels,
@@ -299,7 +302,9 @@ fn encode(
         ))
     };
     for (at, &t) in written.iter().enumerate() {
-        ticker.tick()?;
+        if at.is_multiple_of(TICK_TOKENS) {
+            ticker.tick()?;
+        }
         keys.encode([row, head, t], schema.key.codec, encoded.key_row(schema, at));
         schema.key.codec.decode(encoded.key_row(schema, at), &mut stored);
         if overflows(schema.key.codec, tokens.keys.codec(), &stored) {
@@ -311,7 +316,9 @@ fn encode(
         let mut reader = VectorReader::new(values);
         let mut stored = vec![0.0; layout.dim];
         for (at, &t) in written.iter().enumerate() {
-            ticker.tick()?;
+            if at.is_multiple_of(TICK_TOKENS) {
+                ticker.tick()?;
+            }
             reader.encode([row, head, t], layout.codec, encoded.value_row(schema, at));
             if layout.codec != values.codec() {
                 layout.codec.decode(encoded.value_row(schema, at), &mut stored);

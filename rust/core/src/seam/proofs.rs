@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 
+use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::{Kernels, bound};
 use ndarray::Array4;
 use proptest::prelude::*;
 
 use super::machine::{HEADS, KEY_DIM, Machine, Setting, Step, setting, step};
 use super::pages::Pages;
 use crate::bank::Bank;
+use crate::block::{Block, Encoded, Schema};
+use crate::codec::Codec;
+use crate::config::Config;
 use crate::input::Input;
 use crate::query::Query;
 use crate::work::Work;
@@ -53,6 +58,29 @@ fn filled(n: usize) -> Machine {
     let mut machine = Machine::new(Setting::PLAIN);
     (0..n as u64 / 100).for_each(|seed| machine.write(100, seed));
     machine
+}
+
+/// Merged keys are rounded to the codec: what the first pass knows of a key must be about the rounded one.
+#[test]
+fn a_rewritten_key_is_bounded_as_it_is_stored() {
+    for (metric, codec) in [Metric::Dot, Metric::Cos, Metric::L2].into_iter().zip([Codec::F16, Codec::Bf16, Codec::F16])
+    {
+        let config = Config { metric, key_codec: Some(codec), ..Machine::new(Setting::PLAIN).bank.config().clone() };
+        let schema = Schema::of(&config, codec, Codec::F32);
+        let kernels = Kernels::best().unwrap();
+        let mut block = Block::for_lane_of(&schema, 1).unwrap();
+        block.extend(&schema, &Encoded::zeroed(&schema, 1).unwrap(), 0, 1);
+        // Rounds up in both halves, so the stored key is longer than the merged one.
+        let key = [1.0 + 0.75 * 2f32.powi(if codec == Codec::F16 { -10 } else { -7 }); KEY_DIM];
+        block.rewrite(&schema, kernels, 0, &key, &[0.0; 3]);
+        let mut stored = [0.0; KEY_DIM];
+        codec.decode(block.key_bytes(&schema, 0), &mut stored);
+        let norm = (kernels.square_norm)(&stored).sqrt();
+        assert!(norm > (kernels.square_norm)(&key).sqrt());
+        assert_eq!(block.reach(), bound::reach(metric, norm));
+        let scale: &[f32] = if metric == Metric::Cos { &[(1.0 / norm) as f32] } else { &[] };
+        assert_eq!(&block.scale()[..scale.len()], scale);
+    }
 }
 
 #[test]
