@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from benches import environment
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from benches.cases import Case
     from benches.engines import Limit
 
@@ -57,6 +59,11 @@ def calibrate(*, quick: bool) -> tuple[Rate, ...]:
     if done.returncode != 0:
         raise RuntimeError(f"the calibration failed:\n{done.stderr.strip()}")
     return tuple(Rate(**json.loads(line)) for line in done.stdout.splitlines())
+
+
+def best_of(first: Sequence[Rate], second: Sequence[Rate]) -> tuple[Rate, ...]:
+    """Take the larger of two calibrations, rate by rate: whatever disturbs one can only make it slower."""
+    return tuple(max(pair, key=lambda rate: rate.value) for pair in zip(first, second, strict=True))
 
 
 def _pin(numbers: list[int]) -> None:

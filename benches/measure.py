@@ -1,4 +1,4 @@
-"""One case at one number of threads: start every engine, check its answer, then run them in turn, round by round."""
+"""One case: start every engine, check its answers, then run the engines in turn, round by round."""
 
 from __future__ import annotations
 
@@ -24,26 +24,31 @@ if TYPE_CHECKING:
     from benches.workloads import Data
 
 NOISE = 0.1  # processors that others may keep busy
-PATIENCE = 20.0  # seconds; an engine whose first round is longer has no other
 MEMORY_SHARE = 0.7
 PAUSE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a case is measured: `rounds` rounds, each at least `round_seconds` long for every engine."""
+    """How a case is measured.
+
+    Every engine runs `rounds` rounds of at least `round_seconds` at each number of `threads`, but only two if both
+    are longer than `patience` seconds. Without `settings` the engines run as installed; `shared` is for runs
+    whose figures nobody keeps.
+    """
 
     rounds: int = 5
     round_seconds: float = 0.1
     threads: tuple[int, ...] = (1, 2)
     settings: bool = True
     shared: bool = False
+    patience: float = 2.5
 
 
 PLANS: dict[Effort, Plan] = {
     "quick": Plan(rounds=5, round_seconds=0.0, threads=(2,), settings=False, shared=True),
     "default": Plan(),
-    "full": Plan(),
+    "full": Plan(patience=30.0),
 }
 
 
@@ -110,25 +115,23 @@ def measure(
     truth: Truth | None,
     pairs: Sequence[tuple[Engine, Setting]],
     plan: Plan,
-    threads: int,
     folder: Path,
     processes: Processes,
-) -> Measured:
+) -> list[Measured]:
     """Measure all contenders; ours again in each group where memory does not hold all of them at once."""
-    ours: Row | None = None
-    rows: list[Row] = []
+    rows: dict[int, list[Row]] = {threads: [] for threads in plan.threads}
     for group in _groups(case, pairs):
-        fresh = _Group(case, data, truth, plan, threads, folder, processes).run(group)
-        own = next((row for row in fresh if row.engine.ours), None)
-        for row in fresh:
-            if own is not None and own.seconds and row.seconds:
-                row.ratio = row.median / own.median
-        if ours is not None and own is not None:
-            ours.seconds += own.seconds
-            fresh.remove(own)
-        ours = ours or own
-        rows += fresh
-    return Measured(case=case, threads=threads, rows=rows)
+        for threads, fresh in _Group(case, data, truth, plan, folder, processes).run(group).items():
+            own = next((row for row in fresh if row.engine.ours), None)
+            for row in fresh:
+                if own is not None and own.seconds and row.seconds:
+                    row.ratio = row.median / own.median
+            known = next((row for row in rows[threads] if row.engine.ours), None)
+            if known is not None and own is not None:
+                known.seconds += own.seconds
+                fresh.remove(own)
+            rows[threads] += fresh
+    return [Measured(case=case, threads=threads, rows=found) for threads, found in rows.items()]
 
 
 def _groups(case: Case, pairs: Sequence[tuple[Engine, Setting]]) -> list[list[tuple[Engine, Setting]]]:
@@ -150,6 +153,15 @@ def _groups(case: Case, pairs: Sequence[tuple[Engine, Setting]]) -> list[list[tu
 
 
 @dataclass
+class _Contender:
+    """An engine in a setting, and the process that runs it; a library takes seconds to import, so it is kept."""
+
+    engine: Engine
+    setting: Setting
+    process: Process | None = None
+
+
+@dataclass
 class _Group:
     """Engines that are measured side by side."""
 
@@ -157,23 +169,46 @@ class _Group:
     data: Data
     truth: Truth | None
     plan: Plan
-    threads: int
     folder: Path
     processes: Processes
 
-    def run(self, pairs: Sequence[tuple[Engine, Setting]]) -> list[Row]:
-        started = [(pair, self.processes.start(*pair, threads=self.threads)) for pair in pairs]
-        for number, ((engine, _), process) in enumerate(started):
-            process.send("prepare", **self._request(engine, number))
-        checked = [self._checked(pair, process, number) for number, (pair, process) in enumerate(started)]
-        alive = [(row, process) for row, process in checked if process is not None]
-        self._rounds([(row, process) for row, process in alive if row.verdict.wrong is None])
+    def run(self, pairs: Sequence[tuple[Engine, Setting]]) -> dict[int, list[Row]]:
+        """Measure at each number of threads."""
+        contenders = [_Contender(*pair) for pair in pairs]
+        found = {}
+        for threads in self.plan.threads:
+            for contender in contenders:
+                self._start(contender, threads)
+            found[threads] = self._side_by_side(contenders, threads)
+        for contender in contenders:
+            self._stop(contender)
+        return found
+
+    def _start(self, contender: _Contender, threads: int) -> None:
+        engine, setting = contender.engine, contender.setting
+        if engine.restart:
+            self._stop(contender)
+        if contender.process is None:
+            most = threads if engine.restart else max(self.plan.threads)
+            contender.process = self.processes.start(engine, setting, threads=most)
+
+    def _stop(self, contender: _Contender, *, failed: bool = False) -> None:
+        if contender.process is not None:
+            self.processes.release(contender.process, failed=failed)
+            contender.process = None
+
+    def _side_by_side(self, contenders: Sequence[_Contender], threads: int) -> list[Row]:
+        for number, contender in enumerate(contenders):
+            assert contender.process is not None
+            contender.process.send("prepare", **self._request(contender.engine, number, threads))
+        rows = [self._checked(contender, number) for number, contender in enumerate(contenders)]
+        alive = [(row, contender.process) for row, contender in zip(rows, contenders, strict=True) if contender.process]
+        self._rounds([(row, process) for row, process in alive if row.verdict.wrong is None], threads)
         for row, process in alive:
             process.ask("forget", job=row.engine.key)
-            self.processes.release(process)
-        return [row for row, _ in checked]
+        return rows
 
-    def _request(self, engine: Engine, number: int) -> dict[str, Any]:
+    def _request(self, engine: Engine, number: int, threads: int) -> dict[str, Any]:
         return {
             "job": engine.key,
             "module": engine.module,
@@ -181,21 +216,22 @@ class _Group:
             "case": asdict(self.case),
             "folder": str(self.folder),
             "answer": str(self._answer(number)),
-            "threads": self.threads,
+            "threads": threads,
             "round_seconds": self.plan.round_seconds,
         }
 
     def _answer(self, number: int) -> Path:
         return self.folder / f"answer-{number}.npz"
 
-    def _checked(self, pair: tuple[Engine, Setting], process: Process, number: int) -> tuple[Row, Process | None]:
+    def _checked(self, contender: _Contender, number: int) -> Row:
         """Read an engine's first answer and compare it with the truth; without an answer the process is ended."""
-        engine, setting = pair
+        engine, setting = contender.engine, contender.setting
+        assert contender.process is not None
         try:
-            reply = process.receive()
+            reply = contender.process.receive()
         except EngineFailed as failed:
-            self.processes.release(process, failed=True)
-            return Row(engine, setting, Verdict(wrong=f"failed: {failed}")), None
+            self._stop(contender, failed=True)
+            return Row(engine, setting, Verdict(wrong=f"failed: {failed}"))
         with np.load(self._answer(number), allow_pickle=False) as answer:
             found = {name: answer[name] for name in answer.files}
         self._answer(number).unlink()
@@ -204,18 +240,18 @@ class _Group:
             judged = verdict(
                 self.case, self.data, self.truth, found, canonical=engine.canonical, approximate=engine.approximate
             )
-        return Row(engine, setting, judged, **reply), process
+        return Row(engine, setting, judged, **reply)
 
-    def _rounds(self, ready: Sequence[tuple[Row, Process]]) -> None:
+    def _rounds(self, ready: Sequence[tuple[Row, Process]], threads: int) -> None:
         """Run every engine once per round, in turn."""
-        numbers = environment.processors(self.threads)
+        numbers = environment.processors(threads)
         for _, process in ready:
             process.ask("pin", processors=numbers)
         bystanders = environment.Bystanders([process.number for _, process in ready])
         start = perf_counter()
         for turn in range(self.plan.rounds):
             for row, process in ready:
-                if turn == 0 or row.seconds[0] <= PATIENCE:
+                if turn < 2 or min(row.seconds) <= self.plan.patience:
                     sleep(PAUSE)  # idle threads of the engine before this one spin for some milliseconds
                     row.seconds.append(process.ask("time", job=row.engine.key)["seconds"])
         others = bystanders.processors(perf_counter() - start)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benches.results import Record, read
+from benches.results import TWO_ROUNDS, Record, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,8 @@ spread is slowest minus fastest round as a share of the median. Peers are tried 
 
 *Ratio* is the time of an engine divided by the time of mnemex: above 1 mnemex is faster, below 1 it loses. *Share of
 limit* is what the calibrated hardware would need, divided by what was needed; the f32 limit is meant where an
-engine scores in float32, the bf16 limit where it uses bfloat16 products. *Recall* is against the float64 answer;
+engine scores in float32, the bf16 limit where it uses bfloat16 products; a share above 100 % would mean that the
+calibration, taken before and after the cases, was disturbed both times. *Recall* is against the float64 answer;
 *error* is |out - right| / |right|, *mass* the share of the whole softmax that the k entries hold. *Bytes* are per
 entry and count everything an engine keeps for it, values included.
 """
@@ -110,7 +111,7 @@ def _outcome(rows: Mapping[tuple[str, str], Row]) -> str:
 
 
 def _comparable(row: Row) -> bool:
-    return "ratio" in row and row["ratio"].note in ("", "one round")
+    return "ratio" in row and row["ratio"].note in ("", TWO_ROUNDS)
 
 
 def table(records: Iterable[Record]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from benches.cases import Case
     from benches.limits import Limits, Rate
     from benches.measure import Measured, Row
+
+TWO_ROUNDS = "two rounds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +133,8 @@ def _note(row: Row) -> str:
         notes.append("not the same work, for context")
     if row.engine.approximate:
         notes.append("bf16 result")
-    if len(row.seconds) == 1:
-        notes.append("one round")
+    if len(row.seconds) == 2:
+        notes.append(TWO_ROUNDS)
     return ", ".join(notes)
 
 
@@ -166,12 +168,31 @@ def _size(count: int) -> str:
     return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
 
 
-def write(path: Path, records: Iterable[Record]) -> None:
-    """Write a results file; it appears under its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
-    unfinished.replace(path)
+class Lines:
+    """A results file while it grows; it stands under `path` only when the run is over, and under .tmp until then."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._unfinished = path.with_suffix(".tmp")
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._unfinished.write_text("")
+        return self
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Append records, so that a run that is broken off leaves what it has measured."""
+        with self._unfinished.open("a") as file:
+            file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
+
+    def replace(self, records: Iterable[Record]) -> None:
+        """Put these records in the place of all that were added."""
+        self._unfinished.write_text("")
+        self.add(records)
+
+    def __exit__(self, broken: type[BaseException] | None, *_: object) -> None:
+        if broken is None:
+            self._unfinished.replace(self.path)
 
 
 def read(path: Path) -> list[Record]:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from benches import environment, page, reference, results, workloads
 from benches.cases import CASES, Case, Effort
-from benches.limits import Limits, calibrate
+from benches.limits import Limits, best_of, calibrate
 from benches.measure import PLANS, Measured, Plan, contenders, measure, missing
 from benches.process import ROOT, Processes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from benches.engines import Engine, Setting
 
@@ -40,28 +40,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     _say(f"{run.cpu}; load average {load:.2f}{'' if load <= environment.QUIET_LOAD else ': every row is marked noisy'}")
     blas = environment.faiss_blas_core() if effort != "quick" else None
-    records = list(results.of_environment(run, _facts(effort, load, blas)))
+    facts = list(results.of_environment(run, _facts(effort, load, blas)))
     limits = Limits(calibrate(quick=options.quick))
-    records += results.of_calibration(run, limits.rates)
-    _say(_printed(records))
-    wrong = 0
-    with Processes(shared=PLANS[effort].shared) as processes:
-        for case in cases:
-            pairs = _contenders(case, PLANS[effort], only=options.engine, blas=blas)
-            for measured in _measured(case, PLANS[effort], pairs, processes):
-                for row in measured.rows:
-                    row.noisy = row.noisy or load > environment.QUIET_LOAD
-                wrong += any(row.engine.ours and not row.seconds for row in measured.rows)
-                found = list(results.of_measured(run, measured, limits))
-                records += found
-                _say(page.table(found))
+    _say(_printed([*facts, *results.of_calibration(run, limits.rates)]))
+    plan = PLANS[effort]
     partial = options.quick or bool(options.case or options.engine)
     folder = options.folder or (ROOT / "target" / "benches" if partial else ROOT / "benches" / "results")
-    written = folder / f"{began.date().isoformat()}.jsonl"
-    results.write(written, records)
+    everything: list[Measured] = []
+    with results.Lines(folder / f"{began.date().isoformat()}.jsonl") as lines:
+        with Processes(shared=plan.shared) as processes:
+            for case in cases:
+                pairs = _contenders(case, plan, only=options.engine, blas=blas)
+                measured = _measured(case, plan, pairs, processes)
+                for row in (row for some in measured for row in some.rows):
+                    row.noisy = row.noisy or load > environment.QUIET_LOAD
+                found = [record for some in measured for record in results.of_measured(run, some, limits)]
+                lines.add(found)
+                _say(page.table(found))
+                everything += measured
+        limits = Limits(best_of(limits.rates, calibrate(quick=options.quick)))
+        records = [*facts, *results.of_calibration(run, limits.rates)]
+        records += [record for measured in everything for record in results.of_measured(run, measured, limits)]
+        lines.replace(records)
     target = folder / "benchmarks.md" if partial or options.folder else ROOT / "docs" / "benchmarks.md"
-    page.write(written, target)
-    _say(f"\n{page.summary(page.by_case(records))}\nwritten: {written}, {target}")
+    page.write(lines.path, target)
+    _say(f"\n{page.summary(page.by_case(records))}\nwritten: {lines.path}, {target}")
+    wrong = any(row.engine.ours and not row.seconds for measured in everything for row in measured.rows)
     return 1 if wrong else 0
 
 
@@ -106,20 +110,15 @@ def _contenders(case: Case, plan: Plan, *, only: str, blas: str | None) -> list[
     return [pair for pair in pairs if pair[0].library not in absent]
 
 
-def _measured(
-    case: Case, plan: Plan, pairs: Sequence[tuple[Engine, Setting]], processes: Processes
-) -> Iterator[Measured]:
-    """Measure a case at every number of threads, on data made once."""
+def _measured(case: Case, plan: Plan, pairs: Sequence[tuple[Engine, Setting]], processes: Processes) -> list[Measured]:
+    """Measure a case on data made for it."""
     _say(f"\n{case.task}: {case.name}")
     data = workloads.make(case)
     truth = reference.answer(case, data)
     with tempfile.TemporaryDirectory(prefix="mnemex-bench-") as name:
         folder = Path(name)
         data.save(folder)
-        for threads in plan.threads:
-            yield measure(
-                case, data, truth=truth, pairs=pairs, plan=plan, threads=threads, folder=folder, processes=processes
-            )
+        return measure(case, data, truth=truth, pairs=pairs, plan=plan, folder=folder, processes=processes)
 
 
 def _printed(records: Sequence[results.Record]) -> str:

@@ -38,13 +38,16 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not mix with the replies
     jobs: dict[str, Prepared] = {}
+    processors = _processors()
     for line in sys.stdin:
         request = json.loads(line)
         match request["do"]:
             case "prepare":
+                _pin(processors)  # a pool that an engine makes must see all of them
                 reply = _prepare(jobs, request)
             case "pin":
-                reply = _pin(request["processors"])
+                _pin(request["processors"])
+                reply = {}
             case "time":
                 reply = {"seconds": _time(jobs[request["job"]])}
             case "forget":
@@ -87,11 +90,15 @@ def _runs(job: Job, first: float, round_seconds: float) -> int:
     return max(1, math.ceil(round_seconds * done / (perf_counter() - start)))
 
 
-def _pin(processors: list[int]) -> dict[str, Any]:
+def _processors() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _pin(processors: list[int]) -> None:
+    """Tie every thread of this process, idle ones of a pool too, to some processors."""
     if hasattr(os, "sched_setaffinity"):
         for thread in Path("/proc/self/task").iterdir():
             os.sched_setaffinity(int(thread.name), processors)
-    return {"pinned": processors}
 
 
 def _time(prepared: Prepared) -> float:

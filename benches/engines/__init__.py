@@ -86,7 +86,8 @@ class Engine:
     `module:function` is found in the measuring process. `canonical` engines promise the contract's exact order of
     ids. `same` is False for an engine that does something else and stands in the table for context only;
     `approximate` for one that rounds more than float32 does. `limit` names the arithmetic it uses, and `copies` how
-    often the case's keys and values lie in the memory of its process. `settings` are those that were seen to help it.
+    often the case's keys and values lie in the memory of its process; `restart` engines take their number of threads
+    from the environment alone. `settings` are those that were seen to help it.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Engine:
     approximate: bool = False
     limit: Limit = "f32"
     copies: float = 1.5
+    restart: bool = False
 
     @property
     def key(self) -> str:
@@ -177,6 +179,7 @@ ENGINES = (
         module="benches.engines.numpy_flat",
         function="search",
         tasks=("call", "search"),
+        restart=True,
     ),
     Engine(
         name="torch matmul + topk + gather + softmax",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +44,9 @@ def demo(
     dtype: Annotated[DType, typer.Option(help="auto: bfloat16 where the processor has it.")] = DType.auto,
 ) -> None:
     """Read a real text with a real model: a short window, the window and a memory, full attention."""
+    # PyTorch's threads would spin after each operation, on the processors that the memory's threads need next; on a
+    # busy machine that makes everything several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from mnemex.demo.pretrained import require
 
     require("torch", "transformers")

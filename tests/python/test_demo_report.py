@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("transformers", reason="the demo needs transformers")
 
 from demo_parts import HOSTILE, report_of
-from mnemex.demo.report import render, visible
+from mnemex.demo.escaping import visible
+from mnemex.demo.report import render
 
 VOID = {"meta", "input", "circle", "line", "path"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -63,7 +64,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def hostile() -> str:
-    return render(report_of(HOSTILE, name="<img src=x onerror=alert(3)>{{lead}}", written="</script><b>", n_equal=3))
+    return render(
+        report_of(HOSTILE, name="<img src=x onerror=alert(3)>{{lead}}", written="</script>\u202e\x07<b>", n_equal=3)
+    )
 
 
 def test_the_text_is_there_line_by_line(hostile):

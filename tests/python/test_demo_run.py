@@ -48,7 +48,7 @@ def ran(tmp_path_factory) -> tuple[Finished, Diary]:
     model = saved_model(folder / "model")
     diary = Diary()
     settings = Settings(
-        str(model), folder / "notes.txt", window=16, top_k=(2, 9), n_tokens=300, out=folder / "out", dtype="float32"
+        str(model), folder / "notes.txt", window=16, top_k=(9, 2, 9), n_tokens=300, out=folder / "out", dtype="float32"
     )
     return run(settings, diary), diary
 

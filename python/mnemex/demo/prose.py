@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from html import escape
 from typing import TYPE_CHECKING
 
 from mnemex.demo.curve import Level, Point, draw
+from mnemex.demo.escaping import html
 from mnemex.demo.passages import BLOCK, RESTING
 from mnemex.demo.units import count, percent, size
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def sections(report: Report) -> dict[str, str]:
     """Return the parts of the page that are sentences and numbers, as HTML, by their names in the template."""
     return {
-        "title": escape(f"{report.model} reads {report.reading.text.name}"),
+        "title": html(f"{report.model} reads {report.reading.text.name}"),
         "lead": _lead(report),
         "curve": _curve(report),
         "curve_caption": _curve_caption(report),
@@ -29,7 +29,7 @@ def sections(report: Report) -> dict[str, str]:
         "continuation": _continuation(report.written),
         "reopened": _reopened(report.reopened),
         "method": _method(report),
-        "facts": "\n".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.facts.items()),
+        "facts": "\n".join(f"<dt>{html(k)}</dt><dd>{html(v)}</dd>" for k, v in report.facts.items()),
     }
 
 
@@ -67,12 +67,12 @@ def _curve(report: Report) -> str:
         for row in _memory_rows(report)
     ]
     window = Level("window", report.baseline.bits_per_byte, f"{report.baseline.name}, no memory")
-    return draw(points, [window, Level("full", report.full.bits_per_byte, report.full.name)])
+    return draw(sorted(points), [window, Level("full", report.full.bits_per_byte, report.full.name)])
 
 
 def _curve_caption(report: Report) -> str:
     return (
-        f"Bits per byte of {escape(report.reading.text.name)} from token {count(report.skip)} on, against the number "
+        f"Bits per byte of {html(report.reading.text.name)} from token {count(report.skip)} on, against the number "
         "of entries each query reads. Lower is better; the axis does not start at zero. Nothing was trained."
     )
 
@@ -100,7 +100,7 @@ def _row(row: Row, report: Report) -> str:
         width = 100 * min(1.0, max(0.0, row.recovered))
         share += f'<span class="bar" aria-hidden="true"><i style="width:{width:.1f}%"></i></span>'
     return (
-        f'<tr class="{kind}{first}"><th scope="row">{escape(row.name)}</th><td>{row.bits_per_byte:.4f}</td>'
+        f'<tr class="{kind}{first}"><th scope="row">{html(row.name)}</th><td>{row.bits_per_byte:.4f}</td>'
         f"<td>{share}</td><td>{size(row.local_bytes)}</td>"
         f"<td>{size(row.memory_bytes) if row.memory_bytes else '–'}</td><td>{row.ms_per_token:.2f}</td></tr>"
     )
@@ -117,12 +117,12 @@ def _viewer_intro(report: Report) -> str:
 
 def _viewer_caption(report: Report) -> str:
     return (
-        f"{escape(report.reading.text.name)}, {count(len(report.reading.text.ids))} tokens. Passages are lines, ranked "
+        f"{html(report.reading.text.name)}, {count(len(report.reading.text.ids))} tokens. Passages are lines, ranked "
         "by the attention their tokens got beyond what they get anyway: many heads with nothing to look for rest on a "
         f"few entries whatever the token, so an entry counts only for what exceeds {RESTING:g} times its average over "
         f"the {BLOCK} tokens around. Tokens in blue stand out in their line. The strip beside the text is the whole "
         "text, with the passages in blue and a line for the token. Bits are those of this token; the window alone is "
-        f"the row {escape(report.baseline.name)}."
+        f"the row {html(report.baseline.name)}."
     )
 
 
@@ -130,14 +130,14 @@ def _continuation(written: Written) -> str:
     n, total = written.n_equal, len(written.full)
     agree = f"all {total} tokens are the same" if n == total else f"the first {n} of {total} tokens are the same"
     same = "".join(written.full[:n])
-    text = f"{escape(written.prompt_end)}<ins>{escape(same)}</ins>"
+    text = f"{html(written.prompt_end)}<ins>{html(same)}</ins>"
     if n < total:
-        text += f"<del>{escape(''.join(written.full[n:]))}</del>"
+        text += f"<del>{html(''.join(written.full[n:]))}</del>"
     other = ""
     if n < total:
         other = (
             "<p>With the memory it went on differently from there:</p>"
-            f'<div class="written">…<ins>{escape("".join(written.memory[n:]))}</ins></div>'
+            f'<div class="written">…<ins>{html("".join(written.memory[n:]))}</ins></div>'
         )
     return (
         f"<p>Greedy <code>generate</code> after {count(written.n_prompt)} tokens of the file, in float32, once through "
@@ -154,8 +154,8 @@ def _reopened(reopened: Reopened) -> str:
     return (
         f"<p>The memory was saved ({size(reopened.n_bytes)} in {reopened.save_seconds:.1f} s) and opened by a new "
         f"process, which {verdict}: ids, weights, outputs and log-sum-exp of 16 queries per head in every layer, by "
-        f'their SHA-256.</p><dl class="facts"><dt>here</dt><dd><code>{escape(reopened.here)}</code></dd>'
-        f"<dt>new process</dt><dd><code>{escape(reopened.elsewhere)}</code></dd></dl>"
+        f'their SHA-256.</p><dl class="facts"><dt>here</dt><dd><code>{html(reopened.here)}</code></dd>'
+        f"<dt>new process</dt><dd><code>{html(reopened.elsewhere)}</code></dd></dl>"
     )
 
 

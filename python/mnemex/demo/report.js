@@ -70,11 +70,20 @@
       label.append(element("span", "", "line " + (line + 1).toLocaleString("en")), element("span", "", (weight / 100).toFixed(weight < 1000 ? 2 : 1) + " % of attention"));
       bar.style.width = (100 * weight / most) + "%";
       button.append(label, bar, excerpt(line, peaks));
-      button.addEventListener("click", () => { pinned = true; lines[line].scrollIntoView({ block: "center" }); });
+      button.addEventListener("click", () => { pinned = true; center(line); });
       item.append(button);
       list.append(item);
     }
     panel.append(list);
+  }
+
+  // Only the text scrolls, never the page around it.
+  function center(line) {
+    text.scrollTop = lines[line].offsetTop - text.clientHeight / 2;
+  }
+  function reveal(line) {
+    const top = lines[line].offsetTop, height = lines[line].offsetHeight;
+    if (top < text.scrollTop || top + height > text.scrollTop + text.clientHeight) center(line);
   }
 
   function select(i, follow) {
@@ -90,7 +99,7 @@
     }
     describe(i);
     draw();
-    if (follow) lines[lineOf[i]].scrollIntoView({ block: follow });
+    if (follow) reveal(lineOf[i]);
   }
 
   function tokenUnder(event) {
@@ -119,7 +128,7 @@
   text.addEventListener("keydown", (event) => {
     const moves = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), ArrowUp: () => lineStep(-1), ArrowDown: () => lineStep(1) };
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (moves[event.key]) { pinned = true; select(moves[event.key](), "nearest"); }
+    if (moves[event.key]) { pinned = true; select(moves[event.key](), true); }
     else if (event.key === "Enter" || event.key === " ") pinned = !pinned;
     else if (event.key === "Escape") pinned = false;
     else return;
@@ -182,10 +191,10 @@
     const button = element("button");
     button.type = "button";
     button.append(element("code", "", shown(peek(i))), " line " + (lineOf[i] + 1));
-    button.addEventListener("click", () => { pinned = true; select(i); text.scrollTop = lines[lineOf[i]].offsetTop - text.clientHeight / 2; });
+    button.addEventListener("click", () => { pinned = true; select(i); center(lineOf[i]); });
     examples.append(button);
   }
   examples.hidden = !data.examples.length;
   select(data.examples.length ? data.examples[0] : 0);
-  text.scrollTop = lines[lineOf[at]].offsetTop - text.clientHeight / 2;
+  center(lineOf[at]);
 })();

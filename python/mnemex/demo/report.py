@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from mnemex.demo import prose
+from mnemex.demo.escaping import html, visible
 from mnemex.demo.units import percent
 
 if TYPE_CHECKING:
@@ -30,12 +30,6 @@ N_TINTS = 16
 N_EXAMPLES = 8
 EXAMPLE_WEIGHT = 0.01
 """A token is an example only when its heaviest passage has this share of its attention."""
-
-# Shown as they are, these would vanish, break lines or reorder what surrounds them.
-_UNSEEN = {i: chr(0x2400 + i) for i in range(32) if chr(i) not in "\t\n"} | {0x7F: "\u2421"}
-_UNSEEN |= {
-    i: f"\\u{i:04x}" for i in (0x85, 0x2028, 0x2029, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-}
 
 
 class Tint(NamedTuple):
@@ -90,11 +84,6 @@ def _tint(values: NDArray[np.float64], *, unit: float, from_zero: bool) -> Tint:
     return Tint(values, low, max(low + unit, math.ceil(high / unit) * unit))
 
 
-def visible(text: str) -> str:
-    """Return text with characters that cannot be seen replaced by ones that stand for them, save tab and newline."""
-    return text.translate(_UNSEEN)
-
-
 def _rules() -> str:
     """Return the style rules of the levels of both tints."""
     colour = "rgb(var(--memory) / calc({:.4f} * var(--strength)))"
@@ -115,14 +104,14 @@ def _text(pieces: list[str], mass: list[int], gain: list[int]) -> str:
     lines: list[list[str]] = [[]]
     for piece, *levels in zip(pieces, mass, gain, strict=True):
         tint = " ".join(f"{name}{level}" for name, level in zip("mg", levels, strict=True) if level)
-        parts = visible(piece).split("\n")
+        parts = piece.split("\n")
         for i, part in enumerate(parts):
             ends = i < len(parts) - 1
             if part or ends or i == 0:
                 kinds = ("c" if i else "", "n" if ends else "", "w" if part.isspace() else "", tint)
                 classes = " ".join(filter(None, kinds))
                 opening = f'<span class="{classes}">' if classes else "<span>"
-                lines[-1].append(f"{opening}{escape(part)}</span>")
+                lines[-1].append(f"{opening}{html(part)}</span>")
             if ends:
                 lines.append([])
     return "".join(f'<div class="l">{"".join(line)}</div>' for line in lines)

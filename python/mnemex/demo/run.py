@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from mnemex.demo.experiment import Progress
 
 LEAST_MEASURED = 64
-LONGEST_PROMPT = 2048
 N_WRITTEN = 64
-SHOWN_PROMPT = 600
-"""Characters of the prompt's end that the report shows."""
+PROMPT_WINDOWS = 4
+SHOWN_LINES, SHOWN_CHARACTERS = 12, 800
+"""Of the prompt's end, in the report."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Settings:
     window, sinks
         What stays local: the last tokens, and the first.
     top_k
-        Numbers of entries to read per query and head. The passages of the report are those of the first.
+        Numbers of entries to read per query and head. The report shows the passages of the smallest.
     n_tokens
         How much of the text to read.
     out
@@ -171,8 +171,8 @@ def _go_on(settings: Settings, pretrained: Pretrained, text: Text, progress: Pro
 
     In float32, because two ways to the same sum differ in their last bits, which in bfloat16 decide near ties.
     """
-    model, chunk = pretrained.model.float(), chunk_for(settings.window)
-    prompt = text.ids[: max(LONGEST_PROMPT, settings.skip)]
+    model, chunk = pretrained.model.float(), max(1, settings.window // 2)
+    prompt = text.ids[: PROMPT_WINDOWS * settings.window]
     advance = progress.start("going on with the text", 2)
     full = go_on(model, prompt, cache=DynamicCache(), n_tokens=N_WRITTEN, chunk=chunk)
     advance(1)
@@ -182,9 +182,8 @@ def _go_on(settings: Settings, pretrained: Pretrained, text: Text, progress: Pro
     advance(1)
     same = n_equal(full, memory)
     progress.end(f"{same} of {len(full)} tokens are those of full attention")
-    return Written(
-        "".join(text.pieces[: len(prompt)])[-SHOWN_PROMPT:], len(prompt), *_spelled(pretrained, full, memory), same
-    )
+    end = "".join(text.pieces[: len(prompt)])[-SHOWN_CHARACTERS:].split("\n")[-SHOWN_LINES:]
+    return Written("\n".join(end), len(prompt), *_spelled(pretrained, full, memory), same)
 
 
 def _spelled(pretrained: Pretrained, full: np.ndarray, memory: np.ndarray) -> tuple[list[str], list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
@@ -57,15 +58,13 @@ class Screen:
 def show(finished: Finished) -> None:
     """Print the table, the two checks, and where the report is."""
     report, console = finished.report, Console(highlight=False)
-    table = Table(
-        title=f"{report.model} reads {report.reading.text.name}: {len(report.reading.text.ids):,} tokens, "
-        f"measured from token {report.skip:,} on",
-        title_justify="left",
-        title_style="bold",
-    )
-    table.add_column("attends to")
-    for name in ("bits per byte", "loss recovered", "local KV", "memory", "ms per token"):
-        table.add_column(name, justify="right")
+    reading = report.reading.text
+    console.print(Text(f"\n{report.model} reads {reading.name}", "bold"))
+    console.print(f"{len(reading.ids):,} tokens, measured from token {report.skip:,} on")
+    table = Table(box=box.HORIZONTALS, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False)
+    table.add_column("attends to", no_wrap=True)
+    for name in ("bits/byte", "recovered", "local KV", "memory", "ms/token"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(
             Text(row.name),
@@ -76,7 +75,6 @@ def show(finished: Finished) -> None:
             f"{row.ms_per_token:.2f}",
             end_section=row is report.baseline or row is report.rows[-2],
         )
-    console.print()
     console.print(table)
     written, reopened = report.written, report.reopened
     n = len(written.full)
