@@ -30,20 +30,31 @@ impl Best {
     }
 }
 
+/// An integer that orders like the float, NaN aside; integers are selected without branches.
+fn ordered(x: f32) -> i32 {
+    let bits = x.to_bits().cast_signed();
+    bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed()
+}
+
+/// The float of [`ordered`], which is its own inverse.
+fn float(key: i32) -> f32 {
+    f32::from_bits((key ^ ((key >> 31).cast_unsigned() >> 1).cast_signed()).cast_unsigned())
+}
+
 /// Candidates of one query.
 pub(crate) struct Reservoir {
     k: usize,
     full: usize,
     floor: f32,
     candidates: Vec<Candidate>,
-    lowers: Vec<f32>,
+    lowers: Vec<i32>,
 }
 
 impl Reservoir {
     pub(crate) fn new(k: usize) -> Reservoir {
         Reservoir {
             k,
-            full: k + k.clamp(32, 4096),
+            full: k + k.clamp(64, 4096),
             floor: f32::NEG_INFINITY,
             candidates: Vec::with_capacity(k.min(64)),
             lowers: Vec::new(),
@@ -54,6 +65,11 @@ impl Reservoir {
     #[inline]
     pub(crate) fn floor(&self) -> f32 {
         self.floor
+    }
+
+    /// Notes that k entries are known to have a score of `floor` or more.
+    pub(crate) fn raise_to(&mut self, floor: f32) {
+        self.floor = self.floor.max(floor);
     }
 
     /// Takes a candidate; `exact` gives the canonical score and id of a place.
@@ -77,9 +93,10 @@ impl Reservoir {
             return;
         }
         self.lowers.clear();
-        self.lowers.extend(self.candidates.iter().map(|c| c.lower));
-        let (_, kth, _) = self.lowers.select_nth_unstable_by(self.k - 1, |a, b| b.total_cmp(a));
-        self.floor = self.floor.max(*kth);
+        self.lowers.extend(self.candidates.iter().map(|c| ordered(c.lower)));
+        let at = self.lowers.len() - self.k;
+        let (_, kth, _) = self.lowers.select_nth_unstable(at);
+        self.floor = self.floor.max(float(*kth));
         self.candidates.retain(|c| c.upper >= self.floor);
     }
 

@@ -9,7 +9,7 @@ use crate::bank::Snapshot;
 use crate::block::Schema;
 use crate::codec::Codec;
 use crate::error::{Kind, Result, ensure, filled};
-use crate::list::first_rows;
+use crate::list::{Ref, first_rows};
 use crate::query::{Packed, Queries, Query, Unit};
 use crate::reservoir::{Best, Reservoir};
 use crate::work::{Ticker, Work};
@@ -22,6 +22,9 @@ const GROUP_QUERIES: usize = 4 * PANEL;
 
 /// A lane is divided among threads only in pieces of at least this many blocks.
 const SHARD_BLOCKS: usize = 64;
+
+/// Blocks that set the first floors.
+const SEED_BLOCKS: usize = 8;
 
 /// Most numbers in an answer.
 const MAX_ANSWER: u128 = 1 << 31;
@@ -143,6 +146,7 @@ struct Scan<'s> {
     unit: &'s Unit<'s>,
     packed: Packed,
     blank_bad: bool,
+    k: usize,
     reservoirs: Vec<Reservoir>,
     /// The floor of each reservoir; infinite for a query that is to have no hits.
     floors: Vec<f32>,
@@ -168,6 +172,7 @@ impl<'s> Scan<'s> {
             floors: packed.bad.iter().map(floor).collect(),
             packed,
             blank_bad,
+            k,
             reservoirs: (0..unit.n).map(|_| Reservoir::new(k)).collect(),
             key: vec![0.0; schema.key.dim],
         }
@@ -177,6 +182,7 @@ impl<'s> Scan<'s> {
         let (mut scratch, mut passes) = (Vec::new(), Vec::new());
         let mut thresholds = vec![f32::INFINITY; GROUP_QUERIES];
         let last_seen = self.packed.before.iter().copied().max().unwrap_or(0);
+        self.seed(&self.unit.refs[refs.clone()]);
         // Newest first: neighbours in time are alike, so an early look at them raises the floors that keep the rest out.
         for at in refs.rev() {
             ticker.tick()?;
@@ -204,6 +210,43 @@ impl<'s> Scan<'s> {
             best.push(reservoir.finish(&mut |place| self.exact(query, place)));
         }
         Ok(best)
+    }
+
+    /// Sets the first floors from the newest blocks that all queries see whole: without, the first blocks would pass
+    /// whole.
+    fn seed(&mut self, refs: &[&Ref]) {
+        let first_seen = self.packed.before.iter().copied().min().unwrap_or(0);
+        let whole =
+            |r: &&&Ref| r.id_hi() <= first_seen && self.queries.visible(self.unit.row, r) == first_rows(r.block.len());
+        let blocks: Vec<&Ref> =
+            refs.iter().rev().take(2 * SEED_BLOCKS).filter(whole).take(SEED_BLOCKS).copied().collect();
+        let rows = blocks.iter().map(|r| r.block.len()).sum::<usize>();
+        if rows < 2 * self.k {
+            return;
+        }
+        let reach = blocks.iter().map(|r| r.block.reach()).fold(0.0, f32::max);
+        let mut panels = vec![0.0; rows * GROUP_QUERIES];
+        let mut scratch = Vec::new();
+        for first in (0..self.unit.n).step_by(GROUP_QUERIES) {
+            let n = GROUP_QUERIES.min(self.unit.n - first);
+            let queries = Panels { panels: &self.packed.panels[first * self.queries.dim..], dim: self.queries.dim, n };
+            let mut row = 0;
+            for r in &blocks {
+                let (keys, stride) = r.block.keys(self.schema, &mut scratch);
+                let keys = Keys { rows: keys, stride, n: r.block.len(), scale: r.block.scale() };
+                (self.kernels.scores)(rule(self.schema.metric), keys, queries, &mut panels, rows, row);
+                row += r.block.len();
+            }
+            for (at, panel) in panels.chunks_exact(rows * PANEL).take(n.div_ceil(PANEL)).enumerate() {
+                let mut reached = [0.0; PANEL];
+                (self.kernels.reached_by)(panel, self.k, &mut reached);
+                for (query, &score) in (first + at * PANEL..self.unit.n).zip(&reached) {
+                    let floor = self.packed.bounds[query].at(reach).lower(score);
+                    self.reservoirs[query].raise_to(floor);
+                    self.floors[query] = self.floors[query].max(floor);
+                }
+            }
+        }
     }
 
     /// The first-pass score from which an entry of a block can still be among the best, for a group of queries.

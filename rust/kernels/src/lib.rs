@@ -14,6 +14,7 @@ pub mod table;
 pub mod bound;
 pub mod canonical;
 pub mod convert;
+pub mod kth;
 pub mod prefetch;
 pub mod softmax;
 pub mod tile;

@@ -16,6 +16,8 @@ pub struct Kernels {
     pub select: fn(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>),
     /// All first-pass scores of a block, stored at row `first` of panels of `rows` rows.
     pub scores: fn(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize),
+    /// A score that at least `k` rows of a panel `[n, 16]` reach, for each query: see [`crate::kth`].
+    pub reached_by: fn(panel: &[f32], k: usize, out: &mut [f32; PANEL]),
     /// Scores to logits, in place.
     pub logits: fn(scores: &mut [f32], logit: Logit),
     /// Logits to exponentials, with each query's maximum and sum.
@@ -68,6 +70,7 @@ macro_rules! kernel_table {
             isa: crate::Isa::$isa,
             select: entry::select,
             scores: entry::scores,
+            reached_by: entry::reached_by,
             logits: entry::logits,
             exponentials: entry::exponentials,
             weigh: entry::weigh,
@@ -79,6 +82,7 @@ macro_rules! kernel_table {
         mod entry {
             use super::$lanes as L;
             use crate::canonical::{self, Metric};
+            use crate::kth;
             use crate::softmax::{self, Logit};
             use crate::tile::{self, Keys, PANEL, Pass, Queries, Rule};
 
@@ -87,6 +91,7 @@ macro_rules! kernel_table {
                     => tile::select::<L>;
                 scores(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize)
                     => tile::scores::<L>;
+                reached_by(panel: &[f32], k: usize, out: &mut [f32; PANEL]) => kth::reached_by;
                 logits(scores: &mut [f32], logit: Logit) => softmax::logits;
                 exponentials(panel: &mut [f32], max: &mut [f32; PANEL], sum: &mut [f32; PANEL]) => softmax::exponentials;
                 weigh(weights: &[f32], values: &[f32], stride: usize, n: usize, out: &mut [f32]) => tile::weigh::<L>;

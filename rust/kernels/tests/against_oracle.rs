@@ -235,3 +235,35 @@ fn a_query_without_logits_weighs_nothing_and_nan_stays_nan() {
         assert!(sum[1].is_nan());
     }
 }
+
+#[test]
+fn at_least_k_rows_reach_the_answer_and_hardly_more() {
+    for kernels in tables() {
+        for (seed, n) in (0..).zip([1usize, 2, 7, 64, 500]) {
+            let mut random = Random(seed);
+            for kind in 0..7 {
+                let panel: Vec<f32> = (0..n).flat_map(|_| random.vector(kind, PANEL)).collect();
+                for k in [1, n.div_ceil(3), n, n + 1] {
+                    let mut out = [f32::NAN; PANEL];
+                    (kernels.reached_by)(&panel, k, &mut out);
+                    for i in 0..PANEL {
+                        let column: Vec<f32> = panel.iter().skip(i).step_by(PANEL).copied().collect();
+                        let reached = column.iter().filter(|&&s| s >= out[i]).count();
+                        assert!(if k > n { out[i] == f32::NEG_INFINITY } else { reached >= k });
+                        if kind == 0 && k <= n {
+                            let range = column.iter().copied().fold(f32::MIN, f32::max)
+                                - column.iter().copied().fold(f32::MAX, f32::min);
+                            let above = column.iter().filter(|&&s| s > out[i] + range / 512.0).count();
+                            assert!(above < k, "{:?}: {above} rows are well above the {k}-th", kernels.isa);
+                        }
+                    }
+                }
+            }
+        }
+        let mut panel = vec![f32::INFINITY; 4 * PANEL];
+        panel[..PANEL].fill(f32::NAN);
+        let mut out = [0.0; PANEL];
+        (kernels.reached_by)(&panel, 4, &mut out);
+        assert_eq!(out, [f32::NEG_INFINITY; PANEL], "three rows have a score, four were asked for");
+    }
+}
