@@ -247,6 +247,11 @@ impl Block {
         }
     }
 
+    /// The stored bytes of all keys.
+    pub(crate) fn all_keys(&self) -> &[u8] {
+        self.key.bytes()
+    }
+
     /// All keys in float32 with the floats from row to row: in place, or decoded into `scratch`.
     pub(crate) fn keys<'a>(&'a self, schema: &Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize) {
         decoded(&self.key, schema.key, self.n, self.capacity, scratch)

@@ -1,7 +1,7 @@
 //! Exact search: a bounded float32 first pass over blocks, then canonical scores for what may be among the best.
 
 use mnemex_kernels::canonical::Metric;
-use mnemex_kernels::prefetch::prefetch;
+use mnemex_kernels::prefetch::{prefetch, prefetch_next};
 use mnemex_kernels::tile::Queries as Panels;
 use mnemex_kernels::{Kernels, Keys, PANEL, Pass, Rule};
 
@@ -193,6 +193,9 @@ impl<'s> Scan<'s> {
             }
             let (rows, stride) = r.block.keys(self.schema, &mut scratch);
             let keys = Keys { rows, stride, n: r.block.len(), scale: r.block.scale() };
+            if let Some(next) = at.checked_sub(1).and_then(|next| self.unit.refs.get(next)) {
+                prefetch_next(next.block.all_keys());
+            }
             for first in (0..self.unit.n).step_by(GROUP_QUERIES) {
                 let n = GROUP_QUERIES.min(self.unit.n - first);
                 self.thresholds(first, n, r.block.reach(), &mut thresholds);

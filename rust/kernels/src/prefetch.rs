@@ -1,16 +1,36 @@
 //! Asking for memory before it is needed: rows that are read in random order cost a wait each otherwise.
 #![expect(unsafe_code, reason = "the prefetch intrinsic takes a pointer")]
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
 /// Starts to bring these bytes into the first-level cache; changes nothing else.
 #[inline]
 pub fn prefetch(bytes: &[u8]) {
+    hint::<true>(bytes);
+}
+
+/// Starts to bring these bytes into the second-level cache: what is wanted after the work at hand.
+#[inline]
+pub fn prefetch_next(bytes: &[u8]) {
+    hint::<false>(bytes);
+}
+
+#[inline(always)]
+fn hint<const NOW: bool>(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(LINE) {
         // SAFETY: a prefetch is a hint, the address is that of a slice, and every x86_64 processor has SSE.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
+        unsafe {
+            if NOW {
+                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+            } else {
+                _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+            }
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = bytes;

@@ -109,6 +109,7 @@ pub(crate) unsafe fn select<L: Lanes>(
     keys.check(rule, queries.dim);
     queries.check();
     assert!(thresholds.len() >= queries.n.next_multiple_of(PANEL), "one threshold per lane");
+    let live = if keys.n < 64 { live & ((1 << keys.n) - 1) } else { live };
     let mut emit = |row: usize, lane: usize, score: L| {
         // SAFETY: `lane` is a multiple of L::N below the padded query count, which the assertion covers.
         let passed = unsafe { score.not_less(L::load(thresholds.as_ptr().add(lane))) };
@@ -155,6 +156,9 @@ pub(crate) unsafe fn scores<L: Lanes>(
     assert!(out.len() >= queries.n.div_ceil(PANEL) * rows * PANEL, "score panels are too short");
     let base = out.as_mut_ptr();
     let mut emit = |row: usize, lane: usize, score: L| {
+        if row >= keys.n {
+            return;
+        }
         let at = (lane / PANEL * rows + first + row) * PANEL + lane % PANEL;
         // SAFETY: row < keys.n and lane < the padded query count, so the assertions above cover `at + L::N`.
         unsafe { score.store(base.add(at)) };
@@ -166,6 +170,23 @@ pub(crate) unsafe fn scores<L: Lanes>(
 /// Calls `emit(row, first lane, scores)` for every register of scores.
 #[inline(always)]
 unsafe fn each_score<L: Lanes>(rule: Rule, keys: Keys, queries: Queries, emit: &mut impl FnMut(usize, usize, L)) {
+    // SAFETY: the caller's promise; one loop per rule, so that nothing is decided inside.
+    unsafe {
+        match rule {
+            Rule::Dot => strips::<L, DOT>(keys, queries, emit),
+            Rule::Scaled => strips::<L, SCALED>(keys, queries, emit),
+            Rule::L2 => strips::<L, L2>(keys, queries, emit),
+        }
+    }
+}
+
+/// [`Rule`] as a constant.
+const DOT: u8 = 0;
+const SCALED: u8 = 1;
+const L2: u8 = 2;
+
+#[inline(always)]
+unsafe fn strips<L: Lanes, const RULE: u8>(keys: Keys, queries: Queries, emit: &mut impl FnMut(usize, usize, L)) {
     let lanes = queries.n.next_multiple_of(PANEL);
     let mut lane = 0;
     while lane < lanes {
@@ -174,20 +195,20 @@ unsafe fn each_score<L: Lanes>(rule: Rule, keys: Keys, queries: Queries, emit: &
         unsafe {
             lane += L::N
                 * match (L::N, vectors) {
-                    (16, 4..) => strip::<L, 4, 4>(rule, keys, queries, lane, emit),
-                    (16, 3) => strip::<L, 4, 3>(rule, keys, queries, lane, emit),
-                    (16, 2) => strip::<L, 8, 2>(rule, keys, queries, lane, emit),
-                    (16, _) => strip::<L, 8, 1>(rule, keys, queries, lane, emit),
-                    _ => strip::<L, 4, 2>(rule, keys, queries, lane, emit),
+                    (16, 4..) => strip::<L, RULE, 4, 4>(keys, queries, lane, emit),
+                    (16, 3) => strip::<L, RULE, 4, 3>(keys, queries, lane, emit),
+                    (16, 2) => strip::<L, RULE, 8, 2>(keys, queries, lane, emit),
+                    (16, _) => strip::<L, RULE, 8, 1>(keys, queries, lane, emit),
+                    _ => strip::<L, RULE, 4, 2>(keys, queries, lane, emit),
                 };
         }
     }
 }
 
-/// All key rows, R at a time, against V registers of queries from `lane` on. Returns V.
+/// All key rows, R at a time, against V registers of queries from `lane` on. Returns V. Rows are emitted in groups of R,
+/// past `keys.n` too: a loop of fixed length keeps the scores in registers.
 #[inline(always)]
-unsafe fn strip<L: Lanes, const R: usize, const V: usize>(
-    rule: Rule,
+unsafe fn strip<L: Lanes, const RULE: u8, const R: usize, const V: usize>(
     keys: Keys,
     queries: Queries,
     lane: usize,
@@ -204,19 +225,21 @@ unsafe fn strip<L: Lanes, const R: usize, const V: usize>(
         let acc = unsafe {
             let a = keys.rows.as_ptr().add(first * keys.stride);
             let zero = [[L::splat(0.0); V]; R];
-            match rule {
-                Rule::L2 => product::<L, R, V, true>(zero, a, keys.stride, 1, b, PANEL, queries.dim),
-                _ => product::<L, R, V, false>(zero, a, keys.stride, 1, b, PANEL, queries.dim),
+            if RULE == L2 {
+                product::<L, R, V, true>(zero, a, keys.stride, 1, b, PANEL, queries.dim)
+            } else {
+                product::<L, R, V, false>(zero, a, keys.stride, 1, b, PANEL, queries.dim)
             }
         };
-        for (r, row) in (first..keys.n.min(first + R)).enumerate() {
+        for r in 0..R {
+            let row = first + r;
             for v in 0..V {
-                // SAFETY: the instructions are enabled.
+                // SAFETY: the instructions are enabled; there is one scale per row below `keys.n`.
                 let score = unsafe {
-                    match rule {
-                        Rule::Dot => acc[r][v],
-                        Rule::Scaled => acc[r][v].mul(L::splat(*keys.scale.get_unchecked(row))),
-                        Rule::L2 => L::splat(0.0).sub(acc[r][v]),
+                    match RULE {
+                        SCALED => acc[r][v].mul(L::splat(*keys.scale.get_unchecked(row.min(keys.n - 1)))),
+                        L2 => L::splat(0.0).sub(acc[r][v]),
+                        _ => acc[r][v],
                     }
                 };
                 emit(row, lane + v * L::N, score);
