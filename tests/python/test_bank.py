@@ -151,9 +151,57 @@ def test_nonfinite_tokens_may_be_skipped_and_such_queries_answered_with_nan():
 
 def test_numbers_that_a_codec_cannot_hold_are_refused():
     bank = mx.Bank(key_dim=2, key_codec=mx.F16())
+    large = np.array([[1, 1], [1e6, 1]], np.float32)
     with pytest.raises(mx.NonFinite, match="65504"):
-        bank.write(np.full((1, 2), 1e6, np.float32))
+        bank.write(large)
     assert len(bank) == 0
+    assert bank.stage(large, nonfinite="skip").tolist() == [0, -1]
+    with pytest.raises(mx.NonFinite, match="bf16"):
+        mx.Bank(key_dim=2, key_codec="bf16").write(np.full((1, 2), 3.4e38, np.float32))
+
+
+def test_an_answer_that_does_not_fit_in_memory_is_refused_and_the_process_lives():
+    code = """
+import resource, numpy as np, mnemex as mx
+bank = mx.Bank(key_dim=8); bank.write(np.ones((10, 8), np.float32))
+resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+try: bank.search(np.ones((1, 8), np.float32), 2**30)
+except mx.ResourceError as error: print(error, len(bank))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "memory" in done.stdout
+
+
+def test_a_memory_changes_whole_or_not_at_all():
+    memory = mx.Memory({layer: mx.Bank(key_dim=4) for layer in (0, 1)})
+    memory.stage(1, np.ones((3, 4), np.float32))
+    with pytest.raises(mx.StateError, match="staged"):
+        memory.fork(2)
+    assert [memory[layer].rows for layer in memory.layers] == [1, 1]
+
+
+def test_labels_and_positions_go_with_their_entries():
+    bank = mx.Bank(key_dim=4)
+    bank.write(np.ones((64, 4), np.float32))
+    sizes = []
+    for _ in range(50):
+        bank.write(np.ones((1000, 4), np.float32), labels=np.arange(1000), positions=np.arange(1000))
+        bank.truncate(64)
+        sizes.append(bank.nbytes)
+    assert sizes[-1] <= sizes[0]
+
+
+def test_logits_beyond_float32_are_not_taken_for_an_empty_memory():
+    bank = mx.Bank(key_dim=2, value_dim=2)
+    bank.write(np.full((3, 2), 1e19, np.float32), np.ones((3, 2), np.float32))
+    part = bank.attend(np.full((1, 2), 1e20, np.float32), None)
+    assert not np.isneginf(part.lse).any()
+
+
+@pytest.mark.parametrize("argument", ["rows", "where", "before"])
+def test_ragged_lists_are_refused_by_name(argument):
+    bank, keys, _ = filled(20)
+    with pytest.raises(mx.Error, match=argument):
+        bank.search(keys[:2], 1, **{argument: [[1], [1, 2]]})
 
 
 def test_where_and_before_limit_what_is_seen():

@@ -281,18 +281,7 @@ impl Bank {
     /// # Errors
     /// When a row is not there, there would be too many lanes, or anything is staged.
     pub fn reorder(&self, index: &[usize]) -> Result<()> {
-        let staging = self.writer();
-        ensure(staging.is_empty(), Kind::State, still_staged)?;
-        check_lanes(index.len(), self.shared.config.heads)?;
-        let mut version = self.version.write().unwrap_or_else(PoisonError::into_inner);
-        let n = version.rows.len();
-        if let Some(row) = index.iter().find(|&&row| row >= n) {
-            return Err(Error::new(Kind::Row, format!("index names row {row}; the bank has {n} rows")));
-        }
-        let version = Arc::make_mut(&mut version);
-        version.rows = index.iter().map(|&row| Arc::clone(&version.rows[row])).collect();
-        version.number += 1;
-        Ok(())
+        self.rearrange(&self.writer(), index.len(), |at| index[at])
     }
 
     /// Repeats each row `repeats` times in place.
@@ -303,10 +292,25 @@ impl Bank {
         ensure(repeats >= 1, Kind::Argument, || {
             "repeats=0 must be at least 1: fork(r) makes r copies of each row".into()
         })?;
+        // Rows are counted under the writer's lock, where nobody else can change them.
+        let staging = self.writer();
         let n = self.snapshot().version.rows.len();
-        check_lanes(n.saturating_mul(repeats), self.shared.config.heads)?;
-        let index: Vec<usize> = (0..n * repeats).map(|i| i / repeats).collect();
-        self.reorder(&index)
+        self.rearrange(&staging, n.saturating_mul(repeats), |at| at / repeats)
+    }
+
+    /// Row i of `n` becomes a copy of row `source(i)`.
+    fn rearrange(&self, staging: &Staging, n: usize, source: impl Fn(usize) -> usize) -> Result<()> {
+        ensure(staging.is_empty(), Kind::State, still_staged)?;
+        check_lanes(n, self.shared.config.heads)?;
+        let mut version = self.version.write().unwrap_or_else(PoisonError::into_inner);
+        let n_rows = version.rows.len();
+        if let Some(row) = (0..n).map(&source).find(|&row| row >= n_rows) {
+            return Err(Error::new(Kind::Row, format!("index names row {row}; the bank has {n_rows} rows")));
+        }
+        let version = Arc::make_mut(&mut version);
+        version.rows = (0..n).map(|at| Arc::clone(&version.rows[source(at)])).collect();
+        version.number += 1;
+        Ok(())
     }
 
     /// Whether anything is staged.

@@ -100,6 +100,18 @@ impl<'a> VectorReader<'a> {
         all_finite(self.floats(at))
     }
 
+    /// Whether one vector is still free of infinity when a narrower codec has rounded it.
+    pub(crate) fn fits(&mut self, at: [usize; 3], codec: Codec) -> bool {
+        if codec.holds(self.input.codec()) {
+            return true;
+        }
+        let mut row = vec![0; self.wide.len() * codec.item_bytes()];
+        codec.encode(self.floats(at), &mut row);
+        let mut rounded = vec![0.0; self.wide.len()];
+        codec.decode(&row, &mut rounded);
+        all_finite(&rounded)
+    }
+
     /// Encodes one vector into the front of a row: bit for bit where the types agree.
     pub(crate) fn encode(&mut self, at: [usize; 3], codec: Codec, row: &mut [u8]) {
         if codec == self.input.codec() {

@@ -88,14 +88,14 @@ impl Staging {
         let schema = self.schema_for(shared, version, tokens)?;
         let nonfinite = tokens.nonfinite.unwrap_or(config.nonfinite);
         let work = &work.for_size(n_rows * n_tokens * config.heads * config.key_dim);
-        let written = written_tokens(tokens, nonfinite, config.heads, work)?;
+        let written = written_tokens(tokens, &schema, nonfinite, work)?;
         for (row, written) in rows.iter().zip(&written) {
             self.check_capacity(shared, version, *row, written.len())?;
         }
         let heads = config.heads;
         let encoded = work.map(n_rows * heads, |at, ticker| {
             let written = &written[at / heads];
-            encode(shared.kernels, tokens, (&schema, nonfinite), [at / heads, at % heads], written, ticker)
+            encode(shared.kernels, tokens, &schema, [at / heads, at % heads], written, ticker)
         })?;
 
         let mut ids = vec![-1; n_rows * n_tokens];
@@ -246,33 +246,48 @@ impl Staging {
     }
 }
 
-/// The tokens of each row that are to be written: not masked, and finite unless non-finite ones are kept.
-fn written_tokens(tokens: &Tokens, nonfinite: NonFinite, heads: usize, work: &Work) -> Result<Vec<Vec<usize>>> {
-    let [n_rows, _, n_tokens, _] = tokens.keys.shape();
+/// The tokens of each row that are to be written: not masked and, unless non-finite ones are kept, finite as given and
+/// as stored.
+fn written_tokens(tokens: &Tokens, schema: &Schema, nonfinite: NonFinite, work: &Work) -> Result<Vec<Vec<usize>>> {
+    let [n_rows, heads, n_tokens, _] = tokens.keys.shape();
     work.map(n_rows, |row, ticker| {
-        let mut readers: Vec<_> = [("keys", Some(tokens.keys)), ("values", tokens.values)]
-            .into_iter()
-            .filter_map(|(name, input)| Some((name, VectorReader::new(input?))))
-            .collect();
+        let mut sides = vec![("keys", VectorReader::new(tokens.keys), schema.key.codec)];
+        if let (Some(values), Some(layout)) = (tokens.values, schema.value) {
+            sides.push(("values", VectorReader::new(values), layout.codec));
+        }
         let mut written = Vec::with_capacity(n_tokens);
-        'tokens: for t in (0..n_tokens).filter(|t| tokens.mask.is_none_or(|mask| mask[row * n_tokens + t])) {
+        for t in (0..n_tokens).filter(|t| tokens.mask.is_none_or(|mask| mask[row * n_tokens + t])) {
             ticker.tick()?;
-            if nonfinite != NonFinite::Keep {
-                for head in 0..heads {
-                    for (name, reader) in &mut readers {
-                        if !reader.is_finite([row, head, t]) {
-                            match nonfinite {
-                                NonFinite::Skip => continue 'tokens,
-                                _ => return Err(non_finite(name, tokens.rows.map_or(row, |rows| rows[row]), head, t)),
-                            }
-                        }
+            let bank_row = tokens.rows.map_or(row, |rows| rows[row]);
+            let mut refuse = |head: usize| {
+                sides.iter_mut().find_map(|(name, reader, codec)| {
+                    if !reader.is_finite([row, head, t]) {
+                        Some(non_finite(name, bank_row, head, t))
+                    } else if !reader.fits([row, head, t], *codec) {
+                        Some(beyond_codec(name, *codec, bank_row, head, t))
+                    } else {
+                        None
                     }
-                }
+                })
+            };
+            let refused = if nonfinite == NonFinite::Keep { None } else { (0..heads).find_map(&mut refuse) };
+            match (refused, nonfinite) {
+                (None, _) => written.push(t),
+                (Some(error), NonFinite::Raise) => return Err(error),
+                (Some(_), _) => {}
             }
-            written.push(t);
         }
         Ok(written)
     })
+}
+
+fn beyond_codec(argument: &str, codec: Codec, row: usize, head: usize, token: usize) -> Error {
+    let message = format!(
+        "{argument} at row {row}, head {head}, token {token} are beyond what {} holds (float16: 65504): use the f32 codec, \
+         or scale them",
+        codec.name()
+    );
+    Error::new(Kind::NonFinite, message)
 }
 
 /// Tokens encoded between two looks at the clock.
@@ -282,7 +297,7 @@ const TICK_TOKENS: usize = 64;
 fn encode(
     kernels: &Kernels,
     tokens: &Tokens,
-    (schema, nonfinite): (&Schema, NonFinite),
+    schema: &Schema,
     [row, head]: [usize; 2],
     written: &[usize],
     ticker: &Ticker,
@@ -290,42 +305,21 @@ fn encode(
     let mut encoded = Encoded::zeroed(schema, written.len())?;
     let mut keys = VectorReader::new(tokens.keys);
     let mut stored = vec![0.0; schema.key.dim];
-    let overflows = |codec: Codec, from: Codec, x: &[f32]| {
-        !codec.holds(from) && nonfinite == NonFinite::Raise && !crate::input::all_finite(x)
-    };
-    let refuse = |argument: &str, t: usize| {
-        Err(Error::new(
-            Kind::NonFinite,
-            format!(
-                "{argument} at row {row}, head {head}, token {t} are beyond what the codec holds (float16: 65504): use an f32 codec"
-            ),
-        ))
-    };
     for (at, &t) in written.iter().enumerate() {
         if at.is_multiple_of(TICK_TOKENS) {
             ticker.tick()?;
         }
         keys.encode([row, head, t], schema.key.codec, encoded.key_row(schema, at));
         schema.key.codec.decode(encoded.key_row(schema, at), &mut stored);
-        if overflows(schema.key.codec, tokens.keys.codec(), &stored) {
-            return refuse("keys", t);
-        }
         encoded.note_key(schema, kernels, at, &stored);
     }
     if let (Some(values), Some(layout)) = (tokens.values, schema.value) {
         let mut reader = VectorReader::new(values);
-        let mut stored = vec![0.0; layout.dim];
         for (at, &t) in written.iter().enumerate() {
             if at.is_multiple_of(TICK_TOKENS) {
                 ticker.tick()?;
             }
             reader.encode([row, head, t], layout.codec, encoded.value_row(schema, at));
-            if layout.codec != values.codec() {
-                layout.codec.decode(encoded.value_row(schema, at), &mut stored);
-                if overflows(layout.codec, values.codec(), &stored) {
-                    return refuse("values", t);
-                }
-            }
         }
     }
     Ok(encoded)
