@@ -23,13 +23,13 @@ pub fn prefetch_next(bytes: &[u8]) {
 fn hint<const NOW: bool>(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(LINE) {
-        // SAFETY: a prefetch is a hint, the address is that of a slice, and every x86_64 processor has SSE.
-        unsafe {
-            if NOW {
-                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
-            } else {
-                _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
-            }
+        let at = line.as_ptr().cast();
+        if NOW {
+            // SAFETY: a prefetch is a hint, the address is that of a slice, and every x86_64 processor has SSE.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
+        } else {
+            // SAFETY: as above.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at) };
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
