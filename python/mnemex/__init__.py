@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from mnemex.bank import Bank, Snapshot
@@ -93,4 +94,5 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ADAPTERS])
+    here = (name for name, needed in _ADAPTERS.items() if all(map(find_spec, needed)))
+    return sorted([*globals(), *here])
