@@ -14,6 +14,7 @@ use crate::block::{BLOCK_ROWS, Block, Layout, Schema};
 use crate::config::NonFinite;
 use crate::error::Result;
 use crate::list::{Ref, first_rows};
+use crate::plane::Plane;
 use crate::query::{Packed, Queries, Unit};
 use crate::search::rule;
 use crate::work::{Ticker, Work};
@@ -75,7 +76,7 @@ pub(crate) fn attend(
         .collect();
     let sums = work.map(jobs.len(), |at, ticker| {
         let (unit, first) = jobs[at];
-        Reduction::new(snapshot, schema, queries, &units[unit], logit).stretch(first, ticker)
+        Reduction::new(snapshot, schema, queries, &units[unit], logit)?.stretch(first, ticker)
     })?;
     let mut whole: Vec<Option<Sums>> = units.iter().map(|_| None).collect();
     for ((unit, _), sums) in jobs.iter().zip(sums) {
@@ -212,15 +213,21 @@ struct Reduction<'s> {
     logit: Logit,
     packed: Packed,
     /// Score panels of `SPAN` rows.
-    panels: Vec<f32>,
+    panels: Plane,
     scratch: Vec<f32>,
 }
 
 impl<'s> Reduction<'s> {
-    fn new(snapshot: &'s Snapshot, schema: &'s Schema, queries: &'s Queries, unit: &'s Unit, logit: Logit) -> Self {
-        let packed = Packed::new(snapshot, queries, unit, true);
-        let panels = vec![0.0; unit.n.next_multiple_of(PANEL) * SPAN as usize];
-        Reduction { snapshot, schema, queries, unit, logit, packed, panels, scratch: Vec::new() }
+    fn new(
+        snapshot: &'s Snapshot,
+        schema: &'s Schema,
+        queries: &'s Queries,
+        unit: &'s Unit,
+        logit: Logit,
+    ) -> Result<Self> {
+        let packed = Packed::new(snapshot, queries, unit, true)?;
+        let panels = Plane::zeroed(unit.n.next_multiple_of(PANEL) * SPAN as usize * size_of::<f32>())?;
+        Ok(Reduction { snapshot, schema, queries, unit, logit, packed, panels, scratch: Vec::new() })
     }
 
     /// Reduces the spans of one stretch, in id order.
@@ -250,9 +257,9 @@ impl<'s> Reduction<'s> {
         let mut ids = Vec::with_capacity(rows);
         for piece in pieces {
             let (keys, stride) = piece.keys(self.schema, &mut scratch);
-            let keys = Keys { rows: keys, stride, n: piece.len(), scale: &piece.scale() };
-            let queries = Panels { panels: &self.packed.panels, dim: self.queries.dim, n: self.unit.n };
-            (kernels.scores)(rule(self.schema.metric), keys, queries, &mut self.panels, rows, ids.len());
+            let keys = Keys { rows: keys, stride, n: piece.len(), scale: &piece.scale(), next: &[] };
+            let queries = Panels { panels: self.packed.panels.floats(), dim: self.queries.dim, n: self.unit.n };
+            (kernels.scores)(rule(self.schema.metric), keys, queries, self.panels.floats_mut(), rows, ids.len());
             match piece {
                 Piece::Whole(r) => ids.extend((0..r.block.len()).map(|slot| r.id(slot))),
                 Piece::Rows(rows) => ids.extend(rows.iter().map(|(r, slot)| r.id(*slot))),
@@ -261,7 +268,7 @@ impl<'s> Reduction<'s> {
         let keep_nan = self.snapshot.config().nonfinite == NonFinite::Keep;
         part.out.fill(0.0);
         let panel_rows = part.out.len() / part.max.len() * PANEL;
-        for (at, panel) in self.panels.chunks_exact_mut(rows * PANEL).enumerate() {
+        for (at, panel) in self.panels.floats_mut().chunks_exact_mut(rows * PANEL).enumerate() {
             let logits = &mut panel[..ids.len() * PANEL];
             (kernels.logits)(logits, self.logit);
             if keep_nan {
@@ -281,7 +288,9 @@ impl<'s> Reduction<'s> {
         let mut first = 0;
         for piece in pieces {
             let (values, stride) = piece.values(self.schema, &mut scratch);
-            for (panel, out) in self.panels.chunks_exact(rows * PANEL).zip(part.out.chunks_exact_mut(panel_rows)) {
+            for (panel, out) in
+                self.panels.floats().chunks_exact(rows * PANEL).zip(part.out.chunks_exact_mut(panel_rows))
+            {
                 (kernels.weigh)(&panel[first * PANEL..], values, stride, piece.len(), out);
             }
             first += piece.len();

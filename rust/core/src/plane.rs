@@ -51,6 +51,10 @@ impl Plane {
         cast_slice(&self.0)
     }
 
+    pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
+        cast_slice_mut(&mut self.0)
+    }
+
     /// Bytes of memory held.
     pub(crate) fn nbytes(&self) -> usize {
         self.0.capacity() * LINE

@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Result, ensure};
 use crate::input::{Input, VectorReader, all_finite, check_shape, non_finite};
 use crate::lane::Lane;
 use crate::list::{List, Ref};
+use crate::plane::Plane;
 
 /// Booleans by id, row after row.
 #[derive(Clone, Copy)]
@@ -182,7 +183,7 @@ impl<'a> Queries<'a> {
 
 /// The queries of one unit as kernels take them.
 pub(crate) struct Packed {
-    pub(crate) panels: Vec<f32>,
+    pub(crate) panels: Plane,
     /// Norm of each query.
     pub(crate) norms: Vec<f64>,
     /// Bound of each query.
@@ -193,10 +194,10 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    pub(crate) fn new(snapshot: &Snapshot, queries: &Queries, unit: &Unit, blank_bad: bool) -> Packed {
+    pub(crate) fn new(snapshot: &Snapshot, queries: &Queries, unit: &Unit, blank_bad: bool) -> Result<Packed> {
         let metric = snapshot.config().metric;
         let mut packed = Packed {
-            panels: vec![0.0; packed_len(unit.n, queries.dim)],
+            panels: Plane::zeroed(packed_len(unit.n, queries.dim) * size_of::<f32>())?,
             norms: Vec::with_capacity(unit.n),
             bounds: Vec::with_capacity(unit.n),
             before: Vec::with_capacity(unit.n),
@@ -210,9 +211,9 @@ impl Packed {
             if !(bad && blank_bad) {
                 if metric == Metric::Cos && norm > 0.0 {
                     unit_length.iter_mut().zip(q).for_each(|(u, &q)| *u = (f64::from(q) / norm) as f32);
-                    pack(&unit_length, at, &mut packed.panels);
+                    pack(&unit_length, at, packed.panels.floats_mut());
                 } else {
-                    pack(q, at, &mut packed.panels);
+                    pack(q, at, packed.panels.floats_mut());
                 }
             }
             packed.norms.push(norm);
@@ -220,6 +221,6 @@ impl Packed {
             packed.before.push(queries.before(unit.first + at));
             packed.bad.push(bad);
         }
-        packed
+        Ok(packed)
     }
 }

@@ -1,7 +1,7 @@
 //! Exact search: a bounded float32 first pass over blocks, then canonical scores for what may be among the best.
 
 use mnemex_kernels::canonical::Metric;
-use mnemex_kernels::prefetch::{prefetch, prefetch_next};
+use mnemex_kernels::prefetch::prefetch;
 use mnemex_kernels::tile::Queries as Panels;
 use mnemex_kernels::{Kernels, Keys, PANEL, Pass, Rule};
 
@@ -10,6 +10,7 @@ use crate::block::Schema;
 use crate::codec::Codec;
 use crate::error::{Kind, Result, ensure, filled};
 use crate::list::{Ref, first_rows};
+use crate::plane::Plane;
 use crate::query::{Packed, Queries, Query, Unit};
 use crate::reservoir::{Best, Reservoir};
 use crate::work::{Ticker, Work};
@@ -24,7 +25,7 @@ const GROUP_QUERIES: usize = 4 * PANEL;
 const SHARD_BLOCKS: usize = 64;
 
 /// Blocks that set the first floors.
-const SEED_BLOCKS: usize = 8;
+const SAMPLE_BLOCKS: usize = 16;
 
 /// Most numbers in an answer.
 const MAX_ANSWER: u128 = 1 << 31;
@@ -110,7 +111,7 @@ impl Snapshot {
             .collect();
         let found = work.map(shards.len(), |at, ticker| {
             let (unit, refs) = &shards[at];
-            Scan::new(self, schema, queries, &units[*unit], k, blank_bad).run(refs.clone(), ticker)
+            Scan::new(self, schema, queries, &units[*unit], k, blank_bad)?.run(refs.clone(), ticker)
         })?;
         let mut units: Vec<_> = units.into_iter().map(|unit| (unit, Vec::new())).collect();
         for ((at, _), found) in shards.iter().zip(found) {
@@ -161,10 +162,10 @@ impl<'s> Scan<'s> {
         unit: &'s Unit,
         k: usize,
         blank_bad: bool,
-    ) -> Scan<'s> {
-        let packed = Packed::new(snapshot, queries, unit, blank_bad);
+    ) -> Result<Scan<'s>> {
+        let packed = Packed::new(snapshot, queries, unit, blank_bad)?;
         let floor = |&bad: &bool| if bad && blank_bad { f32::INFINITY } else { f32::NEG_INFINITY };
-        Scan {
+        Ok(Scan {
             kernels: snapshot.shared.kernels,
             schema,
             queries,
@@ -175,34 +176,30 @@ impl<'s> Scan<'s> {
             k,
             reservoirs: (0..unit.n).map(|_| Reservoir::new(k)).collect(),
             key: vec![0.0; schema.key.dim],
-        }
+        })
     }
 
     fn run(mut self, refs: std::ops::Range<usize>, ticker: &Ticker) -> Result<Vec<Vec<Best>>> {
         let (mut scratch, mut passes) = (Vec::new(), Vec::new());
         let mut thresholds = vec![f32::INFINITY; GROUP_QUERIES];
         let last_seen = self.packed.before.iter().copied().max().unwrap_or(0);
-        self.seed(&self.unit.refs[refs.clone()]);
+        let sampled = self.sample(refs.clone(), &mut scratch, &mut passes)?;
         // Newest first: neighbours in time are alike, so an early look at them raises the floors that keep the rest out.
         for at in refs.rev() {
             ticker.tick()?;
             let r = self.unit.refs[at];
             let live = self.queries.visible(self.unit.row, r) & first_rows(r.rows_below(last_seen));
-            if live == 0 {
+            if live == 0 || sampled.contains(&at) {
                 continue;
             }
-            let (rows, stride) = r.block.keys(self.schema, &mut scratch);
-            let keys = Keys { rows, stride, n: r.block.len(), scale: r.block.scale() };
-            if let Some(next) = at.checked_sub(1).and_then(|next| self.unit.refs.get(next)) {
-                prefetch_next(next.block.all_keys());
-            }
+            let mut keys = self.keys(r, &mut scratch);
+            keys.next = at.checked_sub(1).map_or(&[], |next| self.unit.refs[next].block.all_keys());
             for first in (0..self.unit.n).step_by(GROUP_QUERIES) {
-                let n = GROUP_QUERIES.min(self.unit.n - first);
-                self.thresholds(first, n, r.block.reach(), &mut thresholds);
-                let panels = &self.packed.panels[first * self.queries.dim..];
-                let panels = Panels { panels, dim: self.queries.dim, n };
+                let panels = self.panels(first);
+                self.thresholds(first, panels.n, r.block.reach(), &mut thresholds);
                 (self.kernels.select)(rule(self.schema.metric), keys, live, panels, &thresholds, &mut passes);
-                self.take(at, first, &mut passes);
+                keys.next = &[];
+                self.take(first, &mut passes, |row| (at, row));
             }
         }
         let reservoirs = std::mem::take(&mut self.reservoirs);
@@ -215,41 +212,65 @@ impl<'s> Scan<'s> {
         Ok(best)
     }
 
-    /// Sets the first floors from the newest blocks that all queries see whole: without, the first blocks would pass
-    /// whole.
-    fn seed(&mut self, refs: &[&Ref]) {
+    /// Sets the first floors from the newest blocks that all queries see whole, and takes those blocks' entries: without,
+    /// the first blocks would pass whole. Says which they were.
+    fn sample(
+        &mut self,
+        refs: std::ops::Range<usize>,
+        scratch: &mut Vec<f32>,
+        passes: &mut Vec<Pass>,
+    ) -> Result<Vec<usize>> {
         let first_seen = self.packed.before.iter().copied().min().unwrap_or(0);
-        let whole =
-            |r: &&&Ref| r.id_hi() <= first_seen && self.queries.visible(self.unit.row, r) == first_rows(r.block.len());
-        let blocks: Vec<&Ref> =
-            refs.iter().rev().take(2 * SEED_BLOCKS).filter(whole).take(SEED_BLOCKS).copied().collect();
+        let whole = |at: &usize| {
+            let r = self.unit.refs[*at];
+            r.id_hi() <= first_seen && self.queries.visible(self.unit.row, r) == first_rows(r.block.len())
+        };
+        let sampled: Vec<usize> = refs.rev().take(2 * SAMPLE_BLOCKS).filter(whole).take(SAMPLE_BLOCKS).collect();
+        let blocks: Vec<&Ref> = sampled.iter().map(|&at| self.unit.refs[at]).collect();
         let rows = blocks.iter().map(|r| r.block.len()).sum::<usize>();
         if rows < 2 * self.k {
-            return;
+            return Ok(Vec::new());
         }
+        let places: Vec<(usize, usize)> =
+            sampled.iter().zip(&blocks).flat_map(|(&at, r)| (0..r.block.len()).map(move |slot| (at, slot))).collect();
         let reach = blocks.iter().map(|r| r.block.reach()).fold(0.0, f32::max);
-        let mut panels = vec![0.0; rows * GROUP_QUERIES];
-        let mut scratch = Vec::new();
+        let mut scores = Plane::zeroed(rows * GROUP_QUERIES * size_of::<f32>())?;
+        let (mut reached, mut thresholds) = ([0.0; PANEL], [f32::INFINITY; PANEL]);
         for first in (0..self.unit.n).step_by(GROUP_QUERIES) {
-            let n = GROUP_QUERIES.min(self.unit.n - first);
-            let queries = Panels { panels: &self.packed.panels[first * self.queries.dim..], dim: self.queries.dim, n };
+            let panels = self.panels(first);
             let mut row = 0;
             for r in &blocks {
-                let (keys, stride) = r.block.keys(self.schema, &mut scratch);
-                let keys = Keys { rows: keys, stride, n: r.block.len(), scale: r.block.scale() };
-                (self.kernels.scores)(rule(self.schema.metric), keys, queries, &mut panels, rows, row);
+                let keys = self.keys(r, scratch);
+                (self.kernels.scores)(rule(self.schema.metric), keys, panels, scores.floats_mut(), rows, row);
                 row += r.block.len();
             }
-            for (at, panel) in panels.chunks_exact(rows * PANEL).take(n.div_ceil(PANEL)).enumerate() {
-                let mut reached = [0.0; PANEL];
+            let lanes = (first..self.unit.n).step_by(PANEL).zip(scores.floats().chunks_exact(rows * PANEL));
+            for (first, panel) in lanes.take(GROUP_QUERIES / PANEL) {
+                let n = PANEL.min(self.unit.n - first);
                 (self.kernels.reached_by)(panel, self.k, &mut reached);
-                for (query, &score) in (first + at * PANEL..self.unit.n).zip(&reached) {
+                for (query, &score) in (first..first + n).zip(&reached) {
                     let floor = self.packed.bounds[query].at(reach).lower(score);
                     self.reservoirs[query].raise_to(floor);
                     self.floors[query] = self.floors[query].max(floor);
                 }
+                self.thresholds(first, n, reach, &mut thresholds);
+                (self.kernels.filter)(panel, &thresholds, passes);
+                self.take(first, passes, |row| places[row]);
             }
         }
+        Ok(sampled)
+    }
+
+    /// The keys of one block.
+    fn keys<'a>(&self, r: &'a Ref, scratch: &'a mut Vec<f32>) -> Keys<'a> {
+        let (rows, stride) = r.block.keys(self.schema, scratch);
+        Keys { rows, stride, n: r.block.len(), scale: r.block.scale(), next: &[] }
+    }
+
+    /// The group of queries from `first` on.
+    fn panels(&self, first: usize) -> Panels<'_> {
+        let (panels, dim) = (&self.packed.panels.floats()[first * self.queries.dim..], self.queries.dim);
+        Panels { panels, dim, n: GROUP_QUERIES.min(self.unit.n - first) }
     }
 
     /// The first-pass score from which an entry of a block can still be among the best, for a group of queries.
@@ -262,12 +283,12 @@ impl<'s> Scan<'s> {
         unused.fill(f32::INFINITY);
     }
 
-    /// Hands what passed to the reservoirs.
-    fn take(&mut self, at: usize, first: usize, passes: &mut Vec<Pass>) {
-        let r = self.unit.refs[at];
+    /// Hands what passed to the reservoirs; `place` gives the reference and slot of a row.
+    fn take(&mut self, first: usize, passes: &mut Vec<Pass>, place: impl Fn(usize) -> (usize, usize)) {
         let mut reservoirs = std::mem::take(&mut self.reservoirs);
         for pass in passes.drain(..) {
-            let (query, slot) = (first + pass.query as usize, pass.row as usize);
+            let (query, (at, slot)) = (first + pass.query as usize, place(pass.row as usize));
+            let r = self.unit.refs[at];
             if r.id(slot) >= self.packed.before[query] || (self.blank_bad && self.packed.bad[query]) {
                 continue;
             }

@@ -12,6 +12,7 @@ struct F32x8(__m256);
 // SAFETY of every block below: the trait's contract enables AVX2 and FMA around the call and makes pointers valid.
 impl Lanes for F32x8 {
     const N: usize = 8;
+    const REGISTERS: usize = 16;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -47,6 +48,30 @@ impl Lanes for F32x8 {
     unsafe fn mul(self, other: Self) -> Self {
         // SAFETY: AVX2 is enabled.
         Self(unsafe { _mm256_mul_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        // SAFETY: AVX is enabled.
+        Self(unsafe { _mm256_min_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: AVX is enabled.
+        Self(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn count(self, x: Self, least: Self) -> Self {
+        // SAFETY: AVX is enabled.
+        let one = unsafe { _mm256_set1_ps(1.0) };
+        // SAFETY: AVX is enabled.
+        let reached = unsafe { _mm256_cmp_ps::<_CMP_GE_OQ>(x.0, least.0) };
+        // SAFETY: AVX is enabled; ands with all ones or zeros give 1 or 0.
+        let more = unsafe { _mm256_and_ps(reached, one) };
+        // SAFETY: AVX is enabled.
+        Self(unsafe { _mm256_add_ps(self.0, more) })
     }
 
     #[inline(always)]

@@ -12,6 +12,7 @@ struct F32x16(__m512);
 // SAFETY of every block below: the trait's contract enables AVX-512 around the call and makes pointers valid.
 impl Lanes for F32x16 {
     const N: usize = 16;
+    const REGISTERS: usize = 32;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -47,6 +48,28 @@ impl Lanes for F32x16 {
     unsafe fn mul(self, other: Self) -> Self {
         // SAFETY: AVX-512F is enabled.
         Self(unsafe { _mm512_mul_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        // SAFETY: AVX-512F is enabled.
+        Self(unsafe { _mm512_min_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: AVX-512F is enabled.
+        Self(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn count(self, x: Self, least: Self) -> Self {
+        // SAFETY: AVX-512F is enabled.
+        let reached = unsafe { _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x.0, least.0) };
+        // SAFETY: AVX-512F is enabled.
+        let one = unsafe { _mm512_set1_ps(1.0) };
+        // SAFETY: AVX-512F is enabled.
+        Self(unsafe { _mm512_mask_add_ps(self.0, reached, self.0, one) })
     }
 
     #[inline(always)]

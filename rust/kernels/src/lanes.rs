@@ -10,6 +10,8 @@
 pub(crate) trait Lanes: Copy {
     /// Lanes per vector; divides [`crate::PANEL`].
     const N: usize;
+    /// Vectors of such lanes that stay in registers.
+    const REGISTERS: usize;
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn store(self, p: *mut f32);
@@ -17,6 +19,12 @@ pub(crate) trait Lanes: Copy {
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
+    /// Lane by lane the smaller, or `other` where either is NaN.
+    unsafe fn min(self, other: Self) -> Self;
+    /// Lane by lane the larger, or `other` where either is NaN.
+    unsafe fn max(self, other: Self) -> Self;
+    /// Adds 1 in every lane where `x` is at least `least`.
+    unsafe fn count(self, x: Self, least: Self) -> Self;
     /// Bit i is set unless lane i is less than lane i of `other`: NaN passes.
     unsafe fn not_less(self, other: Self) -> u32;
 }

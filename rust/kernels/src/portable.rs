@@ -12,6 +12,7 @@ struct F32x8([f32; 8]);
 
 impl Lanes for F32x8 {
     const N: usize = 8;
+    const REGISTERS: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -43,6 +44,21 @@ impl Lanes for F32x8 {
     #[inline(always)]
     unsafe fn mul(self, other: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] * other.0[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| if self.0[i] < other.0[i] { self.0[i] } else { other.0[i] }))
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| if self.0[i] > other.0[i] { self.0[i] } else { other.0[i] }))
+    }
+
+    #[inline(always)]
+    unsafe fn count(self, x: Self, least: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + if x.0[i] >= least.0[i] { 1.0 } else { 0.0 }))
     }
 
     #[inline(always)]

@@ -14,7 +14,7 @@ pub fn prefetch(bytes: &[u8]) {
 }
 
 /// Starts to bring these bytes into the second-level cache: what is wanted after the work at hand.
-#[inline]
+#[inline(always)]
 pub fn prefetch_next(bytes: &[u8]) {
     hint::<false>(bytes);
 }

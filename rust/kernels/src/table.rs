@@ -16,6 +16,8 @@ pub struct Kernels {
     pub select: fn(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>),
     /// All first-pass scores of a block, stored at row `first` of panels of `rows` rows.
     pub scores: fn(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize),
+    /// The rows of a score panel that reach their query's threshold: see [`crate::tile`].
+    pub filter: fn(panel: &[f32], thresholds: &[f32; PANEL], out: &mut Vec<Pass>),
     /// A score that at least `k` rows of a panel `[n, 16]` reach, for each query: see [`crate::kth`].
     pub reached_by: fn(panel: &[f32], k: usize, out: &mut [f32; PANEL]),
     /// Scores to logits, in place.
@@ -70,6 +72,7 @@ macro_rules! kernel_table {
             isa: crate::Isa::$isa,
             select: entry::select,
             scores: entry::scores,
+            filter: entry::filter,
             reached_by: entry::reached_by,
             logits: entry::logits,
             exponentials: entry::exponentials,
@@ -91,7 +94,8 @@ macro_rules! kernel_table {
                     => tile::select::<L>;
                 scores(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize)
                     => tile::scores::<L>;
-                reached_by(panel: &[f32], k: usize, out: &mut [f32; PANEL]) => kth::reached_by;
+                filter(panel: &[f32], thresholds: &[f32; PANEL], out: &mut Vec<Pass>) => tile::filter::<L>;
+                reached_by(panel: &[f32], k: usize, out: &mut [f32; PANEL]) => kth::reached_by::<L>;
                 logits(scores: &mut [f32], logit: Logit) => softmax::logits;
                 exponentials(panel: &mut [f32], max: &mut [f32; PANEL], sum: &mut [f32; PANEL]) => softmax::exponentials;
                 weigh(weights: &[f32], values: &[f32], stride: usize, n: usize, out: &mut [f32]) => tile::weigh::<L>;

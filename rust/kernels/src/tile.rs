@@ -9,12 +9,16 @@
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "the operations of one step rest on the same assertion")]
 
 use crate::lanes::Lanes;
+use crate::prefetch::prefetch_next;
 
 /// Queries per panel.
 pub const PANEL: usize = 16;
 
 /// Key rows are processed in groups that divide this, so buffers of keys are readable up to the next multiple of it.
 pub const ROW_GROUP: usize = 8;
+
+/// Most queries of a tile.
+const STRIP: usize = 4 * PANEL;
 
 /// How a float32 first-pass score comes from key row x and query q.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +42,8 @@ pub struct Keys<'a> {
     pub n: usize,
     /// One float per row for [`Rule::Scaled`]; empty otherwise.
     pub scale: &'a [f32],
+    /// What the caller reads next, if known: brought near piece by piece, in the shadow of the arithmetic.
+    pub next: &'a [u8],
 }
 
 /// Queries packed by [`pack`]: number j of query i stands at `(i / 16 * dim + j) * 16 + i % 16`.
@@ -110,28 +116,80 @@ pub(crate) unsafe fn select<L: Lanes>(
     queries.check();
     assert!(thresholds.len() >= queries.n.next_multiple_of(PANEL), "one threshold per lane");
     let live = if keys.n < 64 { live & ((1 << keys.n) - 1) } else { live };
-    let mut emit = |row: usize, lane: usize, score: L| {
-        // SAFETY: `lane` is a multiple of L::N below the padded query count, which the assertion covers.
-        let passed = unsafe { score.not_less(L::load(thresholds.as_ptr().add(lane))) };
-        if passed != 0 && live >> row & 1 != 0 {
-            let mut scores = [0.0f32; PANEL];
-            // SAFETY: PANEL floats are at least L::N.
-            unsafe { score.store(scores.as_mut_ptr()) };
-            spill(row, lane, &scores, passed, queries.n, out);
-        }
-    };
+    let mut passing = Passing { live, thresholds, n_queries: queries.n, out };
     // SAFETY: lengths were asserted above; the instructions are the caller's promise.
-    unsafe { each_score::<L>(rule, keys, queries, &mut emit) };
+    unsafe { each_tile::<L>(rule, keys, queries, &mut passing) };
 }
 
-/// Appends the lanes of one register that passed; kept out of the hot loop.
-#[inline(never)]
-fn spill(row: usize, lane: usize, scores: &[f32; PANEL], mut passed: u32, n_queries: usize, out: &mut Vec<Pass>) {
-    while passed != 0 {
-        let i = passed.trailing_zeros() as usize;
-        passed &= passed - 1;
-        if lane + i < n_queries {
-            out.push(Pass { score: scores[i % PANEL], row: row as u32, query: (lane + i) as u32 });
+/// Takes the scores that are not below their query's threshold.
+struct Passing<'a> {
+    live: u64,
+    thresholds: &'a [f32],
+    n_queries: usize,
+    out: &'a mut Vec<Pass>,
+}
+
+impl<L: Lanes> Sink<L> for Passing<'_> {
+    #[inline(always)]
+    unsafe fn take<const R: usize, const V: usize>(&mut self, row: usize, lane: usize, scores: [[L; V]; R]) {
+        let mut passed = [0; R];
+        for v in 0..V {
+            // SAFETY: every lane has a threshold, as `select` asserted; the instructions are enabled.
+            let threshold = unsafe { L::load(self.thresholds.as_ptr().add(lane + v * L::N)) };
+            for r in 0..R {
+                // SAFETY: the instructions are enabled.
+                passed[r] |= u64::from(unsafe { scores[r][v].not_less(threshold) }) << (v * L::N);
+            }
+        }
+        if passed.iter().fold(0, |any, row| any | row) != 0 {
+            let mut numbers = [[0.0f32; STRIP]; R];
+            for r in 0..R {
+                for v in 0..V {
+                    // SAFETY: V vectors are at most a strip.
+                    unsafe { scores[r][v].store(numbers[r].as_mut_ptr().add(v * L::N)) };
+                }
+            }
+            self.append(row, lane, &numbers, &passed);
+        }
+    }
+}
+
+impl Passing<'_> {
+    /// Appends what passed of one tile; kept out of the hot loop.
+    #[inline(never)]
+    fn append<const R: usize>(&mut self, row: usize, lane: usize, scores: &[[f32; STRIP]; R], passed: &[u64; R]) {
+        let queries = if self.n_queries - lane < STRIP { (1 << (self.n_queries - lane)) - 1 } else { !0 };
+        for r in 0..R {
+            let live = self.live.checked_shr((row + r) as u32).unwrap_or(0) & 1;
+            let mut passed = passed[r] & queries & live.wrapping_neg();
+            while passed != 0 {
+                let at = passed.trailing_zeros() as usize;
+                passed &= passed - 1;
+                self.out.push(Pass { score: scores[r][at], row: (row + r) as u32, query: (lane + at) as u32 });
+            }
+        }
+    }
+}
+
+/// The rows of a score panel `[n, 16]` that are not below their query's threshold.
+///
+/// # Safety
+/// The instructions of `L` are enabled.
+#[inline(always)]
+pub(crate) unsafe fn filter<L: Lanes>(panel: &[f32], thresholds: &[f32; PANEL], out: &mut Vec<Pass>) {
+    for (row, scores) in panel.as_chunks::<PANEL>().0.iter().enumerate() {
+        let mut passed = 0;
+        for lane in (0..PANEL).step_by(L::N) {
+            // SAFETY: lane + L::N is at most PANEL; the instructions are enabled.
+            unsafe {
+                let threshold = L::load(thresholds.as_ptr().add(lane));
+                passed |= L::load(scores.as_ptr().add(lane)).not_less(threshold) << lane;
+            }
+        }
+        while passed != 0 {
+            let query = passed.trailing_zeros();
+            passed &= passed - 1;
+            out.push(Pass { score: scores[query as usize % PANEL], row: row as u32, query });
         }
     }
 }
@@ -154,28 +212,52 @@ pub(crate) unsafe fn scores<L: Lanes>(
     queries.check();
     assert!(first + keys.n <= rows, "the block's rows must fit the score panel");
     assert!(out.len() >= queries.n.div_ceil(PANEL) * rows * PANEL, "score panels are too short");
-    let base = out.as_mut_ptr();
-    let mut emit = |row: usize, lane: usize, score: L| {
-        if row >= keys.n {
-            return;
-        }
-        let at = (lane / PANEL * rows + first + row) * PANEL + lane % PANEL;
-        // SAFETY: row < keys.n and lane < the padded query count, so the assertions above cover `at + L::N`.
-        unsafe { score.store(base.add(at)) };
-    };
+    let mut all = All { n: keys.n, first, rows, out: out.as_mut_ptr() };
     // SAFETY: lengths were asserted above; the instructions are the caller's promise.
-    unsafe { each_score::<L>(rule, keys, queries, &mut emit) };
+    unsafe { each_tile::<L>(rule, keys, queries, &mut all) };
 }
 
-/// Calls `emit(row, first lane, scores)` for every register of scores.
+/// Stores every score.
+struct All {
+    n: usize,
+    first: usize,
+    rows: usize,
+    out: *mut f32,
+}
+
+impl<L: Lanes> Sink<L> for All {
+    #[inline(always)]
+    unsafe fn take<const R: usize, const V: usize>(&mut self, row: usize, lane: usize, scores: [[L; V]; R]) {
+        for r in (0..R).take_while(|r| row + r < self.n) {
+            for v in 0..V {
+                let lane = lane + v * L::N;
+                let at = (lane / PANEL * self.rows + self.first + row + r) * PANEL + lane % PANEL;
+                // SAFETY: the row is below `n` and the lane below the padded query count: `scores` asserted `at + L::N`.
+                unsafe { scores[r][v].store(self.out.add(at)) };
+            }
+        }
+    }
+}
+
+/// What is done with the scores of one tile, while they are in registers.
+trait Sink<L: Lanes> {
+    /// Scores of key rows `row..row + R` against the queries of V registers from `lane` on. Rows past the block's end
+    /// come too: a loop of fixed length keeps the scores in registers.
+    ///
+    /// # Safety
+    /// The instructions of `L` are enabled, and the rows and lanes are of the call that made the sink.
+    unsafe fn take<const R: usize, const V: usize>(&mut self, row: usize, lane: usize, scores: [[L; V]; R]);
+}
+
+/// Hands every tile of scores to the sink.
 #[inline(always)]
-unsafe fn each_score<L: Lanes>(rule: Rule, keys: Keys, queries: Queries, emit: &mut impl FnMut(usize, usize, L)) {
+unsafe fn each_tile<L: Lanes>(rule: Rule, keys: Keys, queries: Queries, sink: &mut impl Sink<L>) {
     // SAFETY: the caller's promise; one loop per rule, so that nothing is decided inside.
     unsafe {
         match rule {
-            Rule::Dot => strips::<L, DOT>(keys, queries, emit),
-            Rule::Scaled => strips::<L, SCALED>(keys, queries, emit),
-            Rule::L2 => strips::<L, L2>(keys, queries, emit),
+            Rule::Dot => strips::<L, DOT>(keys, queries, sink),
+            Rule::Scaled => strips::<L, SCALED>(keys, queries, sink),
+            Rule::L2 => strips::<L, L2>(keys, queries, sink),
         }
     }
 }
@@ -186,7 +268,7 @@ const SCALED: u8 = 1;
 const L2: u8 = 2;
 
 #[inline(always)]
-unsafe fn strips<L: Lanes, const RULE: u8>(keys: Keys, queries: Queries, emit: &mut impl FnMut(usize, usize, L)) {
+unsafe fn strips<L: Lanes, const RULE: u8>(keys: Keys, queries: Queries, sink: &mut impl Sink<L>) {
     let lanes = queries.n.next_multiple_of(PANEL);
     let mut lane = 0;
     while lane < lanes {
@@ -194,25 +276,26 @@ unsafe fn strips<L: Lanes, const RULE: u8>(keys: Keys, queries: Queries, emit: &
         // SAFETY: the caller asserted the lengths; each arm covers at most the vectors that are left.
         unsafe {
             lane += L::N
-                * match (L::N, vectors) {
-                    (16, 4..) => strip::<L, RULE, 4, 4>(keys, queries, lane, emit),
-                    (16, 3) => strip::<L, RULE, 4, 3>(keys, queries, lane, emit),
-                    (16, 2) => strip::<L, RULE, 8, 2>(keys, queries, lane, emit),
-                    (16, _) => strip::<L, RULE, 8, 1>(keys, queries, lane, emit),
-                    _ => strip::<L, RULE, 4, 2>(keys, queries, lane, emit),
+                * match (L::REGISTERS, vectors) {
+                    (32, 4..) => strip::<L, RULE, 6, 4>(keys, queries, lane, sink),
+                    (32, 3) => strip::<L, RULE, 8, 3>(keys, queries, lane, sink),
+                    (32, 2) => strip::<L, RULE, 8, 2>(keys, queries, lane, sink),
+                    (32, _) => strip::<L, RULE, 8, 1>(keys, queries, lane, sink),
+                    (16, _) => strip::<L, RULE, 6, 2>(keys, queries, lane, sink),
+                    _ => strip::<L, RULE, 4, 2>(keys, queries, lane, sink),
                 };
         }
     }
 }
 
-/// All key rows, R at a time, against V registers of queries from `lane` on. Returns V. Rows are emitted in groups of R,
-/// past `keys.n` too: a loop of fixed length keeps the scores in registers.
+/// All key rows, R at a time while there are as many, then four or two, against V registers of queries from `lane` on.
+/// Returns V.
 #[inline(always)]
 unsafe fn strip<L: Lanes, const RULE: u8, const R: usize, const V: usize>(
     keys: Keys,
     queries: Queries,
     lane: usize,
-    emit: &mut impl FnMut(usize, usize, L),
+    sink: &mut impl Sink<L>,
 ) -> usize {
     let mut b = [queries.panels.as_ptr(); V];
     for (v, b) in b.iter_mut().enumerate() {
@@ -220,33 +303,56 @@ unsafe fn strip<L: Lanes, const RULE: u8, const R: usize, const V: usize>(
         // SAFETY: `at` is a lane of an existing panel.
         *b = unsafe { b.add(at / PANEL * PANEL * queries.dim + at % PANEL) };
     }
-    for first in (0..keys.n).step_by(R) {
-        // SAFETY: R divides ROW_GROUP and keys are readable in groups, so R rows of `dim` floats follow.
-        let acc = unsafe {
-            let a = keys.rows.as_ptr().add(first * keys.stride);
-            let zero = [[L::splat(0.0); V]; R];
-            if RULE == L2 {
-                product::<L, R, V, true>(zero, a, keys.stride, 1, b, PANEL, queries.dim)
-            } else {
-                product::<L, R, V, false>(zero, a, keys.stride, 1, b, PANEL, queries.dim)
-            }
-        };
-        for r in 0..R {
-            let row = first + r;
-            for v in 0..V {
-                // SAFETY: the instructions are enabled; there is one scale per row below `keys.n`.
-                let score = unsafe {
-                    match RULE {
-                        SCALED => acc[r][v].mul(L::splat(*keys.scale.get_unchecked(row.min(keys.n - 1)))),
-                        L2 => L::splat(0.0).sub(acc[r][v]),
-                        _ => acc[r][v],
-                    }
-                };
-                emit(row, lane + v * L::N, score);
-            }
+    let mut row = 0;
+    while row < keys.n {
+        // SAFETY: an odd number of rows is read one past its end at most, so within a group; see ROW_GROUP.
+        unsafe {
+            row += match keys.n - row {
+                left if left >= R => tile::<L, RULE, R, V>(keys, row, b, queries.dim, lane, sink),
+                3.. => tile::<L, RULE, 4, V>(keys, row, b, queries.dim, lane, sink),
+                _ => tile::<L, RULE, 2, V>(keys, row, b, queries.dim, lane, sink),
+            };
         }
     }
     V
+}
+
+/// R key rows from `row` on. Returns R.
+#[inline(always)]
+unsafe fn tile<L: Lanes, const RULE: u8, const R: usize, const V: usize>(
+    keys: Keys,
+    row: usize,
+    b: [*const f32; V],
+    dim: usize,
+    lane: usize,
+    sink: &mut impl Sink<L>,
+) -> usize {
+    if lane == 0 && !keys.next.is_empty() {
+        let piece = |row: usize| keys.next.len() * row.min(keys.n) / keys.n;
+        prefetch_next(&keys.next[piece(row)..piece(row + R)]);
+    }
+    // SAFETY: the caller's promise: R rows of `dim` floats follow, there is one scale per row below `keys.n`, and the
+    // instructions are enabled.
+    unsafe {
+        let a = keys.rows.as_ptr().add(row * keys.stride);
+        let zero = [[L::splat(0.0); V]; R];
+        let mut scores = if RULE == L2 {
+            product::<L, R, V, true>(zero, a, keys.stride, 1, b, PANEL, dim)
+        } else {
+            product::<L, R, V, false>(zero, a, keys.stride, 1, b, PANEL, dim)
+        };
+        for r in 0..R {
+            for v in 0..V {
+                scores[r][v] = match RULE {
+                    SCALED => scores[r][v].mul(L::splat(*keys.scale.get_unchecked((row + r).min(keys.n - 1)))),
+                    L2 => L::splat(0.0).sub(scores[r][v]),
+                    _ => scores[r][v],
+                };
+            }
+        }
+        sink.take(row, lane, scores);
+    }
+    R
 }
 
 /// `acc[r][v] += sum over i of a[r * row_step + i * step] * b[v][i * b_step ..]`, or of the squared differences.
@@ -305,11 +411,11 @@ pub(crate) unsafe fn weigh<L: Lanes>(weights: &[f32], values: &[f32], stride: us
         // SAFETY: lengths were asserted above; each arm covers at most the vectors that are left.
         unsafe {
             column += L::N
-                * match (L::N, vectors) {
-                    (16, 4..) => columns::<L, 4, 4>(weights, values, stride, n, column, out),
-                    (16, 3) => columns::<L, 4, 3>(weights, values, stride, n, column, out),
-                    (16, 2) => columns::<L, 8, 2>(weights, values, stride, n, column, out),
-                    (16, _) => columns::<L, 8, 1>(weights, values, stride, n, column, out),
+                * match (L::REGISTERS, vectors) {
+                    (32, 4..) => columns::<L, 4, 4>(weights, values, stride, n, column, out),
+                    (32, 3) => columns::<L, 4, 3>(weights, values, stride, n, column, out),
+                    (32, 2) => columns::<L, 8, 2>(weights, values, stride, n, column, out),
+                    (32, _) => columns::<L, 8, 1>(weights, values, stride, n, column, out),
                     _ => columns::<L, 4, 2>(weights, values, stride, n, column, out),
                 };
         }

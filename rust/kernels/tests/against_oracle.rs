@@ -86,7 +86,7 @@ impl Block {
     }
 
     fn keys(&self) -> Keys<'_> {
-        Keys { rows: &self.rows, stride: self.stride, n: self.keys.len(), scale: &self.scale }
+        Keys { rows: &self.rows, stride: self.stride, n: self.keys.len(), scale: &self.scale, next: &[] }
     }
 
     fn queries(&self, dim: usize) -> Queries<'_> {
