@@ -254,7 +254,7 @@ impl<'s> Scan<'s> {
                     self.floors[query] = self.floors[query].max(floor);
                 }
                 self.thresholds(first, n, reach, &mut thresholds);
-                (self.kernels.filter)(panel, &thresholds, passes);
+                (self.kernels.filter)(panel, n, &thresholds, passes);
                 self.take(first, passes, |row| places[row]);
             }
         }

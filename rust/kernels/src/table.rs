@@ -17,7 +17,7 @@ pub struct Kernels {
     /// All first-pass scores of a block, stored at row `first` of panels of `rows` rows.
     pub scores: fn(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize),
     /// The rows of a score panel that reach their query's threshold: see [`crate::tile`].
-    pub filter: fn(panel: &[f32], thresholds: &[f32; PANEL], out: &mut Vec<Pass>),
+    pub filter: fn(panel: &[f32], n: usize, thresholds: &[f32; PANEL], out: &mut Vec<Pass>),
     /// A score that at least `k` rows of a panel `[n, 16]` reach, for each query: see [`crate::kth`].
     pub reached_by: fn(panel: &[f32], k: usize, out: &mut [f32; PANEL]),
     /// Scores to logits, in place.
@@ -94,7 +94,7 @@ macro_rules! kernel_table {
                     => tile::select::<L>;
                 scores(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize)
                     => tile::scores::<L>;
-                filter(panel: &[f32], thresholds: &[f32; PANEL], out: &mut Vec<Pass>) => tile::filter::<L>;
+                filter(panel: &[f32], n: usize, thresholds: &[f32; PANEL], out: &mut Vec<Pass>) => tile::filter::<L>;
                 reached_by(panel: &[f32], k: usize, out: &mut [f32; PANEL]) => kth::reached_by::<L>;
                 logits(scores: &mut [f32], logit: Logit) => softmax::logits;
                 exponentials(panel: &mut [f32], max: &mut [f32; PANEL], sum: &mut [f32; PANEL]) => softmax::exponentials;

@@ -171,12 +171,13 @@ impl Passing<'_> {
     }
 }
 
-/// The rows of a score panel `[n, 16]` that are not below their query's threshold.
+/// The scores of a panel `[rows, 16]` that are not below their query's threshold, for its first `n` queries.
 ///
 /// # Safety
 /// The instructions of `L` are enabled.
 #[inline(always)]
-pub(crate) unsafe fn filter<L: Lanes>(panel: &[f32], thresholds: &[f32; PANEL], out: &mut Vec<Pass>) {
+pub(crate) unsafe fn filter<L: Lanes>(panel: &[f32], n: usize, thresholds: &[f32; PANEL], out: &mut Vec<Pass>) {
+    let queries = (1 << n.min(PANEL)) - 1;
     for (row, scores) in panel.as_chunks::<PANEL>().0.iter().enumerate() {
         let mut passed = 0;
         for lane in (0..PANEL).step_by(L::N) {
@@ -186,6 +187,7 @@ pub(crate) unsafe fn filter<L: Lanes>(panel: &[f32], thresholds: &[f32; PANEL], 
                 passed |= L::load(scores.as_ptr().add(lane)).not_less(threshold) << lane;
             }
         }
+        passed &= queries;
         while passed != 0 {
             let query = passed.trailing_zeros();
             passed &= passed - 1;
