@@ -13,10 +13,11 @@ use crate::bank::Snapshot;
 use crate::block::{BLOCK_ROWS, Block, Layout, Schema};
 use crate::config::NonFinite;
 use crate::error::Result;
+use crate::first_pass::rule;
 use crate::list::{Ref, first_rows};
 use crate::plane::Plane;
 use crate::query::{Packed, Queries, Unit};
-use crate::search::rule;
+
 use crate::work::{Ticker, Work};
 
 /// Ids of one softmax step.

@@ -34,6 +34,7 @@ pub mod stage;
 
 mod columns;
 mod dense;
+mod first_pass;
 mod plane;
 mod reservoir;
 #[cfg(test)]

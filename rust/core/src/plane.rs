@@ -55,6 +55,15 @@ impl Plane {
         cast_slice_mut(&mut self.0)
     }
 
+    /// The plane as 16-bit numbers.
+    pub(crate) fn shorts(&self) -> &[u16] {
+        cast_slice(&self.0)
+    }
+
+    pub(crate) fn shorts_mut(&mut self) -> &mut [u16] {
+        cast_slice_mut(&mut self.0)
+    }
+
     /// Bytes of memory held.
     pub(crate) fn nbytes(&self) -> usize {
         self.0.capacity() * LINE

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use mnemex_kernels::bound::QueryBound;
 use mnemex_kernels::canonical::Metric;
 use mnemex_kernels::tile::{pack, packed_len};
 
@@ -186,8 +185,6 @@ pub(crate) struct Packed {
     pub(crate) panels: Plane,
     /// Norm of each query.
     pub(crate) norms: Vec<f64>,
-    /// Bound of each query.
-    pub(crate) bounds: Vec<QueryBound>,
     pub(crate) before: Vec<i64>,
     /// Queries that hold NaN or infinity; packed as zeros where `blank_bad` asked for it.
     pub(crate) bad: Vec<bool>,
@@ -199,7 +196,6 @@ impl Packed {
         let mut packed = Packed {
             panels: Plane::zeroed(packed_len(unit.n, queries.dim) * size_of::<f32>())?,
             norms: Vec::with_capacity(unit.n),
-            bounds: Vec::with_capacity(unit.n),
             before: Vec::with_capacity(unit.n),
             bad: Vec::with_capacity(unit.n),
         };
@@ -217,7 +213,6 @@ impl Packed {
                 }
             }
             packed.norms.push(norm);
-            packed.bounds.push(QueryBound::of(metric, queries.dim, norm));
             packed.before.push(queries.before(unit.first + at));
             packed.bad.push(bad);
         }

@@ -56,7 +56,7 @@ impl Reservoir {
             k,
             full: k + k.clamp(64, 4096),
             floor: f32::NEG_INFINITY,
-            candidates: Vec::with_capacity(k.min(64)),
+            candidates: Vec::with_capacity(k.min(64) + 64),
             lowers: Vec::new(),
         }
     }
@@ -72,18 +72,24 @@ impl Reservoir {
         self.floor = self.floor.max(floor);
     }
 
-    /// Takes a candidate; `exact` gives the canonical score and id of a place.
+    /// Takes a candidate. Room is to be made with [`Reservoir::shrink`] when [`Reservoir::is_full`].
     #[inline]
-    pub(crate) fn push(&mut self, lower: f32, upper: f32, place: Place, exact: &mut impl FnMut(Place) -> (f32, i64)) {
-        if upper < self.floor {
-            return;
+    pub(crate) fn push(&mut self, lower: f32, upper: f32, place: Place) {
+        if upper >= self.floor {
+            self.candidates.push(Candidate { lower, upper, place });
         }
-        self.candidates.push(Candidate { lower, upper, place });
-        if self.candidates.len() >= self.full {
-            self.raise_floor();
-            if self.candidates.len() > self.full - self.full / 4 {
-                self.decide(exact);
-            }
+    }
+
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.candidates.len() >= self.full
+    }
+
+    /// Raises the floor; `exact` gives the canonical score and id of a place, asked where bounds do not decide enough.
+    pub(crate) fn shrink(&mut self, exact: &mut impl FnMut(Place) -> (f32, i64)) {
+        self.raise_floor();
+        if self.candidates.len() > self.full - self.full / 4 {
+            self.decide(exact);
         }
     }
 

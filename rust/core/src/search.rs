@@ -1,14 +1,13 @@
 //! Exact search: a bounded float32 first pass over blocks, then canonical scores for what may be among the best.
 
-use mnemex_kernels::canonical::Metric;
 use mnemex_kernels::prefetch::prefetch;
-use mnemex_kernels::tile::Queries as Panels;
-use mnemex_kernels::{Kernels, Keys, PANEL, Pass, Rule};
+use mnemex_kernels::{Kernels, PANEL, Pass};
 
 use crate::bank::Snapshot;
 use crate::block::Schema;
 use crate::codec::Codec;
 use crate::error::{Kind, Result, ensure, filled};
+use crate::first_pass::{FirstPass, GROUP, Scratch};
 use crate::list::{Ref, first_rows};
 use crate::plane::Plane;
 use crate::query::{Packed, Queries, Query, Unit};
@@ -18,14 +17,11 @@ use crate::work::{Ticker, Work};
 /// Queries that share one pass over a lane's blocks.
 pub(crate) const UNIT_QUERIES: usize = 256;
 
-/// Queries per kernel call: their panels stay in the first-level cache beside a block of keys.
-const GROUP_QUERIES: usize = 4 * PANEL;
-
 /// A lane is divided among threads only in pieces of at least this many blocks.
 const SHARD_BLOCKS: usize = 64;
 
-/// Blocks that set the first floors.
-const SAMPLE_BLOCKS: usize = 16;
+/// Blocks that set the first floors: a quarter of what is to be scanned, within these.
+const SAMPLE_BLOCKS: std::ops::RangeInclusive<usize> = 16..=64;
 
 /// Most numbers in an answer.
 const MAX_ANSWER: u128 = 1 << 31;
@@ -130,22 +126,13 @@ impl Snapshot {
     }
 }
 
-/// Key rows of one block for [`Rule`].
-pub(crate) fn rule(metric: Metric) -> Rule {
-    match metric {
-        Metric::Dot => Rule::Dot,
-        Metric::Cos => Rule::Scaled,
-        Metric::L2 => Rule::L2,
-    }
-}
-
 /// One pass of a unit's queries over some of its blocks.
 struct Scan<'s> {
     kernels: &'static Kernels,
     schema: &'s Schema,
     queries: &'s Queries<'s>,
     unit: &'s Unit<'s>,
-    packed: Packed,
+    pass: FirstPass<'s>,
     blank_bad: bool,
     k: usize,
     reservoirs: Vec<Reservoir>,
@@ -171,7 +158,7 @@ impl<'s> Scan<'s> {
             queries,
             unit,
             floors: packed.bad.iter().map(floor).collect(),
-            packed,
+            pass: FirstPass::new(snapshot.shared.kernels, schema, packed)?,
             blank_bad,
             k,
             reservoirs: (0..unit.n).map(|_| Reservoir::new(k)).collect(),
@@ -180,26 +167,26 @@ impl<'s> Scan<'s> {
     }
 
     fn run(mut self, refs: std::ops::Range<usize>, ticker: &Ticker) -> Result<Vec<Vec<Best>>> {
-        let (mut scratch, mut passes) = (Vec::new(), Vec::new());
-        let mut thresholds = vec![f32::INFINITY; GROUP_QUERIES];
-        let last_seen = self.packed.before.iter().copied().max().unwrap_or(0);
+        let (mut scratch, mut passes) = (Scratch::default(), Vec::new());
+        let mut thresholds = vec![f32::INFINITY; self.pass.group()];
+        let last_seen = self.pass.packed.before.iter().copied().max().unwrap_or(0);
+        let first_seen = self.pass.packed.before.iter().copied().min().unwrap_or(0);
         let sampled = self.sample(refs.clone(), &mut scratch, &mut passes)?;
         // Newest first: neighbours in time are alike, so an early look at them raises the floors that keep the rest out.
         for at in refs.rev() {
             ticker.tick()?;
             let r = self.unit.refs[at];
             let live = self.queries.visible(self.unit.row, r) & first_rows(r.rows_below(last_seen));
-            if live == 0 || sampled.contains(&at) {
+            if live == 0 || sampled.binary_search_by(|sample| at.cmp(sample)).is_ok() {
                 continue;
             }
-            let mut keys = self.keys(r, &mut scratch);
-            keys.next = at.checked_sub(1).map_or(&[], |next| self.unit.refs[next].block.all_keys());
-            for first in (0..self.unit.n).step_by(GROUP_QUERIES) {
-                let panels = self.panels(first);
-                self.thresholds(first, panels.n, r.block.reach(), &mut thresholds);
-                (self.kernels.select)(rule(self.schema.metric), keys, live, panels, &thresholds, &mut passes);
-                keys.next = &[];
-                self.take(first, &mut passes, |row| (at, row));
+            let mut keys = self.pass.load(r, &mut scratch)?;
+            keys.then(at.checked_sub(1).map_or(&[], |next| self.unit.refs[next].block.all_keys()));
+            for first in (0..self.unit.n).step_by(self.pass.group()) {
+                self.thresholds(first, r.block.reach(), &mut thresholds);
+                self.pass.select(&keys, live, first, &thresholds, &mut passes);
+                keys.then(&[]);
+                self.take(first, r.id_hi() <= first_seen, &mut passes, |row| (at, row));
             }
         }
         let reservoirs = std::mem::take(&mut self.reservoirs);
@@ -217,15 +204,16 @@ impl<'s> Scan<'s> {
     fn sample(
         &mut self,
         refs: std::ops::Range<usize>,
-        scratch: &mut Vec<f32>,
+        scratch: &mut Scratch,
         passes: &mut Vec<Pass>,
     ) -> Result<Vec<usize>> {
-        let first_seen = self.packed.before.iter().copied().min().unwrap_or(0);
+        let first_seen = self.pass.packed.before.iter().copied().min().unwrap_or(0);
         let whole = |at: &usize| {
             let r = self.unit.refs[*at];
             r.id_hi() <= first_seen && self.queries.visible(self.unit.row, r) == first_rows(r.block.len())
         };
-        let sampled: Vec<usize> = refs.rev().take(2 * SAMPLE_BLOCKS).filter(whole).take(SAMPLE_BLOCKS).collect();
+        let n = (refs.len() / 4).clamp(*SAMPLE_BLOCKS.start(), *SAMPLE_BLOCKS.end());
+        let sampled: Vec<usize> = refs.rev().take(2 * n).filter(whole).take(n).collect();
         let blocks: Vec<&Ref> = sampled.iter().map(|&at| self.unit.refs[at]).collect();
         let rows = blocks.iter().map(|r| r.block.len()).sum::<usize>();
         if rows < 2 * self.k {
@@ -234,68 +222,58 @@ impl<'s> Scan<'s> {
         let places: Vec<(usize, usize)> =
             sampled.iter().zip(&blocks).flat_map(|(&at, r)| (0..r.block.len()).map(move |slot| (at, slot))).collect();
         let reach = blocks.iter().map(|r| r.block.reach()).fold(0.0, f32::max);
-        let mut scores = Plane::zeroed(rows * GROUP_QUERIES * size_of::<f32>())?;
+        let mut scores = Plane::zeroed(rows * GROUP * size_of::<f32>())?;
         let (mut reached, mut thresholds) = ([0.0; PANEL], [f32::INFINITY; PANEL]);
-        for first in (0..self.unit.n).step_by(GROUP_QUERIES) {
-            let panels = self.panels(first);
+        for first in (0..self.unit.n).step_by(GROUP) {
             let mut row = 0;
             for r in &blocks {
-                let keys = self.keys(r, scratch);
-                (self.kernels.scores)(rule(self.schema.metric), keys, panels, scores.floats_mut(), rows, row);
+                let keys = self.pass.load(r, scratch)?;
+                self.pass.scores(&keys, first, scores.floats_mut(), rows, row);
                 row += r.block.len();
             }
             let lanes = (first..self.unit.n).step_by(PANEL).zip(scores.floats().chunks_exact(rows * PANEL));
-            for (first, panel) in lanes.take(GROUP_QUERIES / PANEL) {
+            for (first, panel) in lanes.take(GROUP / PANEL) {
                 let n = PANEL.min(self.unit.n - first);
                 (self.kernels.reached_by)(panel, self.k, &mut reached);
                 for (query, &score) in (first..first + n).zip(&reached) {
-                    let floor = self.packed.bounds[query].at(reach).lower(score);
+                    let floor = self.pass.bound(query).at(reach).lower(score);
                     self.reservoirs[query].raise_to(floor);
                     self.floors[query] = self.floors[query].max(floor);
                 }
-                self.thresholds(first, n, reach, &mut thresholds);
+                self.thresholds(first, reach, &mut thresholds);
                 (self.kernels.filter)(panel, n, &thresholds, passes);
-                self.take(first, passes, |row| places[row]);
+                self.take(first, true, passes, |row| places[row]);
             }
         }
         Ok(sampled)
     }
 
-    /// The keys of one block.
-    fn keys<'a>(&self, r: &'a Ref, scratch: &'a mut Vec<f32>) -> Keys<'a> {
-        let (rows, stride) = r.block.keys(self.schema, scratch);
-        Keys { rows, stride, n: r.block.len(), scale: r.block.scale(), next: &[] }
-    }
-
-    /// The group of queries from `first` on.
-    fn panels(&self, first: usize) -> Panels<'_> {
-        let (panels, dim) = (&self.packed.panels.floats()[first * self.queries.dim..], self.queries.dim);
-        Panels { panels, dim, n: GROUP_QUERIES.min(self.unit.n - first) }
-    }
-
-    /// The first-pass score from which an entry of a block can still be among the best, for a group of queries.
-    fn thresholds(&self, first: usize, n: usize, reach: f32, out: &mut [f32]) {
-        let (used, unused) = out.split_at_mut(n);
-        let queries = self.packed.bounds[first..][..n].iter().zip(&self.floors[first..][..n]);
-        for (out, (bound, floor)) in used.iter_mut().zip(queries) {
-            *out = bound.threshold(reach, *floor);
+    /// The first-pass scores from which an entry of a block can still be among the best, for the queries from `first` on.
+    fn thresholds(&self, first: usize, reach: f32, out: &mut [f32]) {
+        for (i, out) in out.iter_mut().enumerate() {
+            let floor = self.floors.get(first + i);
+            *out = floor.map_or(f32::INFINITY, |&floor| self.pass.bound(first + i).threshold(reach, floor));
         }
-        unused.fill(f32::INFINITY);
     }
 
-    /// Hands what passed to the reservoirs; `place` gives the reference and slot of a row.
-    fn take(&mut self, first: usize, passes: &mut Vec<Pass>, place: impl Fn(usize) -> (usize, usize)) {
+    /// Hands what passed to the reservoirs. `place` gives the reference and slot of a row; `seen`: every query sees it.
+    fn take(&mut self, first: usize, seen: bool, passes: &mut Vec<Pass>, place: impl Fn(usize) -> (usize, usize)) {
         let mut reservoirs = std::mem::take(&mut self.reservoirs);
         for pass in passes.drain(..) {
             let (query, (at, slot)) = (first + pass.query as usize, place(pass.row as usize));
             let r = self.unit.refs[at];
-            if r.id(slot) >= self.packed.before[query] || (self.blank_bad && self.packed.bad[query]) {
+            let hidden = !seen && r.id(slot) >= self.pass.packed.before[query];
+            if hidden || (self.blank_bad && self.pass.packed.bad[query]) {
                 continue;
             }
-            let bound = self.packed.bounds[query].at(r.block.reach());
+            let bound = self.pass.bound(query).at(r.block.reach());
             let (lower, upper) = (bound.lower(pass.score), bound.upper(pass.score));
-            reservoirs[query].push(lower, upper, (at * 64 + slot) as u64, &mut |place| self.exact(query, place));
-            self.floors[query] = reservoirs[query].floor();
+            let reservoir = &mut reservoirs[query];
+            reservoir.push(lower, upper, (at * 64 + slot) as u64);
+            if reservoir.is_full() {
+                reservoir.shrink(&mut |place| self.exact(query, place));
+                self.floors[query] = reservoir.floor();
+            }
         }
         self.reservoirs = reservoirs;
     }
@@ -310,7 +288,7 @@ impl<'s> Scan<'s> {
         let (r, slot) = (self.unit.refs[(place / 64) as usize], (place % 64) as usize);
         let bytes = self.key(place);
         let q = self.queries.get(self.unit.first + query);
-        let norm = self.packed.norms[query];
+        let norm = self.pass.packed.norms[query];
         let score = if self.schema.key.codec == Codec::F32 {
             let key = &bytemuck::cast_slice(bytes)[..self.schema.key.dim];
             (self.kernels.score)(self.schema.metric, key, q, norm)

@@ -7,7 +7,7 @@ use crate::lanes::Lanes;
 use crate::table::kernel_table;
 
 #[derive(Clone, Copy)]
-struct F32x16(__m512);
+pub(crate) struct F32x16(__m512);
 
 // SAFETY of every block below: the trait's contract enables AVX-512 around the call and makes pointers valid.
 impl Lanes for F32x16 {

@@ -3,7 +3,8 @@
 //! For a sum of d products in any order, fused or not, |computed - exact| <= g sum |x_j q_j| with g = d u / (1 - d u),
 //! u = 2^-24 (Higham 2002, section 3.1), and sum |x_j q_j| <= |x| |q|. For l2 the same holds with three more roundings
 //! per term, relative to the result itself, since no term is negative. Products that underflow add at most 2^-149 each.
-//! `MARGIN` further roundings are granted to the float32 arithmetic of this file and to float64's own rounding.
+//! In bfloat16 ([`Precision::Bf16`]) the factors are rounded first, and what is below the least normal number, factor,
+//! product or sum, may become 0: 2^-126 each. `MARGIN` further roundings are granted to the float32 arithmetic of this file and to float64's own rounding.
 
 use crate::canonical::Metric;
 
@@ -16,6 +17,18 @@ const HUGE: f64 = 1e18;
 /// For cosine, norms below this let the reciprocal leave float32's range.
 const SMALL: f64 = 1e-15;
 
+/// What the numbers of a first pass are rounded to before they are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Precision {
+    /// float32: as they are.
+    Single,
+    /// bfloat16, keys and queries.
+    Bf16 {
+        /// The norm of what the query lost by it.
+        lost: f64,
+    },
+}
+
 /// What a key's norm does to the bound of its block: the block keeps the largest. Infinite where nothing is promised.
 pub fn reach(metric: Metric, key_norm: f64) -> f32 {
     let safe = key_norm < HUGE && (metric != Metric::Cos || key_norm == 0.0 || key_norm > SMALL);
@@ -24,6 +37,14 @@ pub fn reach(metric: Metric, key_norm: f64) -> f32 {
         (true, Metric::Dot) => (key_norm as f32).next_up(),
         (true, _) => 0.0,
     }
+}
+
+/// How far a sum of products with a key of norm 1 can be off when both factors are rounded to bfloat16: the query loses a
+/// vector of norm `lost`, a number of the key at most U of itself, and the sum is off by `sum`, relatively.
+fn rounded(query_norm: f64, lost: f64, sum: f64) -> f64 {
+    const U: f64 = 1.0 / 256.0;
+    let products = U * query_norm + (1.0 + U) * lost;
+    (products + sum * (1.0 + U) * (query_norm + lost)) * (1.0 + 2f64.powi(-20))
 }
 
 /// The part of a bound that depends on the query.
@@ -36,7 +57,7 @@ pub struct QueryBound {
 
 impl QueryBound {
     /// For one query against keys of `dim` numbers.
-    pub fn of(metric: Metric, dim: usize, query_norm: f64) -> QueryBound {
+    pub fn of(metric: Metric, dim: usize, query_norm: f64, precision: Precision) -> QueryBound {
         let g = |n: usize| {
             let nu = (n + MARGIN) as f64 * 2f64.powi(-24);
             if nu < 0.25 { nu / (1.0 - nu) } else { f64::INFINITY }
@@ -44,11 +65,18 @@ impl QueryBound {
         let tiny = f64::from(f32::MIN_POSITIVE) * dim as f64;
         // A reach is finite and harmless (0) or infinite where `per_reach` need only be positive.
         let any = f64::from(f32::MIN_POSITIVE);
-        let (relative, per_reach, constant) = match metric {
-            Metric::Dot => (0.0, g(dim) * query_norm, tiny),
-            Metric::L2 => (g(dim + 3), any, tiny),
-            // The query is scaled to norm 1 and the row's scale is one over its norm: four more roundings.
-            Metric::Cos => (0.0, any, g(dim + 4)),
+        // The query of a cosine is scaled to norm 1 and the row's scale is one over its norm: four more roundings.
+        let (relative, per_reach, constant) = match (metric, precision) {
+            (Metric::Dot, Precision::Single) => (0.0, g(dim) * query_norm, tiny),
+            (Metric::Cos, Precision::Single) => (0.0, any, g(dim + 4)),
+            (Metric::Dot, Precision::Bf16 { lost }) => {
+                let per_reach = rounded(query_norm, lost, g(2 * dim)) + 2.0 * tiny;
+                (0.0, per_reach, 4.0 * tiny + 2.0 * tiny * query_norm)
+            }
+            (Metric::Cos, Precision::Bf16 { lost }) => {
+                (0.0, any, rounded(1.0, lost, g(2 * dim + 4)) + 4.0 * tiny / SMALL)
+            }
+            (Metric::L2, _) => (g(dim + 3), any, tiny),
         };
         let constant = if query_norm < HUGE { constant } else { f64::INFINITY };
         QueryBound { relative: relative as f32, per_reach: (per_reach as f32).next_up(), constant: constant as f32 }
@@ -103,11 +131,13 @@ mod tests {
 
     #[test]
     fn nothing_below_the_threshold_can_reach_the_floor() {
-        for metric in [Metric::Dot, Metric::L2, Metric::Cos] {
+        let metrics = [Metric::Dot, Metric::L2, Metric::Cos]
+            .map(|metric| [(metric, Precision::Single), (metric, Precision::Bf16 { lost: 0.003 })]);
+        for (metric, precision) in metrics.concat() {
             for dim in [1, 8, 128, 4096] {
                 for size in [1e-30, 1e-3, 1.0, 77.0, 1e12] {
                     let size = if metric == Metric::Cos { 1.0 } else { size };
-                    let bound = QueryBound::of(metric, dim, 1.0).at(reach(metric, size));
+                    let bound = QueryBound::of(metric, dim, 1.0, precision).at(reach(metric, size));
                     let scale = if metric == Metric::L2 { (size as f32 + 1.0).powi(2) } else { size as f32 };
                     for step in -40..=40 {
                         let floor = scale * step as f32 / 40.0;
@@ -125,9 +155,9 @@ mod tests {
         for norm in [f64::INFINITY, f64::NAN, 1e18] {
             for metric in [Metric::Dot, Metric::L2, Metric::Cos] {
                 for bound in [
-                    QueryBound::of(metric, 8, 2.0).at(reach(metric, norm)),
-                    QueryBound::of(metric, 8, norm).at(reach(metric, 2.0)),
-                    QueryBound::of(metric, 8, 0.0).at(reach(metric, norm)),
+                    QueryBound::of(metric, 8, 2.0, Precision::Single).at(reach(metric, norm)),
+                    QueryBound::of(metric, 8, norm, Precision::Bf16 { lost: norm }).at(reach(metric, 2.0)),
+                    QueryBound::of(metric, 8, 0.0, Precision::Single).at(reach(metric, norm)),
                 ] {
                     let threshold = bound.threshold(5.0);
                     assert!(threshold.is_nan() || threshold == f32::NEG_INFINITY);

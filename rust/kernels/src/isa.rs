@@ -11,6 +11,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// AVX-512 with BF16, and AMX tiles of it.
+    Amx,
 }
 
 /// `MNEMEX_ISA` names a path that cannot be taken.
@@ -27,7 +29,7 @@ impl std::error::Error for IsaError {}
 
 impl Isa {
     /// Every set known to this build, slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
     /// The name used by `MNEMEX_ISA`.
     pub fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 
@@ -54,6 +57,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Isa::Avx512.is_available() && crate::amx::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }

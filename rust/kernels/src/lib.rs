@@ -16,12 +16,15 @@ pub mod canonical;
 pub mod convert;
 pub mod kth;
 pub mod prefetch;
+pub mod short;
 pub mod softmax;
 pub mod tile;
 
 mod lanes;
 mod portable;
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use crate::canonical::Metric;
 use crate::isa::{Isa, IsaError};
+use crate::short::Short;
 use crate::softmax::Logit;
 use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
 
@@ -11,6 +12,8 @@ use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
 pub struct Kernels {
     /// The set.
     pub isa: Isa,
+    /// The same first pass in bfloat16, where that is faster.
+    pub short: Option<Short>,
     /// First pass fused with selection: see [`crate::tile`]. `thresholds` has one entry per lane, the last panel's unused
     /// lanes included; bit r of `live` says whether key row r may pass.
     pub select: fn(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>),
@@ -43,6 +46,8 @@ impl Kernels {
             Isa::Avx2 => &crate::avx2::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &crate::avx512::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => &crate::amx::TABLE,
             #[cfg(not(target_arch = "x86_64"))]
             _ => &crate::portable::TABLE,
         })
@@ -70,6 +75,7 @@ macro_rules! kernel_table {
         $(#[doc = $doc])*
         pub(crate) static TABLE: crate::Kernels = crate::Kernels {
             isa: crate::Isa::$isa,
+            short: None,
             select: entry::select,
             scores: entry::scores,
             filter: entry::filter,

@@ -114,15 +114,13 @@ pub(crate) unsafe fn select<L: Lanes>(
 ) {
     keys.check(rule, queries.dim);
     queries.check();
-    assert!(thresholds.len() >= queries.n.next_multiple_of(PANEL), "one threshold per lane");
-    let live = if keys.n < 64 { live & ((1 << keys.n) - 1) } else { live };
-    let mut passing = Passing { live, thresholds, n_queries: queries.n, out };
-    // SAFETY: lengths were asserted above; the instructions are the caller's promise.
+    let mut passing = Passing::new(keys.n, live, queries.n, thresholds, out);
+    // SAFETY: lengths were asserted; the instructions are the caller's promise.
     unsafe { each_tile::<L>(rule, keys, queries, &mut passing) };
 }
 
 /// Takes the scores that are not below their query's threshold.
-struct Passing<'a> {
+pub(crate) struct Passing<'a> {
     live: u64,
     thresholds: &'a [f32],
     n_queries: usize,
@@ -134,7 +132,7 @@ impl<L: Lanes> Sink<L> for Passing<'_> {
     unsafe fn take<const R: usize, const V: usize>(&mut self, row: usize, lane: usize, scores: [[L; V]; R]) {
         let mut passed = [0; R];
         for v in 0..V {
-            // SAFETY: every lane has a threshold, as `select` asserted; the instructions are enabled.
+            // SAFETY: every lane has a threshold, as `new` asserted; the instructions are enabled.
             let threshold = unsafe { L::load(self.thresholds.as_ptr().add(lane + v * L::N)) };
             for r in 0..R {
                 // SAFETY: the instructions are enabled.
@@ -154,7 +152,14 @@ impl<L: Lanes> Sink<L> for Passing<'_> {
     }
 }
 
-impl Passing<'_> {
+impl<'a> Passing<'a> {
+    /// For a block of `n` rows, of which those in `live` may pass.
+    pub(crate) fn new(n: usize, live: u64, n_queries: usize, thresholds: &'a [f32], out: &'a mut Vec<Pass>) -> Self {
+        assert!(thresholds.len() >= n_queries.next_multiple_of(PANEL), "one threshold per lane");
+        let live = if n < 64 { live & ((1 << n) - 1) } else { live };
+        Passing { live, thresholds, n_queries, out }
+    }
+
     /// Appends what passed of one tile; kept out of the hot loop.
     #[inline(never)]
     fn append<const R: usize>(&mut self, row: usize, lane: usize, scores: &[[f32; STRIP]; R], passed: &[u64; R]) {
@@ -212,37 +217,44 @@ pub(crate) unsafe fn scores<L: Lanes>(
 ) {
     keys.check(rule, queries.dim);
     queries.check();
-    assert!(first + keys.n <= rows, "the block's rows must fit the score panel");
-    assert!(out.len() >= queries.n.div_ceil(PANEL) * rows * PANEL, "score panels are too short");
-    let mut all = All { n: keys.n, first, rows, out: out.as_mut_ptr() };
-    // SAFETY: lengths were asserted above; the instructions are the caller's promise.
+    let mut all = All::new(keys.n, queries.n, out, rows, first);
+    // SAFETY: lengths were asserted; the instructions are the caller's promise.
     unsafe { each_tile::<L>(rule, keys, queries, &mut all) };
 }
 
 /// Stores every score.
-struct All {
+pub(crate) struct All<'a> {
     n: usize,
     first: usize,
     rows: usize,
-    out: *mut f32,
+    out: &'a mut [f32],
 }
 
-impl<L: Lanes> Sink<L> for All {
+impl<'a> All<'a> {
+    /// For a block of `n` rows, at row `first` of panels of `rows`.
+    pub(crate) fn new(n: usize, n_queries: usize, out: &'a mut [f32], rows: usize, first: usize) -> Self {
+        assert!(first + n <= rows, "the block's rows must fit the score panel");
+        assert!(out.len() >= n_queries.div_ceil(PANEL) * rows * PANEL, "score panels are too short");
+        All { n, first, rows, out }
+    }
+}
+
+impl<L: Lanes> Sink<L> for All<'_> {
     #[inline(always)]
     unsafe fn take<const R: usize, const V: usize>(&mut self, row: usize, lane: usize, scores: [[L; V]; R]) {
         for r in (0..R).take_while(|r| row + r < self.n) {
             for v in 0..V {
                 let lane = lane + v * L::N;
                 let at = (lane / PANEL * self.rows + self.first + row + r) * PANEL + lane % PANEL;
-                // SAFETY: the row is below `n` and the lane below the padded query count: `scores` asserted `at + L::N`.
-                unsafe { scores[r][v].store(self.out.add(at)) };
+                // SAFETY: the row is below `n` and the lane below the padded query count: `new` asserted `at + L::N`.
+                unsafe { scores[r][v].store(self.out.as_mut_ptr().add(at)) };
             }
         }
     }
 }
 
 /// What is done with the scores of one tile, while they are in registers.
-trait Sink<L: Lanes> {
+pub(crate) trait Sink<L: Lanes> {
     /// Scores of key rows `row..row + R` against the queries of V registers from `lane` on. Rows past the block's end
     /// come too: a loop of fixed length keeps the scores in registers.
     ///

@@ -1,7 +1,7 @@
 //! Every instruction set against float64 loops, over awkward lengths, offsets and values; output poisoned first.
 #![allow(missing_docs, clippy::unwrap_used, clippy::needless_range_loop, reason = "tests")]
 
-use mnemex_kernels::bound::{QueryBound, reach};
+use mnemex_kernels::bound::{Precision, QueryBound, reach};
 use mnemex_kernels::canonical::Metric;
 use mnemex_kernels::softmax::Logit;
 use mnemex_kernels::tile::{Queries, pack, packed_len};
@@ -135,7 +135,7 @@ fn first_pass_scores_are_within_the_proven_bound() {
                 (kernels.scores)(rule, block.keys(), block.queries(dim), &mut out, room, 2);
                 for (t, q) in block.queries.iter().enumerate() {
                     for (r, x) in block.keys.iter().enumerate() {
-                        let bound = QueryBound::of(metric, dim, norm(q)).at(reach(metric, norm(x)));
+                        let bound = QueryBound::of(metric, dim, norm(q), Precision::Single).at(reach(metric, norm(x)));
                         let got = out[(t / PANEL * room + 2 + r) * PANEL + t % PANEL];
                         let want = oracle::score(meaning, x, q);
                         assert!(

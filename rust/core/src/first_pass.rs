@@ -1,0 +1,147 @@
+//! Fast scores of blocks of keys, with a proven error: in float32, or in bfloat16 where the processor is faster at it.
+
+use mnemex_kernels::bound::{Precision, QueryBound};
+use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::short::{self, Short, ShortKeys, ShortQueries};
+use mnemex_kernels::tile::Queries as Panels;
+use mnemex_kernels::{Kernels, Keys, PANEL, Pass, Rule};
+
+use crate::block::Schema;
+use crate::codec::Codec;
+use crate::error::Result;
+use crate::list::Ref;
+use crate::plane::Plane;
+use crate::query::Packed;
+
+/// Queries per call in float32: their panels stay in the first-level cache beside a block of keys.
+pub(crate) const GROUP: usize = 4 * PANEL;
+
+/// How row scores come from keys and queries.
+pub(crate) fn rule(metric: Metric) -> Rule {
+    match metric {
+        Metric::Dot => Rule::Dot,
+        Metric::Cos => Rule::Scaled,
+        Metric::L2 => Rule::L2,
+    }
+}
+
+/// The queries of a unit, ready to meet blocks.
+pub(crate) struct FirstPass<'s> {
+    kernels: &'static Kernels,
+    schema: &'s Schema,
+    pub(crate) packed: Packed,
+    /// What multiplies bfloat16, where it is to be used: distances would lose too much.
+    short: Option<Short>,
+    /// The queries in bfloat16, or nothing.
+    shorts: Plane,
+    /// The error bound of each query.
+    bounds: Vec<QueryBound>,
+}
+
+/// Room to decode a block in.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    floats: Vec<f32>,
+    shorts: Plane,
+}
+
+/// The keys of one block, as the kernels take them.
+pub(crate) enum Loaded<'a> {
+    Single(Keys<'a>),
+    Short(Short, ShortKeys<'a>),
+}
+
+impl<'a> Loaded<'a> {
+    /// Names what is read after this block, to be brought near while it is scored.
+    pub(crate) fn then(&mut self, bytes: &'a [u8]) {
+        match self {
+            Loaded::Single(keys) => keys.next = bytes,
+            Loaded::Short(_, keys) => keys.next = bytes,
+        }
+    }
+}
+
+impl<'s> FirstPass<'s> {
+    pub(crate) fn new(kernels: &'static Kernels, schema: &'s Schema, packed: Packed) -> Result<FirstPass<'s>> {
+        let (metric, dim) = (schema.metric, schema.key.dim);
+        let short = kernels.short.filter(|_| metric != Metric::L2);
+        let (mut shorts, mut lost) = (Plane::default(), vec![0.0; packed.norms.len()]);
+        if short.is_some() {
+            let numbers = lost.len().next_multiple_of(PANEL) * short::padded(dim);
+            shorts = Plane::zeroed(numbers * size_of::<u16>())?;
+            short::pack(packed.panels.floats(), dim, shorts.shorts_mut(), &mut lost);
+        }
+        let bound = |(&norm, square): (&f64, &f64)| {
+            let precision = if short.is_some() { Precision::Bf16 { lost: square.sqrt() } } else { Precision::Single };
+            QueryBound::of(metric, dim, norm, precision)
+        };
+        let bounds = packed.norms.iter().zip(&lost).map(bound).collect();
+        Ok(FirstPass { kernels, schema, packed, short, shorts, bounds })
+    }
+
+    /// Most queries of one [`FirstPass::select`]: where a block is rounded first, all queries had best share that.
+    pub(crate) fn group(&self) -> usize {
+        if self.short.is_some() { self.bounds.len().next_multiple_of(PANEL) } else { GROUP }
+    }
+
+    /// The error bound of one query.
+    pub(crate) fn bound(&self, query: usize) -> &QueryBound {
+        &self.bounds[query]
+    }
+
+    /// The keys of a block.
+    pub(crate) fn load<'a>(&self, r: &'a Ref, scratch: &'a mut Scratch) -> Result<Loaded<'a>> {
+        let (block, layout) = (&r.block, self.schema.key);
+        let (n, scale, next) = (block.len(), block.scale(), &[][..]);
+        let Some(short) = self.short else {
+            let (rows, stride) = block.keys(self.schema, &mut scratch.floats);
+            return Ok(Loaded::Single(Keys { rows, stride, n, scale, next }));
+        };
+        let stride = short::padded(layout.dim);
+        let bytes = short::ROWS * stride * size_of::<u16>();
+        if layout.codec == Codec::Bf16 && block.all_keys().len() == bytes {
+            let rows = bytemuck::cast_slice(block.all_keys());
+            return Ok(Loaded::Short(short, ShortKeys { rows, stride, n, scale, next }));
+        }
+        if scratch.shorts.bytes().is_empty() {
+            scratch.shorts = Plane::zeroed(bytes)?;
+        }
+        let (rows, from) = block.keys(self.schema, &mut scratch.floats);
+        (short.shorten)(rows, from, n, layout.dim, scratch.shorts.shorts_mut());
+        Ok(Loaded::Short(short, ShortKeys { rows: scratch.shorts.shorts(), stride, n, scale, next }))
+    }
+
+    /// Appends the scores that reach their query's threshold, of up to [`FirstPass::group`] queries from `first` on.
+    pub(crate) fn select(&self, keys: &Loaded, live: u64, first: usize, thresholds: &[f32], out: &mut Vec<Pass>) {
+        match keys {
+            Loaded::Short(short, keys) => {
+                (short.select)(*keys, live, self.shorts(first, self.group()), thresholds, out);
+            }
+            Loaded::Single(keys) => {
+                let rule = rule(self.schema.metric);
+                (self.kernels.select)(rule, *keys, live, self.floats(first, self.group()), thresholds, out);
+            }
+        }
+    }
+
+    /// Stores all scores of up to [`GROUP`] queries from `first` on, at row `row` of panels of `rows`.
+    pub(crate) fn scores(&self, keys: &Loaded, first: usize, out: &mut [f32], rows: usize, row: usize) {
+        match keys {
+            Loaded::Short(short, keys) => (short.scores)(*keys, self.shorts(first, GROUP), out, rows, row),
+            Loaded::Single(keys) => {
+                (self.kernels.scores)(rule(self.schema.metric), *keys, self.floats(first, GROUP), out, rows, row);
+            }
+        }
+    }
+
+    fn floats(&self, first: usize, most: usize) -> Panels<'_> {
+        let dim = self.schema.key.dim;
+        Panels { panels: &self.packed.panels.floats()[first * dim..], dim, n: most.min(self.bounds.len() - first) }
+    }
+
+    fn shorts(&self, first: usize, most: usize) -> ShortQueries<'_> {
+        let dim = self.schema.key.dim;
+        let panels = &self.shorts.shorts()[first * short::padded(dim)..];
+        ShortQueries { panels, dim, n: most.min(self.bounds.len() - first) }
+    }
+}
