@@ -1,0 +1,110 @@
+//! The bfloat16 first pass, where there is one.
+
+use half::bf16;
+use mnemex_kernels::bound::{Precision, QueryBound, reach};
+use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::short::{self, Short, ShortKeys, ShortQueries};
+use mnemex_kernels::{PANEL, Rule};
+use mnemex_oracle as oracle;
+
+use crate::block::{Block, METRICS, Random, awkward, norm, tables};
+
+/// A block's numbers, rounded; memory that may not be read, or has to be written, poisoned first.
+struct Rounded {
+    rows: Vec<u16>,
+    panels: Vec<u16>,
+    lost: Vec<f64>,
+    stride: usize,
+}
+
+impl Rounded {
+    fn new(short: &Short, block: &Block, dim: usize) -> Rounded {
+        let (n, stride) = (block.queries.len(), short::padded(dim));
+        let mut rows = vec![poison(); short::ROWS * stride];
+        (short.shorten)(&block.rows, block.stride, block.keys.len(), dim, &mut rows);
+        let mut panels = vec![0; n.next_multiple_of(PANEL) * stride];
+        let mut lost = vec![0.0; n];
+        short::pack(&block.panels, dim, &mut panels, &mut lost);
+        Rounded { rows, panels, lost, stride }
+    }
+
+    fn keys<'a>(&'a self, block: &'a Block) -> ShortKeys<'a> {
+        let (rows, stride, n, scale) = (&self.rows[..], self.stride, block.keys.len(), &block.scale[..]);
+        ShortKeys { rows, stride, n, scale, next: &[] }
+    }
+
+    fn queries(&self, block: &Block, dim: usize) -> ShortQueries<'_> {
+        ShortQueries { panels: &self.panels, dim, n: block.queries.len() }
+    }
+}
+
+fn poison() -> u16 {
+    bf16::NAN.to_bits()
+}
+
+fn for_every_short_block(check: impl Fn(&Short, &Block, Metric, oracle::Metric, u64, usize)) {
+    for short in tables().filter_map(|kernels| kernels.short) {
+        awkward(|seed, kind, n, n_queries, dim| {
+            for (metric, meaning, rule) in METRICS.into_iter().filter(|(_, _, rule)| *rule != Rule::L2) {
+                check(&short, &Block::new(seed, kind, n, n_queries, dim, rule), metric, meaning, seed, dim);
+            }
+        });
+    }
+}
+
+#[test]
+fn keys_are_rounded_to_nearest_even_and_padded_with_zeros() {
+    for_every_short_block(|short, block, _, _, _, dim| {
+        let rounded = Rounded::new(short, block, dim);
+        for (r, row) in rounded.rows.chunks_exact(rounded.stride).enumerate() {
+            for (j, &got) in row.iter().enumerate() {
+                let x = block.keys.get(r).and_then(|key| key.get(j)).copied().unwrap_or(0.0);
+                let want = if x.abs() < f32::MIN_POSITIVE { 0.0 } else { bf16::from_f32(x).to_f32() };
+                assert_eq!(bf16::from_bits(got).to_f32(), want, "row {r} number {j}: {x}");
+            }
+        }
+    });
+}
+
+#[test]
+fn short_scores_are_within_the_proven_bound() {
+    for_every_short_block(|short, block, metric, meaning, _, dim| {
+        let rounded = Rounded::new(short, block, dim);
+        let (n, room) = (block.keys.len(), block.keys.len() + 3);
+        let mut out = vec![f32::NAN; block.queries.len().div_ceil(PANEL) * room * PANEL];
+        (short.scores)(rounded.keys(block), rounded.queries(block, dim), &mut out, room, 2);
+        for (t, q) in block.queries.iter().enumerate() {
+            let precision = Precision::Bf16 { lost: rounded.lost[t].sqrt() };
+            for (r, x) in block.keys.iter().enumerate() {
+                let bound = QueryBound::of(metric, dim, norm(q), precision).at(reach(metric, norm(x)));
+                let got = out[(t / PANEL * room + 2 + r) * PANEL + t % PANEL];
+                let want = oracle::score(meaning, x, q);
+                let within = bound.lower(got) <= want && want <= bound.upper(got);
+                assert!(within, "{metric:?} dim {dim}: {got} for {want}, {bound:?}");
+            }
+        }
+        assert!(out[0].is_nan() && out[(n + 2) * PANEL].is_nan(), "rows outside the block were written");
+    });
+}
+
+#[test]
+fn short_selection_passes_exactly_what_is_not_below_the_threshold() {
+    for_every_short_block(|short, block, _, _, seed, dim| {
+        let rounded = Rounded::new(short, block, dim);
+        let (n, n_queries) = (block.keys.len(), block.queries.len());
+        let lanes = n_queries.next_multiple_of(PANEL);
+        let mut all = vec![f32::NAN; lanes * n];
+        (short.scores)(rounded.keys(block), rounded.queries(block, dim), &mut all, n, 0);
+        let at = |r: usize, t: usize| all[(t / PANEL * n + r) * PANEL + t % PANEL];
+        let thresholds: Vec<f32> = (0..lanes).map(|t| if t < n_queries { at(t % n, t) } else { 0.0 }).collect();
+        let live = Random(seed).bits();
+        let mut passed = vec![];
+        (short.select)(rounded.keys(block), live, rounded.queries(block, dim), &thresholds, &mut passed);
+        let mut got: Vec<_> = passed.iter().map(|p| (p.query, p.row, p.score.to_bits())).collect();
+        got.sort_unstable();
+        let pairs = (0..n_queries).flat_map(|t| (0..n).map(move |r| (r, t))).filter(|(r, _)| live >> r & 1 == 1);
+        let passes = pairs.filter(|&(r, t)| at(r, t) >= thresholds[t] || at(r, t).is_nan() || thresholds[t].is_nan());
+        let want: Vec<_> = passes.map(|(r, t)| (t as u32, r as u32, at(r, t).to_bits())).collect();
+        assert_eq!(got, want, "dim {dim}");
+    });
+}
