@@ -8,15 +8,16 @@
 //! range although the score does not, and a value that is NaN or infinite spoils a sum that gives it a weight of 0.
 
 use mnemex_kernels::softmax::{Logit, exp};
-use mnemex_kernels::tile::{Queries as Panels, ROW_GROUP};
+use mnemex_kernels::tile::Queries as Panels;
 use mnemex_kernels::{Keys, PANEL};
 
 use crate::attend::Partial;
 use crate::bank::Snapshot;
-use crate::block::{BLOCK_ROWS, Block, Layout, Schema};
+use crate::block::Schema;
 use crate::error::Result;
 use crate::input::all_finite;
-use crate::list::{Ref, first_rows};
+use crate::list::Ref;
+use crate::piece::{Piece, pieces};
 use crate::plane::Plane;
 use crate::query::{Packed, Queries, Unit};
 use crate::search::rule;
@@ -127,108 +128,6 @@ fn stretches(refs: &[&Ref]) -> Vec<i64> {
     firsts
 }
 
-/// Entries of a span that are scored in one kernel call, ids ascending: at most 64.
-enum Piece<'v> {
-    /// Every row of a block, read in place where it holds float32.
-    Whole(&'v Ref),
-    /// Single rows.
-    Rows(Vec<(&'v Ref, usize)>),
-}
-
-impl Piece<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Piece::Whole(r) => r.block.len(),
-            Piece::Rows(rows) => rows.len(),
-        }
-    }
-
-    /// Reference and slot of each row.
-    fn rows(&self) -> impl Iterator<Item = (&Ref, usize)> {
-        (0..self.len()).map(|at| match self {
-            Piece::Whole(r) => (*r, at),
-            Piece::Rows(rows) => rows[at],
-        })
-    }
-}
-
-/// The pieces of a span, in id order, out of references and their visible rows.
-fn pieces<'v>(refs: &[(&'v Ref, u64)], span: i64) -> Vec<Piece<'v>> {
-    let mut runs: Vec<(&Ref, u64)> = (refs.iter())
-        .map(|(r, visible)| (*r, visible & first_rows(r.rows_below(span + SPAN)) & !first_rows(r.rows_below(span))))
-        .filter(|(_, live)| *live != 0)
-        .collect();
-    runs.sort_by_key(|(r, _)| r.id_lo);
-    let rows = |&(r, live): &(&'v Ref, u64)| {
-        (0..BLOCK_ROWS).filter(move |slot| live >> slot & 1 == 1).map(move |slot| (r, slot))
-    };
-    if runs.windows(2).any(|pair| pair[0].0.id_hi() > pair[1].0.id_lo) {
-        // Lists that interleave: entry by entry.
-        let mut entries: Vec<(&Ref, usize)> = runs.iter().flat_map(rows).collect();
-        entries.sort_by_key(|(r, slot)| r.id(*slot));
-        return entries.chunks(BLOCK_ROWS).map(|chunk| Piece::Rows(chunk.to_vec())).collect();
-    }
-    let piece = |run: &(&'v Ref, u64)| {
-        if run.1 == first_rows(run.0.block.len()) { Piece::Whole(run.0) } else { Piece::Rows(rows(run).collect()) }
-    };
-    runs.iter().map(piece).collect()
-}
-
-impl<'v> Piece<'v> {
-    /// The piece's vectors in float32 with the floats from row to row; `whole` and `bytes` say which vectors.
-    fn vectors<'a>(
-        &'a self,
-        layout: Layout,
-        scratch: &'a mut Vec<f32>,
-        whole: impl Fn(&'a Block, &'a mut Vec<f32>) -> (&'a [f32], usize),
-        bytes: impl Fn(&'v Block, usize) -> &'v [u8],
-    ) -> (&'a [f32], usize) {
-        match self {
-            Piece::Whole(r) => whole(&r.block, scratch),
-            Piece::Rows(rows) => {
-                let stride = layout.dim.next_multiple_of(PANEL);
-                scratch.clear();
-                scratch.resize(rows.len().next_multiple_of(ROW_GROUP) * stride, 0.0);
-                for ((r, slot), out) in rows.iter().zip(scratch.chunks_exact_mut(stride)) {
-                    layout.codec.decode(bytes(&r.block, *slot), &mut out[..layout.dim]);
-                }
-                (scratch, stride)
-            }
-        }
-    }
-
-    fn keys<'a>(&'a self, schema: &'a Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize)
-    where
-        'a: 'v,
-    {
-        self.vectors(schema.key, scratch, |b, s| b.keys(schema, s), |b, slot| b.key_bytes(schema, slot))
-    }
-
-    fn values<'a>(&'a self, schema: &'a Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize)
-    where
-        'a: 'v,
-    {
-        let layout = schema.value.unwrap_or(schema.key);
-        self.vectors(layout, scratch, |b, s| b.values(schema, s), |b, slot| b.value_bytes(schema, slot))
-    }
-
-    /// The keys' part in the error bound.
-    fn reach(&self) -> f32 {
-        match self {
-            Piece::Whole(r) => r.block.reach(),
-            Piece::Rows(rows) => rows.iter().map(|(r, _)| r.block.reach()).fold(0.0, f32::max),
-        }
-    }
-
-    /// One over each key's norm, for cosine.
-    fn scale(&self) -> Vec<f32> {
-        match self {
-            Piece::Whole(r) => r.block.scale().to_vec(),
-            Piece::Rows(rows) => rows.iter().filter_map(|(r, slot)| r.block.scale().get(*slot).copied()).collect(),
-        }
-    }
-}
-
 /// One unit's queries on their way through one stretch.
 struct Reduction<'s> {
     snapshot: &'s Snapshot,
@@ -279,7 +178,7 @@ impl<'s> Reduction<'s> {
         let refs: Vec<(&Ref, u64)> = self.unit.refs.iter().filter(here).map(visible).collect();
         for span in (first..first + STRETCH).step_by(SPAN as usize) {
             ticker.tick()?;
-            let pieces = pieces(&refs, span);
+            let pieces = pieces(&refs, span, span + SPAN);
             if !pieces.is_empty() {
                 self.span(&pieces, span, &mut part, ticker)?;
                 sums.merge(&part);

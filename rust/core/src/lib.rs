@@ -34,6 +34,7 @@ pub mod stage;
 
 mod columns;
 mod dense;
+mod piece;
 mod plane;
 mod reservoir;
 #[cfg(test)]
