@@ -56,8 +56,11 @@ impl Sums {
             // A NaN sum, from a NaN logit, survives: it never comes with a share of 0 alone.
             self.sum[i] = self.sum[i] * keep + later.sum[i] * add;
             let at = i * self.stride..(i + 1) * self.stride;
-            for (x, y) in self.out[at.clone()].iter_mut().zip(&later.out[at]) {
-                *x = weighed(*x, keep) + weighed(*y, add);
+            let pairs = self.out[at.clone()].iter_mut().zip(&later.out[at]);
+            if keep == 0.0 || add == 0.0 {
+                pairs.for_each(|(x, y)| *x = weighed(*x, keep) + weighed(*y, add));
+            } else {
+                pairs.for_each(|(x, y)| *x = *x * keep + y * add);
             }
             self.max[i] = max;
         }
