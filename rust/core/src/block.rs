@@ -172,6 +172,12 @@ impl Block {
         })
     }
 
+    /// A copy with the same room, where memory for it is to be had.
+    pub(crate) fn try_clone(&self) -> Result<Block> {
+        let (key, value) = (self.key.try_clone()?, self.value.try_clone()?);
+        Ok(Block { key, value, scale: self.scale.clone(), ..*self })
+    }
+
     /// Rows written.
     pub fn len(&self) -> usize {
         self.n

@@ -38,6 +38,17 @@ impl Plane {
         self.0.extend_from_slice(&more.0);
     }
 
+    /// A copy.
+    ///
+    /// # Errors
+    /// When the memory is not to be had.
+    pub(crate) fn try_clone(&self) -> Result<Plane> {
+        let mut copy = Plane::default();
+        copy.0.try_reserve_exact(self.0.len()).map_err(|_| no_memory(self.0.len() * LINE))?;
+        copy.extend(self);
+        Ok(copy)
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         cast_slice(&self.0)
     }
