@@ -134,6 +134,18 @@ impl Encoded {
         self.n += more.n;
     }
 
+    /// Keeps the first `n` rows.
+    pub(crate) fn truncate(&mut self, n: usize) {
+        for plane in [&mut self.key, &mut self.value] {
+            plane.truncate(plane.bytes().len() / self.n.max(1) * n);
+        }
+        self.scale.truncate(n);
+        self.scale.shrink_to_fit();
+        self.reach.truncate(n);
+        self.reach.shrink_to_fit();
+        self.n = n;
+    }
+
     /// Bytes of memory held.
     pub(crate) fn nbytes(&self) -> usize {
         self.key.nbytes() + self.value.nbytes() + 4 * (self.scale.capacity() + self.reach.capacity())

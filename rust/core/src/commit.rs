@@ -12,7 +12,7 @@ use crate::block::Schema;
 use crate::error::Result;
 use crate::evict::Decided;
 use crate::lane::{Arrival, Edit, Lane, Prepared};
-use crate::stage::{StagedIds, StagedRow, Staging};
+use crate::stage::{StagedIds, StagedRow, Staging, Tokens};
 use crate::version::Version;
 use crate::work::{Ticker, Work};
 use crate::write::View;
@@ -45,6 +45,22 @@ impl Bank {
     /// When memory is not to be had or the call is interrupted; nothing was published then, and everything stays staged.
     pub fn commit(&self, work: &Work) -> Result<Receipt> {
         commit_all(&[self], work).map(|mut receipts| receipts.remove(0))
+    }
+
+    /// Stages tokens and publishes everything staged, as one step.
+    ///
+    /// # Errors
+    /// As for [`Bank::stage`] and [`Bank::commit`]; what was staged before stays staged then, and nothing else.
+    pub fn write(&self, tokens: &Tokens, work: &Work) -> Result<Receipt> {
+        let mut staging = self.writer();
+        let before = staging.mark();
+        staging.add(&self.shared, &self.snapshot().version, tokens, work)?;
+        let mut staging = [staging];
+        let committed = commit_locked(&[self], &mut staging, work).map(|mut receipts| receipts.remove(0));
+        if committed.is_err() {
+            staging[0].return_to(&before);
+        }
+        committed
     }
 }
 

@@ -49,6 +49,15 @@ impl Plane {
         Ok(copy)
     }
 
+    /// Keeps the first `bytes`, a multiple of [`LINE`]; gives the rest of the memory back if it can.
+    pub(crate) fn truncate(&mut self, bytes: usize) {
+        debug_assert!(bytes.is_multiple_of(LINE));
+        self.0.truncate(bytes / LINE);
+        if let Ok(smaller) = self.try_clone() {
+            *self = smaller;
+        }
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         cast_slice(&self.0)
     }

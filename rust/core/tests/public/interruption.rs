@@ -118,3 +118,38 @@ fn publishing() {
         assert!((15..23).map(|power| 1 << power).any(lasts), "commit asks nobody whether to stop");
     }
 }
+
+#[test]
+fn writing() {
+    let lasts = |tokens: usize| {
+        let bank = written_to(HEADS);
+        let earlier = stage(&bank, tokens / HEADS, &Work::ALONE).unwrap();
+        // Staging three tokens is too short to be interrupted, and publishing what was staged before is not.
+        let interrupted = is_interrupted(&bank, |work| with_tokens(&bank, 3, |tokens| bank.write(tokens, work)));
+        if interrupted {
+            let receipt = bank.commit(&Work::ALONE).unwrap();
+            assert_eq!(receipt.ids, [earlier], "what was staged before stayed staged, and nothing else");
+            assert_eq!(bank.snapshot().lengths(), [vec![2 + tokens / HEADS; HEADS]]);
+        }
+        interrupted
+    };
+    assert!((15..23).map(|power| 1 << power).any(lasts), "write asks nobody whether to stop");
+}
+
+#[test]
+fn a_write_into_an_empty_bank_decides_nothing_before_it_is_through() {
+    let wide = Config { heads: HEADS, ..config(Metric::Dot, DIM, Values::None) };
+    let lasts = |n: usize| {
+        let bank = slow(wide.clone());
+        let interrupted =
+            is_interrupted(&bank, |work| with_tokens(&bank, n / HEADS, |tokens| bank.write(tokens, work)));
+        if interrupted {
+            let half = Array4::from_elem((1, HEADS, 1, DIM), 0u16);
+            let none = Array4::zeros((0, 0, 0, 0));
+            let halves = Tokens { keys: Input::F16(half.view()), ..tokens(&none, None) };
+            assert_eq!(bank.write(&halves, &Work::ALONE).unwrap().ids[0].ids, [0], "the first write decides the codec");
+        }
+        interrupted
+    };
+    assert!((15..23).map(|power| 1 << power).any(lasts), "write asks nobody whether to stop");
+}
