@@ -7,6 +7,8 @@
 //! Two things float32 cannot do in passing, and both are made good only where they show: a sum of products may leave its
 //! range although the score does not, and a value that is NaN or infinite spoils a sum that gives it a weight of 0.
 
+use mnemex_kernels::bound::reach;
+use mnemex_kernels::canonical::Metric;
 use mnemex_kernels::softmax::{Logit, exp};
 use mnemex_kernels::tile::Queries as Panels;
 use mnemex_kernels::{Keys, PANEL};
@@ -266,11 +268,12 @@ impl<'s> Reduction<'s> {
         }
     }
 
-    /// Whether norms promise that no sum of these scores leaves float32's range.
+    /// Whether norms promise that no sum of these scores leaves float32's range: a key's [`reach`] is finite if so, and
+    /// what it says of a key's norm holds of a query's.
     fn in_range(&self, pieces: &[Piece]) -> bool {
-        let reach = pieces.iter().map(Piece::reach).fold(0.0, f32::max);
-        let promised = |query: usize| self.packed.bounds[query].at(reach).upper(0.0).is_finite();
-        (0..self.unit.n).all(|query| self.packed.bad[query] || promised(query))
+        let promised = |query: usize| reach(Metric::Dot, self.packed.norms[query]).is_finite();
+        pieces.iter().all(|piece| piece.reach().is_finite())
+            && (0..self.unit.n).all(|query| self.packed.bad[query] || promised(query))
     }
 
     /// Replaces scores that came out NaN or infinite by the canonical ones. Returns the places of those that are no
