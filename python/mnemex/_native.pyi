@@ -56,13 +56,17 @@ class NativeBank:
         """
         The version as it is.
         """
-    def stage(self, /, keys: tuple[Incomplete, str], values: tuple[Incomplete, str] | None, rows: Incomplete | None, mask: Incomplete | None, labels: Incomplete | None, positions: Incomplete | None, nonfinite: str | None, threads: SupportsIndex | None) -> Incomplete:
+    def stage(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None], threads: SupportsIndex | None) -> Incomplete:
         """
         Stage tokens; the ids `[rows, T]`.
         """
     def truncate(self, /, ends: Incomplete, rows: Incomplete | None) -> None:
         """
         Keep ids below `ends`: one number, or one per named row.
+        """
+    def write(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None], threads: SupportsIndex | None) -> tuple[int, list[Incomplete], int]:
+        """
+        Stage tokens and publish what is staged; a failure leaves none of the tokens.
         """
 
 @final

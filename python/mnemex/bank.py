@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -206,10 +206,28 @@ class Bank(Reads):
         ShapeError, DtypeError, RowError, NonFinite, CapacityError
             What was staged before stays as it was.
         """
+        tokens = self._tokens(
+            keys, values, rows=rows, positions=positions, mask=mask, labels=labels, nonfinite=nonfinite
+        )
+        ids = self._native.stage(tokens, self._threads_of(threads))
+        return ids[0] if self._one_lane and len(keys.shape) == 2 else ids
+
+    def _tokens(
+        self,
+        keys: ArrayLike,
+        values: ArrayLike | None,
+        *,
+        rows: IntsLike | None = None,
+        positions: IntsLike | None = None,
+        mask: ArrayLike | None = None,
+        labels: IntsLike | None = None,
+        nonfinite: str | None = None,
+    ) -> tuple[Any, ...]:
+        """Check what `stage` and `write` take, for the native module."""
         k = vectors("keys", keys, one_lane=self._one_lane)
         v = None if values is None else vectors("values", values, one_lane=self._one_lane)
         shape = (k[0].shape[0], k[0].shape[2])
-        ids = self._native.stage(
+        return (
             k,
             v,
             arguments.rows("rows", rows, self.rows),
@@ -217,18 +235,26 @@ class Bank(Reads):
             arguments.side("labels", labels, shape, np.int64, one_lane=self._one_lane),
             arguments.side("positions", positions, shape, np.int64, one_lane=self._one_lane),
             None if nonfinite is None else arguments.word("nonfinite", nonfinite, NONFINITE),
-            self._threads_of(threads),
         )
-        return ids[0] if self._one_lane and len(keys.shape) == 2 else ids
 
     def commit(self) -> Receipt:
         """Publish everything staged as one version: all or nothing."""
         return _receipt(self._native.commit(self._threads))
 
-    def write(self, keys: ArrayLike, values: ArrayLike | None = None, **how: IntsLike | ArrayLike | None) -> Receipt:
-        """Stage and commit; takes what `stage` takes. When the stage is refused, nothing of it stays staged."""
-        self.stage(keys, values, **how)  # type: ignore[arg-type]
-        return self.commit()
+    def write(
+        self,
+        keys: ArrayLike,
+        values: ArrayLike | None = None,
+        *,
+        threads: int | None = None,
+        **how: IntsLike | ArrayLike | str | None,
+    ) -> Receipt:
+        """Stage and commit as one step; takes what `stage` takes.
+
+        Where it is refused, fails or is interrupted, nothing of it stays staged; what was staged before stays.
+        """
+        tokens = self._tokens(keys, values, **how)  # type: ignore[arg-type]
+        return _receipt(self._native.write(tokens, self._threads_of(threads)))
 
     def rollback(self) -> None:
         """Drop everything staged; the ids are given again."""

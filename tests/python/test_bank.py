@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -114,6 +115,39 @@ def test_attend_gives_the_same_bits_for_any_thread_count_and_history(k):
         banks[1].write(keys[:, :, start : start + 777], values[:, :, start : start + 777])
     parts = [bank.attend(queries, k, threads=threads) for bank in banks for threads in (1, 2, 3)]
     assert len({part.out.tobytes() + part.lse.tobytes() for part in parts}) == 1
+
+
+class Stopped(Exception):
+    """What a signal's handler raises, as Ctrl-C's does."""
+
+
+@pytest.mark.parametrize("call", ["write", "commit"])
+def test_an_interrupted_write_leaves_nothing_of_it_staged(call):
+    def stop(*_):
+        raise Stopped
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        # What was staged earlier makes the commit long enough to be interrupted on any machine.
+        for power in range(12, 20):
+            bank = mx.Bank(heads=8, key_dim=64)
+            earlier = bank.stage(np.broadcast_to(np.float32(0.5), (1, 8, 1 << power, 64)))
+            one = np.ones((1, 8, 1, 64), np.float32)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-3)
+                bank.write(one) if call == "write" else bank.commit()
+            except Stopped:
+                if len(bank):  # it was through before it was told
+                    continue
+                receipt = bank.commit()
+                assert [ids.tobytes() for ids in receipt.ids] == [earlier.tobytes()]
+                assert len(bank) == 8 << power
+                return
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        pytest.fail(f"{call} is not interrupted by a signal")
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_arrays_of_any_layout_and_half_type_are_read_in_place():

@@ -144,11 +144,15 @@ impl Snapshot {
         for (hit, weight) in best.iter().zip(&mut mass) {
             *weight /= sum;
             let bytes = value(hit);
-            if codec == Codec::F32 {
-                (kernels.add_scaled)(*weight, &bytemuck::cast_slice(bytes)[..dim], &mut out);
+            let value = if codec == Codec::F32 {
+                &bytemuck::cast_slice(bytes)[..dim]
             } else {
                 codec.decode(bytes, &mut scratch);
-                (kernels.add_scaled)(*weight, &scratch, &mut out);
+                &scratch
+            };
+            // What weighs nothing does not matter, whatever it is: 0 times infinity would be NaN.
+            if *weight != 0.0 || all_finite(value) {
+                (kernels.add_scaled)(*weight, value, &mut out);
             }
         }
         Weighed { out, lse: max + sum.ln(), mass }

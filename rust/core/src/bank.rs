@@ -1,10 +1,8 @@
 //! The bank: one version that everybody reads, one writer at a time.
 //!
-//! A read clones the `Arc` of the version and never waits for a writer's work. Writers hold the staging lock from plan
-//! to publication: policies look at the version and answer with edits, everything that can fail is built, and then the
-//! edits are performed under the version's lock, in place where nobody else holds what they touch.
+//! A read clones the `Arc` of the version and never waits for a writer's work. Writers hold the staging lock; how what is
+//! staged becomes a version is in [`crate::commit`], and what changes at once is here.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use mnemex_kernels::Kernels;
@@ -13,13 +11,13 @@ use crate::block::Schema;
 use crate::codec::Codec;
 use crate::config::{Config, check_lanes};
 use crate::error::{Error, Kind, Result, ensure};
-use crate::evict::{Decided, EvictPolicy, Fifo};
+use crate::evict::{EvictPolicy, Fifo};
 use crate::index::{Flat, Index};
-use crate::lane::{Arrival, Edit, Lane, Prepared};
+use crate::lane::Lane;
 use crate::stage::{StagedIds, Staging, Tokens};
 use crate::version::{Row, Version};
 use crate::work::Work;
-use crate::write::{Append, View, WritePolicy};
+use crate::write::{Append, WritePolicy};
 
 /// What a bank and its snapshots have in common.
 pub(crate) struct Shared {
@@ -32,8 +30,8 @@ pub(crate) struct Shared {
 
 /// The key/value memory of one attention layer: rows x heads independent lanes.
 pub struct Bank {
-    shared: Arc<Shared>,
-    version: RwLock<Arc<Version>>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) version: RwLock<Arc<Version>>,
     staging: Mutex<Staging>,
 }
 
@@ -43,20 +41,6 @@ pub struct Snapshot {
     pub(crate) shared: Arc<Shared>,
     pub(crate) version: Arc<Version>,
 }
-
-/// What a commit did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Receipt {
-    /// Number of the version that it published.
-    pub version: u64,
-    /// Ids of each stage call.
-    pub ids: Vec<StagedIds>,
-    /// Entries, over all lanes, that the evict policy ended or kept from being written.
-    pub evicted: usize,
-}
-
-/// The prepared plan of one commit: per row, per head.
-type Plan = Vec<(usize, Vec<Prepared>)>;
 
 impl Bank {
     /// An empty bank.
@@ -118,7 +102,7 @@ impl Bank {
         Snapshot { shared: Arc::clone(&self.shared), version }
     }
 
-    fn writer(&self) -> MutexGuard<'_, Staging> {
+    pub(crate) fn writer(&self) -> MutexGuard<'_, Staging> {
         self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -135,74 +119,6 @@ impl Bank {
     /// Drops everything staged.
     pub fn rollback(&self) {
         *self.writer() = Staging::default();
-    }
-
-    /// Publishes everything staged as one version.
-    ///
-    /// # Errors
-    /// When memory is not to be had or the call is interrupted; nothing was published then, and everything stays staged.
-    pub fn commit(&self, work: &Work) -> Result<Receipt> {
-        commit_all(&[self], work).map(|mut receipts| receipts.remove(0))
-    }
-
-    fn plan(&self, staging: &Staging, version: &Version, work: &Work) -> Result<Plan> {
-        let Some(schema) = &staging.schema else { return Ok(Vec::new()) };
-        let heads = self.shared.config.heads;
-        let rows: Vec<_> = staging.rows.iter().filter(|(_, staged)| staged.len() > 0).collect();
-        let size = rows.iter().map(|(_, staged)| staged.len()).sum::<usize>() * heads * self.shared.config.key_dim;
-        let lanes = work.for_size(size).map(rows.len() * heads, |at, ticker| {
-            ticker.tick()?;
-            let (&row, staged) = rows[at / heads];
-            let arrival = Arrival { id_lo: staged.id_lo, rows: &staged.lanes[at % heads] };
-            self.plan_lane(schema, &version.rows[row].lanes[at % heads], arrival)
-        })?;
-        let mut lanes = lanes.into_iter();
-        Ok(rows.iter().map(|(row, _)| (**row, lanes.by_ref().take(heads).collect())).collect())
-    }
-
-    /// Write policy, then eviction, then routing: edits, with everything built that can fail.
-    fn plan_lane(&self, schema: &Schema, lane: &Lane, arrival: Arrival) -> Result<Prepared> {
-        let view = View { schema, kernels: self.shared.kernels, lane, arrival };
-        let (mut edits, runs) = self.shared.write.plan(view);
-        let mut leaving: Vec<i64> = edits.iter().filter_map(Edit::ends).collect();
-        leaving.sort_unstable();
-        let after = lane.len() - leaving.len() + runs.iter().map(ExactSizeIterator::len).sum::<usize>();
-        let capacity = self.shared.config.capacity.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
-        if after > capacity {
-            let decided = Decided { leaving: &leaving, runs: &runs };
-            edits.extend(self.shared.evict.plan(view, decided, after - capacity));
-        }
-        for run in runs {
-            let routed = self.shared.index.route(schema, lane, arrival, run);
-            edits.extend(routed.into_iter().map(|(list, tokens)| Edit::Append { list, tokens }));
-        }
-        lane.prepare(schema, arrival, edits)
-    }
-
-    /// Performs a plan on the version; cannot fail.
-    fn publish(&self, version: &mut Version, staging: Staging, plan: Plan) -> Receipt {
-        let mut evicted = 0;
-        for (at, lanes) in plan {
-            let (Some(schema), Some(staged)) = (staging.schema, staging.rows.get(&at)) else { continue };
-            let row = Arc::make_mut(&mut version.rows[at]);
-            for ((lane, arriving), prepared) in row.lanes.iter_mut().zip(&staged.lanes).zip(lanes) {
-                let arrival = Arrival { id_lo: staged.id_lo, rows: arriving };
-                evicted += lane.apply(&schema, self.shared.kernels, arrival, prepared);
-            }
-            row.next_id = staged.id_lo + staged.len() as i64;
-            if staged.has_labels {
-                row.labels.set(staged.id_lo, &staged.labels);
-            }
-            if staged.has_positions {
-                row.positions.set(staged.id_lo, &staged.positions);
-            }
-            row.drop_old_columns();
-        }
-        if !staging.is_empty() {
-            version.schema = version.schema.or(staging.schema);
-            version.number += 1;
-        }
-        Receipt { version: version.number, ids: staging.calls, evicted }
     }
 
     /// An independent bank that shares every block until one side writes.
@@ -331,34 +247,6 @@ fn best_kernels() -> Result<&'static Kernels> {
 
 fn still_staged() -> String {
     "tokens are staged: commit() or rollback() first".into()
-}
-
-/// Publishes what is staged in several banks at once: all or nothing, and no reader sees one without the others.
-///
-/// # Errors
-/// As for [`Bank::commit`].
-pub fn commit_all(banks: &[&Bank], work: &Work) -> Result<Vec<Receipt>> {
-    // One order for everybody, so that two commits cannot wait for each other; a bank named twice is locked once.
-    let by_address: BTreeMap<*const Bank, &Bank> = banks.iter().map(|&bank| (std::ptr::from_ref(bank), bank)).collect();
-    let mut staged: Vec<_> = by_address.values().map(|bank| bank.writer()).collect();
-    let mut plans = Vec::with_capacity(staged.len());
-    for (bank, staging) in by_address.values().zip(&staged) {
-        let version = bank.version.read().unwrap_or_else(PoisonError::into_inner);
-        plans.push(bank.plan(staging, &version, work)?);
-    }
-    let mut versions: Vec<_> =
-        by_address.values().map(|bank| bank.version.write().unwrap_or_else(PoisonError::into_inner)).collect();
-    let mut receipts = BTreeMap::new();
-    for (((bank, staging), version), plan) in by_address.values().zip(&mut staged).zip(&mut versions).zip(plans) {
-        let staging = std::mem::take(&mut **staging);
-        let receipt = if staging.is_empty() {
-            Receipt { version: version.number, ids: Vec::new(), evicted: 0 }
-        } else {
-            bank.publish(Arc::make_mut(version), staging, plan)
-        };
-        receipts.insert(std::ptr::from_ref::<Bank>(bank), receipt);
-    }
-    Ok(banks.iter().filter_map(|&bank| receipts.get(&std::ptr::from_ref(bank)).cloned()).collect())
 }
 
 impl Snapshot {

@@ -134,6 +134,18 @@ impl Encoded {
         self.n += more.n;
     }
 
+    /// Keeps the first `n` rows.
+    pub(crate) fn truncate(&mut self, n: usize) {
+        for plane in [&mut self.key, &mut self.value] {
+            plane.truncate(plane.bytes().len() / self.n.max(1) * n);
+        }
+        self.scale.truncate(n);
+        self.scale.shrink_to_fit();
+        self.reach.truncate(n);
+        self.reach.shrink_to_fit();
+        self.n = n;
+    }
+
     /// Bytes of memory held.
     pub(crate) fn nbytes(&self) -> usize {
         self.key.nbytes() + self.value.nbytes() + 4 * (self.scale.capacity() + self.reach.capacity())
@@ -170,6 +182,12 @@ impl Block {
             n: 0,
             capacity,
         })
+    }
+
+    /// A copy with the same room, where memory for it is to be had.
+    pub(crate) fn try_clone(&self) -> Result<Block> {
+        let (key, value) = (self.key.try_clone()?, self.value.try_clone()?);
+        Ok(Block { key, value, scale: self.scale.clone(), ..*self })
     }
 
     /// Rows written.

@@ -3,21 +3,26 @@
 //! Entries are taken in id order in spans of 256 ids; sixteen spans make a stretch, which one job reduces, and stretches
 //! are merged in id order. Spans are counted by id, so the answer does not depend on how entries lie in blocks: it is
 //! the same after deletion elsewhere, saving and opening.
+//!
+//! Two things float32 cannot do in passing, and both are made good only where they show: a sum of products may leave its
+//! range although the score does not, and a value that is NaN or infinite spoils a sum that gives it a weight of 0.
 
+use mnemex_kernels::bound::reach;
+use mnemex_kernels::canonical::Metric;
 use mnemex_kernels::softmax::{Logit, exp};
-use mnemex_kernels::tile::{Queries as Panels, ROW_GROUP};
+use mnemex_kernels::tile::Queries as Panels;
 use mnemex_kernels::{Keys, PANEL};
 
 use crate::attend::Partial;
 use crate::bank::Snapshot;
-use crate::block::{BLOCK_ROWS, Block, Layout, Schema};
-use crate::config::NonFinite;
+use crate::block::Schema;
 use crate::error::Result;
 use crate::first_pass::rule;
-use crate::list::{Ref, first_rows};
+use crate::input::all_finite;
+use crate::list::Ref;
+use crate::piece::{Piece, pieces};
 use crate::plane::Plane;
 use crate::query::{Packed, Queries, Unit};
-
 use crate::work::{Ticker, Work};
 
 /// Ids of one softmax step.
@@ -53,12 +58,21 @@ impl Sums {
             // A NaN sum, from a NaN logit, survives: it never comes with a share of 0 alone.
             self.sum[i] = self.sum[i] * keep + later.sum[i] * add;
             let at = i * self.stride..(i + 1) * self.stride;
-            for (x, y) in self.out[at.clone()].iter_mut().zip(&later.out[at]) {
-                *x = *x * keep + y * add;
+            let pairs = self.out[at.clone()].iter_mut().zip(&later.out[at]);
+            if keep == 0.0 || add == 0.0 {
+                pairs.for_each(|(x, y)| *x = weighed(*x, keep) + weighed(*y, add));
+            } else {
+                pairs.for_each(|(x, y)| *x = *x * keep + y * add);
             }
             self.max[i] = max;
         }
     }
+}
+
+/// `x * share`; what has no share does not matter, whatever it is.
+#[inline(always)]
+fn weighed(x: f32, share: f32) -> f32 {
+    if share == 0.0 && !x.is_finite() { 0.0 } else { x * share }
 }
 
 /// Attends to all entries that each query may see.
@@ -119,92 +133,6 @@ fn stretches(refs: &[&Ref]) -> Vec<i64> {
     firsts
 }
 
-/// Entries of a span that are scored in one kernel call, ids ascending: at most 64.
-enum Piece<'v> {
-    /// Every row of a block, read in place where it holds float32.
-    Whole(&'v Ref),
-    /// Single rows.
-    Rows(Vec<(&'v Ref, usize)>),
-}
-
-impl Piece<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Piece::Whole(r) => r.block.len(),
-            Piece::Rows(rows) => rows.len(),
-        }
-    }
-}
-
-/// The pieces of a span, in id order, out of references and their visible rows.
-fn pieces<'v>(refs: &[(&'v Ref, u64)], span: i64) -> Vec<Piece<'v>> {
-    let mut runs: Vec<(&Ref, u64)> = (refs.iter())
-        .map(|(r, visible)| (*r, visible & first_rows(r.rows_below(span + SPAN)) & !first_rows(r.rows_below(span))))
-        .filter(|(_, live)| *live != 0)
-        .collect();
-    runs.sort_by_key(|(r, _)| r.id_lo);
-    let rows = |&(r, live): &(&'v Ref, u64)| {
-        (0..BLOCK_ROWS).filter(move |slot| live >> slot & 1 == 1).map(move |slot| (r, slot))
-    };
-    if runs.windows(2).any(|pair| pair[0].0.id_hi() > pair[1].0.id_lo) {
-        // Lists that interleave: entry by entry.
-        let mut entries: Vec<(&Ref, usize)> = runs.iter().flat_map(rows).collect();
-        entries.sort_by_key(|(r, slot)| r.id(*slot));
-        return entries.chunks(BLOCK_ROWS).map(|chunk| Piece::Rows(chunk.to_vec())).collect();
-    }
-    let piece = |run: &(&'v Ref, u64)| {
-        if run.1 == first_rows(run.0.block.len()) { Piece::Whole(run.0) } else { Piece::Rows(rows(run).collect()) }
-    };
-    runs.iter().map(piece).collect()
-}
-
-impl<'v> Piece<'v> {
-    /// The piece's vectors in float32 with the floats from row to row; `whole` and `bytes` say which vectors.
-    fn vectors<'a>(
-        &'a self,
-        layout: Layout,
-        scratch: &'a mut Vec<f32>,
-        whole: impl Fn(&'a Block, &'a mut Vec<f32>) -> (&'a [f32], usize),
-        bytes: impl Fn(&'v Block, usize) -> &'v [u8],
-    ) -> (&'a [f32], usize) {
-        match self {
-            Piece::Whole(r) => whole(&r.block, scratch),
-            Piece::Rows(rows) => {
-                let stride = layout.dim.next_multiple_of(PANEL);
-                scratch.clear();
-                scratch.resize(rows.len().next_multiple_of(ROW_GROUP) * stride, 0.0);
-                for ((r, slot), out) in rows.iter().zip(scratch.chunks_exact_mut(stride)) {
-                    layout.codec.decode(bytes(&r.block, *slot), &mut out[..layout.dim]);
-                }
-                (scratch, stride)
-            }
-        }
-    }
-
-    fn keys<'a>(&'a self, schema: &'a Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize)
-    where
-        'a: 'v,
-    {
-        self.vectors(schema.key, scratch, |b, s| b.keys(schema, s), |b, slot| b.key_bytes(schema, slot))
-    }
-
-    fn values<'a>(&'a self, schema: &'a Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize)
-    where
-        'a: 'v,
-    {
-        let layout = schema.value.unwrap_or(schema.key);
-        self.vectors(layout, scratch, |b, s| b.values(schema, s), |b, slot| b.value_bytes(schema, slot))
-    }
-
-    /// One over each key's norm, for cosine.
-    fn scale(&self) -> Vec<f32> {
-        match self {
-            Piece::Whole(r) => r.block.scale().to_vec(),
-            Piece::Rows(rows) => rows.iter().filter_map(|(r, slot)| r.block.scale().get(*slot).copied()).collect(),
-        }
-    }
-}
-
 /// One unit's queries on their way through one stretch.
 struct Reduction<'s> {
     snapshot: &'s Snapshot,
@@ -216,6 +144,8 @@ struct Reduction<'s> {
     /// Score panels of `SPAN` rows.
     panels: Plane,
     scratch: Vec<f32>,
+    /// Whether values without weight are kept out: see [`Reduction::stretch`].
+    careful: bool,
 }
 
 impl<'s> Reduction<'s> {
@@ -228,11 +158,23 @@ impl<'s> Reduction<'s> {
     ) -> Result<Self> {
         let packed = Packed::new(snapshot, queries, unit, true)?;
         let panels = Plane::zeroed(unit.n.next_multiple_of(PANEL) * SPAN as usize * size_of::<f32>())?;
-        Ok(Reduction { snapshot, schema, queries, unit, logit, packed, panels, scratch: Vec::new() })
+        Ok(Reduction { snapshot, schema, queries, unit, logit, packed, panels, scratch: Vec::new(), careful: false })
+    }
+
+    /// Reduces one stretch; again and with care where something not finite came out of it.
+    fn stretch(mut self, first: i64, ticker: &Ticker) -> Result<Sums> {
+        let sums = self.reduce(first, ticker)?;
+        let dim = self.snapshot.config().value_dim();
+        let fine = |query: usize| self.packed.bad[query] || all_finite(&sums.out[query * sums.stride..][..dim]);
+        if (0..self.unit.n).all(fine) {
+            return Ok(sums);
+        }
+        self.careful = true;
+        self.reduce(first, ticker)
     }
 
     /// Reduces the spans of one stretch, in id order.
-    fn stretch(mut self, first: i64, ticker: &Ticker) -> Result<Sums> {
+    fn reduce(&mut self, first: i64, ticker: &Ticker) -> Result<Sums> {
         let lanes = self.unit.n.next_multiple_of(PANEL);
         let stride = self.snapshot.config().value_dim().next_multiple_of(PANEL);
         let (mut sums, mut part) = (Sums::empty(lanes, stride), Sums::empty(lanes, stride));
@@ -241,9 +183,9 @@ impl<'s> Reduction<'s> {
         let refs: Vec<(&Ref, u64)> = self.unit.refs.iter().filter(here).map(visible).collect();
         for span in (first..first + STRETCH).step_by(SPAN as usize) {
             ticker.tick()?;
-            let pieces = pieces(&refs, span);
+            let pieces = pieces(&refs, span, span + SPAN);
             if !pieces.is_empty() {
-                self.span(&pieces, span, &mut part);
+                self.span(&pieces, span, &mut part, ticker)?;
                 sums.merge(&part);
             }
         }
@@ -251,7 +193,7 @@ impl<'s> Reduction<'s> {
     }
 
     /// The softmax of one span, into `part`.
-    fn span(&mut self, pieces: &[Piece], span: i64, part: &mut Sums) {
+    fn span(&mut self, pieces: &[Piece], span: i64, part: &mut Sums, ticker: &Ticker) -> Result<()> {
         let kernels = self.snapshot.shared.kernels;
         let rows = SPAN as usize;
         let mut scratch = std::mem::take(&mut self.scratch);
@@ -266,14 +208,13 @@ impl<'s> Reduction<'s> {
                 Piece::Rows(rows) => ids.extend(rows.iter().map(|(r, slot)| r.id(*slot))),
             }
         }
-        let keep_nan = self.snapshot.config().nonfinite == NonFinite::Keep;
+        let absent = if self.in_range(pieces) { Vec::new() } else { self.settle(pieces, ticker)? };
         part.out.fill(0.0);
-        let panel_rows = part.out.len() / part.max.len() * PANEL;
         for (at, panel) in self.panels.floats_mut().chunks_exact_mut(rows * PANEL).enumerate() {
             let logits = &mut panel[..ids.len() * PANEL];
             (kernels.logits)(logits, self.logit);
-            if keep_nan {
-                logits.iter_mut().filter(|z| z.is_nan()).for_each(|z| *z = f32::NEG_INFINITY);
+            for place in absent.iter().filter(|&&place| place / (rows * PANEL) == at) {
+                logits[place % (rows * PANEL)] = f32::NEG_INFINITY;
             }
             for (lane, &before) in self.packed.before.iter().skip(at * PANEL).take(PANEL).enumerate() {
                 if before < span + SPAN {
@@ -289,13 +230,75 @@ impl<'s> Reduction<'s> {
         let mut first = 0;
         for piece in pieces {
             let (values, stride) = piece.values(self.schema, &mut scratch);
-            for (panel, out) in
-                self.panels.floats().chunks_exact(rows * PANEL).zip(part.out.chunks_exact_mut(panel_rows))
-            {
-                (kernels.weigh)(&panel[first * PANEL..], values, stride, piece.len(), out);
+            if self.careful {
+                self.weigh_with_care(first, values, piece.len(), part);
+            } else {
+                self.weigh(first, values, stride, piece.len(), &mut part.out);
             }
             first += piece.len();
         }
         self.scratch = scratch;
+        Ok(())
     }
+
+    /// Adds weighed values, whose weights stand in the panels from row `first` on.
+    fn weigh(&self, first: usize, values: &[f32], stride: usize, n: usize, out: &mut [f32]) {
+        let panels = self.panels.floats().chunks_exact(SPAN as usize * PANEL);
+        for (panel, out) in panels.zip(out.chunks_exact_mut(stride * PANEL)) {
+            (self.snapshot.shared.kernels.weigh)(&panel[first * PANEL..], values, stride, n, out);
+        }
+    }
+
+    /// The same, where a value that is not finite counts for the queries that give it a weight, and for no other.
+    fn weigh_with_care(&self, first: usize, values: &[f32], n: usize, part: &mut Sums) {
+        let (stride, dim) = (part.stride, self.snapshot.config().value_dim());
+        let mut finite = values.to_vec();
+        let bad: Vec<usize> = (0..n).filter(|row| !all_finite(&values[row * stride..][..dim])).collect();
+        bad.iter().for_each(|row| finite[row * stride..][..dim].fill(0.0));
+        self.weigh(first, &finite, stride, n, &mut part.out);
+        for row in bad {
+            let value = &values[row * stride..][..dim];
+            for query in 0..self.unit.n {
+                let weight = self.panels.floats()[place(query, first + row)];
+                if weight != 0.0 {
+                    let out = &mut part.out[query * stride..][..dim];
+                    (self.snapshot.shared.kernels.add_scaled)(weight, value, out);
+                }
+            }
+        }
+    }
+
+    /// Whether norms promise that no sum of these scores leaves float32's range: a key's [`reach`] is finite if so, and
+    /// what it says of a key's norm holds of a query's.
+    fn in_range(&self, pieces: &[Piece]) -> bool {
+        let promised = |query: usize| reach(Metric::Dot, self.packed.norms[query]).is_finite();
+        pieces.iter().all(|piece| piece.reach().is_finite())
+            && (0..self.unit.n).all(|query| self.packed.bad[query] || promised(query))
+    }
+
+    /// Replaces scores that came out NaN or infinite by the canonical ones. Returns the places of those that are no
+    /// number by any sum: like search, attention passes them over.
+    fn settle(&mut self, pieces: &[Piece], ticker: &Ticker) -> Result<Vec<usize>> {
+        let (kernels, metric, layout) = (self.snapshot.shared.kernels, self.schema.metric, self.schema.key);
+        let mut absent = Vec::new();
+        let mut key = vec![0.0; layout.dim];
+        for (row, (r, slot)) in pieces.iter().flat_map(Piece::rows).enumerate() {
+            ticker.tick()?;
+            layout.codec.decode(r.block.key_bytes(self.schema, slot), &mut key);
+            for query in (0..self.unit.n).filter(|&query| !self.packed.bad[query]) {
+                let score = &mut self.panels.floats_mut()[place(query, row)];
+                if !score.is_finite() {
+                    let q = self.queries.get(self.unit.first + query);
+                    *score = (kernels.score)(metric, &key, q, self.packed.norms[query]);
+                    absent.extend(score.is_nan().then_some(place(query, row)));
+                }
+            }
+        }
+        Ok(absent)
+    }
+}
+
+/// Where the score of a query and a row of the span stands in the panels.
+fn place(query: usize, row: usize) -> usize {
+    (query / PANEL * SPAN as usize + row) * PANEL + query % PANEL
 }

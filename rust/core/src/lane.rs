@@ -8,6 +8,7 @@ use mnemex_kernels::Kernels;
 use crate::block::{Encoded, Schema};
 use crate::error::Result;
 use crate::list::{Append, List, Ref};
+use crate::work::Ticker;
 
 /// What a policy asks for. A plan names an id once, so the order of its edits does not matter.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,8 +121,15 @@ impl Lane {
         refs.flat_map(|r| r.live_slots().map(|slot| r.id(slot))).collect()
     }
 
-    /// Builds what a plan needs; may fail, changes nothing.
-    pub(crate) fn prepare(&self, schema: &Schema, arrival: Arrival, plan: Vec<Edit>) -> Result<Prepared> {
+    /// Builds what a plan needs; may fail, changes nothing. `held`: another version has this lane too.
+    pub(crate) fn prepare(
+        &self,
+        schema: &Schema,
+        arrival: Arrival,
+        plan: Vec<Edit>,
+        held: bool,
+        ticker: &Ticker,
+    ) -> Result<Prepared> {
         let mut prepared = Prepared::default();
         let mut runs: BTreeMap<usize, Vec<Range<usize>>> = BTreeMap::new();
         for edit in plan {
@@ -141,7 +149,7 @@ impl Lane {
                 run.start = kept;
             }
             let target = self.lists.get(list).unwrap_or(&empty);
-            let append = target.prepare(schema, self.n_live, arrival.rows, arrival.id_lo, &runs)?;
+            let append = target.prepare(schema, self.n_live, arrival, &runs, held, ticker)?;
             prepared.appends.push((list, append));
         }
         Ok(prepared)
@@ -154,7 +162,7 @@ impl Lane {
             if self.lists.len() <= list {
                 self.lists.resize(list + 1, List::default());
             }
-            self.n_live += self.lists[list].append(schema, arrival.rows, arrival.id_lo, append);
+            self.n_live += self.lists[list].append(schema, arrival, append);
         }
         let mut ended = plan.dropped;
         for id in plan.kills {
@@ -185,8 +193,9 @@ impl Lane {
             self.lists.push(List::default());
         }
         let n_live = expected.saturating_sub(run.len());
-        let append = self.lists[0].prepare(schema, n_live, arrival.rows, arrival.id_lo, std::slice::from_ref(&run))?;
-        self.n_live += self.lists[0].append(schema, arrival.rows, arrival.id_lo, append);
+        let runs = std::slice::from_ref(&run);
+        let append = self.lists[0].prepare(schema, n_live, arrival, runs, false, &Ticker::never())?;
+        self.n_live += self.lists[0].append(schema, arrival, append);
         Ok(())
     }
 

@@ -26,6 +26,7 @@ pub mod write;
 
 pub mod attend;
 pub mod bank;
+pub mod commit;
 pub mod gather;
 pub mod query;
 pub mod restore;
@@ -35,13 +36,15 @@ pub mod stage;
 mod columns;
 mod dense;
 mod first_pass;
+mod piece;
 mod plane;
 mod reservoir;
 #[cfg(test)]
 mod seam;
 
-pub use bank::{Bank, Receipt, Snapshot, commit_all};
+pub use bank::{Bank, Snapshot};
 pub use codec::Codec;
+pub use commit::{Receipt, commit_all};
 pub use config::Config;
 pub use error::{Error, Kind, Result};
 pub use mnemex_kernels::canonical::Metric;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use crate::block::{BLOCK_ROWS, Block, Encoded, Schema};
 use crate::error::Result;
+use crate::lane::Arrival;
+use crate::work::Ticker;
 
 /// References per page.
 const PAGE_REFS: usize = 64;
@@ -96,6 +98,8 @@ pub struct List {
 /// Rows ready to be added to a list: some fit its last block, the others are in blocks of their own.
 pub(crate) struct Append {
     tail: Vec<Range<usize>>,
+    /// The last block's copy, where it is shared and rows go into it.
+    copy: Option<Arc<Block>>,
     refs: Vec<Ref>,
 }
 
@@ -119,16 +123,19 @@ impl List {
         Some((page, at))
     }
 
-    /// Builds what `runs` of arriving rows need, ascending; row i has id `id_lo + i`. May fail, changes nothing.
+    /// Builds what `runs` of arriving rows need, ascending. `held`: another version has this list too. May fail, changes
+    /// nothing.
     pub(crate) fn prepare(
         &self,
         schema: &Schema,
         n_live: usize,
-        from: &Encoded,
-        id_lo: i64,
+        arrival: Arrival,
         runs: &[Range<usize>],
+        held: bool,
+        ticker: &Ticker,
     ) -> Result<Append> {
-        let mut append = Append { tail: Vec::new(), refs: Vec::new() };
+        let Arrival { id_lo, rows: from } = arrival;
+        let mut append = Append { tail: Vec::new(), copy: None, refs: Vec::new() };
         let mut left: usize = runs.iter().map(Range::len).sum();
         let expected = n_live + left;
         let tail = self.pages.last().and_then(|page| page.last());
@@ -137,6 +144,7 @@ impl List {
         for run in runs {
             let mut first = run.start;
             while first < run.end {
+                ticker.tick()?;
                 if room == 0 {
                     let block = Block::for_lane_of(schema, expected)?;
                     room = block.room();
@@ -158,15 +166,24 @@ impl List {
             }
         }
         debug_assert_eq!(left, 0);
+        if let (false, Some(page), Some(tail)) = (append.tail.is_empty(), self.pages.last(), tail)
+            && (held || Arc::strong_count(page) > 1 || Arc::strong_count(&tail.block) > 1)
+        {
+            append.copy = Some(Arc::new(tail.block.try_clone()?));
+        }
         Ok(append)
     }
 
     /// Performs a prepared append; returns the entries added.
-    pub(crate) fn append(&mut self, schema: &Schema, from: &Encoded, id_lo: i64, append: Append) -> usize {
+    pub(crate) fn append(&mut self, schema: &Schema, arrival: Arrival, append: Append) -> usize {
+        let Arrival { id_lo, rows: from } = arrival;
         let mut added = 0;
         if !append.tail.is_empty()
             && let Some(tail) = self.pages.last_mut().and_then(|page| Arc::make_mut(page).last_mut())
         {
+            if let Some(copy) = append.copy {
+                tail.block = copy;
+            }
             for run in append.tail {
                 added += run.len();
                 tail.extend(schema, from, run, id_lo);
@@ -258,4 +275,41 @@ fn trim(page: &mut Arc<Vec<Ref>>, keep: impl Fn(&Ref) -> u64) -> usize {
         live != 0
     });
     ended
+}
+
+#[cfg(test)]
+mod tests {
+    use mnemex_kernels::canonical::Metric;
+
+    use super::*;
+    use crate::block::Layout;
+    use crate::codec::Codec;
+
+    #[test]
+    fn a_last_block_that_another_version_holds_is_copied_before_readers_have_to_wait() {
+        let key = Layout { codec: Codec::F32, dim: 4 };
+        let schema = Schema { metric: Metric::Dot, key, value: None, key_is_value: false };
+        let rows = Encoded::zeroed(&schema, 3).unwrap();
+        let last = |list: &List| list.refs().last().map(|r| Arc::as_ptr(&r.block));
+        // Returns the copy that was made beforehand; the list has it from then on.
+        let add = |list: &mut List, id_lo: i64, held: bool| {
+            let arrival = Arrival { id_lo, rows: &rows };
+            let append =
+                list.prepare(&schema, 0, arrival, std::slice::from_ref(&(0..3)), held, &Ticker::never()).unwrap();
+            let copy = append.copy.as_ref().map(Arc::as_ptr);
+            assert_eq!(list.append(&schema, arrival, append), 3);
+            assert!(copy.is_none() || copy == last(list), "the copy is what rows were added to");
+            copy
+        };
+        let mut list = List::default();
+        assert!(add(&mut list, 0, false).is_none(), "there is no last block yet");
+        let block = last(&list);
+        assert!(add(&mut list, 3, false).is_none(), "a block of one version is written in place");
+        assert_eq!(last(&list), block);
+        let other = list.clone();
+        assert!(add(&mut list, 6, false).is_some());
+        assert!(add(&mut list, 9, true).is_some(), "a version may be held as a whole");
+        let lengths = [&other, &list].map(|list| list.refs().map(|r| r.block.len()).sum::<usize>());
+        assert_eq!(lengths, [6, 12]);
+    }
 }

@@ -38,6 +38,26 @@ impl Plane {
         self.0.extend_from_slice(&more.0);
     }
 
+    /// A copy.
+    ///
+    /// # Errors
+    /// When the memory is not to be had.
+    pub(crate) fn try_clone(&self) -> Result<Plane> {
+        let mut copy = Plane::default();
+        copy.0.try_reserve_exact(self.0.len()).map_err(|_| no_memory(self.0.len() * LINE))?;
+        copy.extend(self);
+        Ok(copy)
+    }
+
+    /// Keeps the first `bytes`, a multiple of [`LINE`]; gives the rest of the memory back if it can.
+    pub(crate) fn truncate(&mut self, bytes: usize) {
+        debug_assert!(bytes.is_multiple_of(LINE));
+        self.0.truncate(bytes / LINE);
+        if let Ok(smaller) = self.try_clone() {
+            *self = smaller;
+        }
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         cast_slice(&self.0)
     }

@@ -64,7 +64,37 @@ pub(crate) struct Staging {
     pub(crate) schema: Option<Schema>,
 }
 
+/// Where staging stood at one time.
+pub(crate) struct Mark {
+    calls: usize,
+    schema: Option<Schema>,
+    /// Tokens of each row, and whether any had labels and positions.
+    rows: BTreeMap<usize, (usize, bool, bool)>,
+}
+
 impl Staging {
+    /// Where staging stands.
+    pub(crate) fn mark(&self) -> Mark {
+        let row = |(&row, staged): (&usize, &StagedRow)| (row, (staged.len(), staged.has_labels, staged.has_positions));
+        Mark { calls: self.calls.len(), schema: self.schema, rows: self.rows.iter().map(row).collect() }
+    }
+
+    /// Drops what was added since.
+    pub(crate) fn return_to(&mut self, mark: &Mark) {
+        self.calls.truncate(mark.calls);
+        self.schema = mark.schema;
+        self.rows.retain(|row, staged| {
+            let Some(&(n, has_labels, has_positions)) = mark.rows.get(row) else { return false };
+            if staged.len() > n {
+                staged.lanes.iter_mut().for_each(|lane| lane.truncate(n));
+                staged.labels.truncate(n);
+                staged.positions.truncate(n);
+            }
+            (staged.has_labels, staged.has_positions) = (has_labels, has_positions);
+            true
+        });
+    }
+
     /// Whether a commit would publish nothing and list nothing.
     pub(crate) fn is_empty(&self) -> bool {
         self.calls.is_empty()

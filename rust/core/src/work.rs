@@ -117,6 +117,12 @@ pub(crate) struct Ticker<'a> {
 }
 
 impl Ticker<'_> {
+    /// For work that nobody interrupts.
+    pub(crate) fn never() -> Ticker<'static> {
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        Ticker { stop: &NEVER, interrupted: None, asked: Cell::new(Instant::now()) }
+    }
+
     fn stopped(&self) -> bool {
         if let Some(interrupted) = self.interrupted
             && self.asked.get().elapsed() > POLL

@@ -3,7 +3,8 @@
 use mnemex_core::config::{Config, Evict, NonFinite, Values};
 use mnemex_core::error::{Error, Kind};
 use mnemex_core::stage::{StagedIds, Tokens};
-use mnemex_core::{Bank, Codec, Metric, Receipt};
+use mnemex_core::work::Work;
+use mnemex_core::{Bank, Codec, Metric, Receipt, Result};
 use numpy::PyArray2;
 use pyo3::prelude::*;
 
@@ -49,6 +50,40 @@ fn ids_array<'py>(py: Python<'py>, staged: StagedIds) -> PyResult<Bound<'py, PyA
 fn receipt_parts(py: Python<'_>, receipt: Receipt) -> PyResult<ReceiptParts<'_>> {
     let ids = receipt.ids.into_iter().map(|staged| ids_array(py, staged)).collect::<PyResult<_>>()?;
     Ok((receipt.version, ids, receipt.evicted))
+}
+
+/// Tokens as the facade gives them: keys, values, rows, mask, labels, positions, nonfinite.
+#[derive(FromPyObject)]
+struct Given<'py>(
+    Vectors<'py>,
+    Option<Vectors<'py>>,
+    Option<Flat<'py, i64>>,
+    Option<Flat<'py, bool>>,
+    Option<Flat<'py, i64>>,
+    Option<Flat<'py, i64>>,
+    Option<String>,
+);
+
+impl Given<'_> {
+    fn run<T: Send>(
+        &self,
+        py: Python,
+        threads: Option<usize>,
+        call: impl FnOnce(&Tokens, &Work) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        let Given(keys, values, rows, mask, labels, positions, nonfinite) = self;
+        let rows = self::rows(rows.as_ref())?;
+        let tokens = Tokens {
+            keys: keys.view()?,
+            values: values.as_ref().map(Vectors::view).transpose()?,
+            rows: rows.as_deref(),
+            mask: slice(mask.as_ref())?,
+            labels: slice(labels.as_ref())?,
+            positions: slice(positions.as_ref())?,
+            nonfinite: nonfinite.as_deref().map(nonfinite_named).transpose()?,
+        };
+        run(py, threads, |work| call(&tokens, work))
+    }
 }
 
 #[pymethods]
@@ -123,32 +158,22 @@ impl NativeBank {
     }
 
     /// Stage tokens; the ids `[rows, T]`.
-    #[pyo3(signature = (keys, values, rows, mask, labels, positions, nonfinite, threads))]
-    #[expect(clippy::too_many_arguments, reason = "the arguments of the Python call")]
+    #[pyo3(signature = (tokens, threads))]
     fn stage<'py>(
         &self,
         py: Python<'py>,
-        keys: Vectors,
-        values: Option<Vectors>,
-        rows: Option<Flat<'py, i64>>,
-        mask: Option<Flat<'py, bool>>,
-        labels: Option<Flat<'py, i64>>,
-        positions: Option<Flat<'py, i64>>,
-        nonfinite: Option<&str>,
+        tokens: Given<'py>,
         threads: Option<usize>,
     ) -> PyResult<Bound<'py, PyArray2<i64>>> {
-        let rows = self::rows(rows.as_ref())?;
-        let tokens = Tokens {
-            keys: keys.view()?,
-            values: values.as_ref().map(Vectors::view).transpose()?,
-            rows: rows.as_deref(),
-            mask: slice(mask.as_ref())?,
-            labels: slice(labels.as_ref())?,
-            positions: slice(positions.as_ref())?,
-            nonfinite: nonfinite.map(nonfinite_named).transpose()?,
-        };
-        let staged = run(py, threads, |work| self.0.stage(&tokens, work))?;
+        let staged = tokens.run(py, threads, |tokens, work| self.0.stage(tokens, work))?;
         ids_array(py, staged)
+    }
+
+    /// Stage tokens and publish what is staged; a failure leaves none of the tokens.
+    #[pyo3(signature = (tokens, threads))]
+    fn write<'py>(&self, py: Python<'py>, tokens: Given<'py>, threads: Option<usize>) -> PyResult<ReceiptParts<'py>> {
+        let receipt = tokens.run(py, threads, |tokens, work| self.0.write(tokens, work))?;
+        receipt_parts(py, receipt)
     }
 
     /// Publish what is staged.

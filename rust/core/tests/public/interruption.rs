@@ -66,25 +66,30 @@ fn is_interrupted<T>(bank: &Bank, call: impl Fn(&Work) -> Result<T>) -> bool {
 const HEADS: usize = 32;
 const DIM: usize = 64;
 
-fn written_to() -> Bank {
-    let config = Config { heads: HEADS, key_codec: Some(Codec::F16), ..config(Metric::Cos, DIM, Values::None) };
+/// A bank of two entries.
+fn written_to(heads: usize) -> Bank {
+    let config = Config { heads, key_codec: Some(Codec::F16), ..config(Metric::Cos, DIM, Values::None) };
     let bank = slow(config);
-    write(&bank, &Array4::from_elem((1, HEADS, 2, DIM), 1.0f32), None, [2]);
+    write(&bank, &Array4::from_elem((1, heads, 2, DIM), 1.0f32), None, [2]);
     bank
 }
 
-/// Stages `n` tokens that take no memory before they are stored.
-fn stage(bank: &Bank, n: usize, work: &Work) -> Result<StagedIds> {
+/// Calls `call` with `n` tokens that take no memory before they are stored.
+fn with_tokens<T>(bank: &Bank, n: usize, call: impl Fn(&Tokens) -> T) -> T {
     let one = Array4::from_elem((1, 1, 1, DIM), 0.5f32);
     let none = Array4::zeros((0, 0, 0, 0));
-    let keys = Input::F32(one.broadcast((1, HEADS, n, DIM)).unwrap());
-    bank.stage(&Tokens { keys, ..tokens(&none, None) }, work)
+    let keys = Input::F32(one.broadcast((1, bank.config().heads, n, DIM)).unwrap());
+    call(&Tokens { keys, ..tokens(&none, None) })
+}
+
+fn stage(bank: &Bank, n: usize, work: &Work) -> Result<StagedIds> {
+    with_tokens(bank, n, |tokens| bank.stage(tokens, work))
 }
 
 #[test]
 fn staging() {
     let lasts = |n: usize| {
-        let bank = written_to();
+        let bank = written_to(HEADS);
         stage(&bank, 3, &Work::ALONE).unwrap();
         let interrupted = is_interrupted(&bank, |work| stage(&bank, n, work));
         assert!(!interrupted || stage(&bank, 2, &Work::ALONE).unwrap().ids == [5, 6], "the ids are as if never tried");
@@ -95,17 +100,56 @@ fn staging() {
 
 #[test]
 fn publishing() {
-    for calls in (0..6).map(|power| 1 << power) {
-        let bank = written_to();
-        for _ in 0..calls {
-            stage(&bank, 4000, &Work::ALONE).unwrap();
-        }
-        if is_interrupted(&bank, |work| bank.commit(work)) {
-            let receipt = bank.commit(&Work::ALONE).unwrap();
-            assert_eq!(receipt.ids.len(), calls, "everything stayed staged");
-            assert_eq!(bank.snapshot().lengths(), [vec![2 + calls * 4000; HEADS]]);
-            return;
-        }
+    // One lane alone, however long, is not done in one go either.
+    for heads in [HEADS, 1] {
+        let lasts = |tokens: usize| {
+            let bank = written_to(heads);
+            for _ in 0..2 {
+                stage(&bank, tokens / heads / 2, &Work::ALONE).unwrap();
+            }
+            let interrupted = is_interrupted(&bank, |work| bank.commit(work));
+            if interrupted {
+                let receipt = bank.commit(&Work::ALONE).unwrap();
+                assert_eq!(receipt.ids.len(), 2, "everything stayed staged");
+                assert_eq!(bank.snapshot().lengths(), [vec![2 + tokens / heads; heads]]);
+            }
+            interrupted
+        };
+        assert!((15..23).map(|power| 1 << power).any(lasts), "commit asks nobody whether to stop");
     }
-    panic!("commit asks nobody whether to stop");
+}
+
+#[test]
+fn writing() {
+    let lasts = |tokens: usize| {
+        let bank = written_to(HEADS);
+        let earlier = stage(&bank, tokens / HEADS, &Work::ALONE).unwrap();
+        // Staging three tokens is too short to be interrupted, and publishing what was staged before is not.
+        let interrupted = is_interrupted(&bank, |work| with_tokens(&bank, 3, |tokens| bank.write(tokens, work)));
+        if interrupted {
+            let receipt = bank.commit(&Work::ALONE).unwrap();
+            assert_eq!(receipt.ids, [earlier], "what was staged before stayed staged, and nothing else");
+            assert_eq!(bank.snapshot().lengths(), [vec![2 + tokens / HEADS; HEADS]]);
+        }
+        interrupted
+    };
+    assert!((15..23).map(|power| 1 << power).any(lasts), "write asks nobody whether to stop");
+}
+
+#[test]
+fn a_write_into_an_empty_bank_decides_nothing_before_it_is_through() {
+    let wide = Config { heads: HEADS, ..config(Metric::Dot, DIM, Values::None) };
+    let lasts = |n: usize| {
+        let bank = slow(wide.clone());
+        let interrupted =
+            is_interrupted(&bank, |work| with_tokens(&bank, n / HEADS, |tokens| bank.write(tokens, work)));
+        if interrupted {
+            let half = Array4::from_elem((1, HEADS, 1, DIM), 0u16);
+            let none = Array4::zeros((0, 0, 0, 0));
+            let halves = Tokens { keys: Input::F16(half.view()), ..tokens(&none, None) };
+            assert_eq!(bank.write(&halves, &Work::ALONE).unwrap().ids[0].ids, [0], "the first write decides the codec");
+        }
+        interrupted
+    };
+    assert!((15..23).map(|power| 1 << power).any(lasts), "write asks nobody whether to stop");
 }

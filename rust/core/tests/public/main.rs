@@ -7,5 +7,6 @@ mod data;
 mod exactness;
 mod interruption;
 mod lanes;
+mod nonfinite;
 mod refusals;
 mod threads;

@@ -1,0 +1,176 @@
+//! From what is staged to the next version: planned and built while readers go on, then performed where nothing fails.
+//!
+//! The writers' locks are held from plan to publication. Policies look at the version and answer with edits, everything
+//! that can fail is built, and then the edits are performed under the version's lock, in place where nobody else holds
+//! what they touch.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use crate::bank::{Bank, Shared};
+use crate::block::Schema;
+use crate::error::Result;
+use crate::evict::Decided;
+use crate::lane::{Arrival, Edit, Lane, Prepared};
+use crate::stage::{StagedIds, StagedRow, Staging, Tokens};
+use crate::version::Version;
+use crate::work::{Ticker, Work};
+use crate::write::View;
+
+/// What a commit did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Number of the version that it published.
+    pub version: u64,
+    /// Ids of each stage call.
+    pub ids: Vec<StagedIds>,
+    /// Entries, over all lanes, that the evict policy ended or kept from being written.
+    pub evicted: usize,
+}
+
+/// Arriving tokens of one lane.
+struct Job<'a> {
+    shared: &'a Shared,
+    schema: &'a Schema,
+    lane: &'a Lane,
+    arrival: Arrival<'a>,
+    /// Whether another version has this lane too.
+    held: bool,
+}
+
+impl Bank {
+    /// Publishes everything staged as one version.
+    ///
+    /// # Errors
+    /// When memory is not to be had or the call is interrupted; nothing was published then, and everything stays staged.
+    pub fn commit(&self, work: &Work) -> Result<Receipt> {
+        commit_all(&[self], work).map(|mut receipts| receipts.remove(0))
+    }
+
+    /// Stages tokens and publishes everything staged, as one step.
+    ///
+    /// # Errors
+    /// As for [`Bank::stage`] and [`Bank::commit`]; what was staged before stays staged then, and nothing else.
+    pub fn write(&self, tokens: &Tokens, work: &Work) -> Result<Receipt> {
+        let mut staging = self.writer();
+        let before = staging.mark();
+        staging.add(&self.shared, &self.snapshot().version, tokens, work)?;
+        let mut staging = [staging];
+        let committed = commit_locked(&[self], &mut staging, work).map(|mut receipts| receipts.remove(0));
+        if committed.is_err() {
+            staging[0].return_to(&before);
+        }
+        committed
+    }
+}
+
+/// Publishes what is staged in several banks at once: all or nothing, and no reader sees one without the others.
+///
+/// # Errors
+/// As for [`Bank::commit`].
+pub fn commit_all(banks: &[&Bank], work: &Work) -> Result<Vec<Receipt>> {
+    // One order for everybody, so that two commits cannot wait for each other; a bank named twice is locked once.
+    let by_address: BTreeMap<*const Bank, &Bank> = banks.iter().map(|&bank| (std::ptr::from_ref(bank), bank)).collect();
+    let distinct: Vec<&Bank> = by_address.values().copied().collect();
+    let mut staged: Vec<_> = distinct.iter().map(|bank| bank.writer()).collect();
+    let receipts = commit_locked(&distinct, &mut staged, work)?;
+    let receipts: BTreeMap<_, _> = by_address.keys().zip(receipts).collect();
+    Ok(banks.iter().filter_map(|&bank| receipts.get(&std::ptr::from_ref(bank)).cloned()).collect())
+}
+
+/// Commits distinct banks of which the writers' locks are held; a receipt for each.
+fn commit_locked(banks: &[&Bank], staged: &mut [MutexGuard<Staging>], work: &Work) -> Result<Vec<Receipt>> {
+    let mut plan = plan(banks, staged, work)?.into_iter();
+    let mut versions: Vec<_> =
+        banks.iter().map(|bank| bank.version.write().unwrap_or_else(PoisonError::into_inner)).collect();
+    let mut receipts = Vec::with_capacity(banks.len());
+    for ((bank, staging), version) in banks.iter().zip(&*staged).zip(&mut versions) {
+        let evicted =
+            if staging.is_empty() { 0 } else { publish(&bank.shared, Arc::make_mut(version), staging, &mut plan) };
+        receipts.push(Receipt { version: version.number, ids: Vec::new(), evicted });
+    }
+    // Readers need not wait for what was staged to be freed.
+    drop(versions);
+    for (receipt, staging) in receipts.iter_mut().zip(staged) {
+        receipt.ids = std::mem::take(&mut **staging).calls;
+    }
+    Ok(receipts)
+}
+
+/// The staged rows that hold tokens.
+fn arriving(staging: &Staging) -> impl Iterator<Item = (usize, &StagedRow)> {
+    staging.rows.iter().map(|(&row, staged)| (row, staged)).filter(|(_, staged)| staged.len() > 0)
+}
+
+/// What is to be done to each lane that tokens arrive in: by bank, row and head.
+fn plan(banks: &[&Bank], staged: &[MutexGuard<Staging>], work: &Work) -> Result<Vec<Prepared>> {
+    let versions: Vec<_> =
+        banks.iter().map(|bank| bank.version.read().unwrap_or_else(PoisonError::into_inner)).collect();
+    let (mut jobs, mut size) = (Vec::new(), 0);
+    for ((bank, staging), version) in banks.iter().zip(staged).zip(&versions) {
+        let Some(schema) = &staging.schema else { continue };
+        for (row, staged) in arriving(staging) {
+            let row = &version.rows[row];
+            let held = Arc::strong_count(version) > 1 || Arc::strong_count(row) > 1;
+            size += staged.len() * row.lanes.len() * schema.key.dim;
+            jobs.extend(row.lanes.iter().zip(&staged.lanes).map(|(lane, rows)| {
+                let arrival = Arrival { id_lo: staged.id_lo, rows };
+                Job { shared: &bank.shared, schema, lane, arrival, held }
+            }));
+        }
+    }
+    work.for_size(size).map(jobs.len(), |at, ticker| jobs[at].plan(ticker))
+}
+
+impl Job<'_> {
+    /// Write policy, then eviction, then routing: edits, with everything built that can fail.
+    fn plan(&self, ticker: &Ticker) -> Result<Prepared> {
+        ticker.tick()?;
+        let Job { shared, schema, lane, arrival, held } = *self;
+        let view = View { schema, kernels: shared.kernels, lane, arrival };
+        let (mut edits, runs) = shared.write.plan(view);
+        let mut leaving: Vec<i64> = edits.iter().filter_map(Edit::ends).collect();
+        leaving.sort_unstable();
+        let after = lane.len() - leaving.len() + runs.iter().map(ExactSizeIterator::len).sum::<usize>();
+        let capacity = shared.config.capacity.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
+        if after > capacity {
+            let decided = Decided { leaving: &leaving, runs: &runs };
+            edits.extend(shared.evict.plan(view, decided, after - capacity));
+        }
+        for run in runs {
+            let routed = shared.index.route(schema, lane, arrival, run);
+            edits.extend(routed.into_iter().map(|(list, tokens)| Edit::Append { list, tokens }));
+        }
+        lane.prepare(schema, arrival, edits, held, ticker)
+    }
+}
+
+/// Performs a plan on the version; cannot fail. Returns how many entries the evict policy ended.
+fn publish(
+    shared: &Shared,
+    version: &mut Version,
+    staging: &Staging,
+    plan: &mut impl Iterator<Item = Prepared>,
+) -> usize {
+    let mut evicted = 0;
+    if let Some(schema) = &staging.schema {
+        for (at, staged) in arriving(staging) {
+            let row = Arc::make_mut(&mut version.rows[at]);
+            for ((lane, rows), prepared) in row.lanes.iter_mut().zip(&staged.lanes).zip(&mut *plan) {
+                let arrival = Arrival { id_lo: staged.id_lo, rows };
+                evicted += lane.apply(schema, shared.kernels, arrival, prepared);
+            }
+            row.next_id = staged.id_lo + staged.len() as i64;
+            if staged.has_labels {
+                row.labels.set(staged.id_lo, &staged.labels);
+            }
+            if staged.has_positions {
+                row.positions.set(staged.id_lo, &staged.positions);
+            }
+            row.drop_old_columns();
+        }
+    }
+    version.schema = version.schema.or(staging.schema);
+    version.number += 1;
+    evicted
+}

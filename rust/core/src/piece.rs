@@ -1,0 +1,110 @@
+//! A span of ids cut into what one kernel call takes, however the entries lie in blocks: what makes the answer of
+//! [`crate::dense`] independent of that.
+
+use mnemex_kernels::PANEL;
+use mnemex_kernels::tile::ROW_GROUP;
+
+use crate::block::{BLOCK_ROWS, Block, Layout, Schema};
+use crate::list::{Ref, first_rows};
+
+/// Entries of a span that are scored in one kernel call, ids ascending: at most 64.
+pub(crate) enum Piece<'v> {
+    /// Every row of a block, read in place where it holds float32.
+    Whole(&'v Ref),
+    /// Single rows.
+    Rows(Vec<(&'v Ref, usize)>),
+}
+
+impl Piece<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Piece::Whole(r) => r.block.len(),
+            Piece::Rows(rows) => rows.len(),
+        }
+    }
+
+    /// Reference and slot of each row.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (&Ref, usize)> {
+        (0..self.len()).map(|at| match self {
+            Piece::Whole(r) => (*r, at),
+            Piece::Rows(rows) => rows[at],
+        })
+    }
+}
+
+/// The pieces of the ids from `id_lo` to below `id_hi`, in id order, out of references and their visible rows.
+pub(crate) fn pieces<'v>(refs: &[(&'v Ref, u64)], id_lo: i64, id_hi: i64) -> Vec<Piece<'v>> {
+    let mut runs: Vec<(&Ref, u64)> = (refs.iter())
+        .map(|(r, visible)| (*r, visible & first_rows(r.rows_below(id_hi)) & !first_rows(r.rows_below(id_lo))))
+        .filter(|(_, live)| *live != 0)
+        .collect();
+    runs.sort_by_key(|(r, _)| r.id_lo);
+    let rows = |&(r, live): &(&'v Ref, u64)| {
+        (0..BLOCK_ROWS).filter(move |slot| live >> slot & 1 == 1).map(move |slot| (r, slot))
+    };
+    if runs.windows(2).any(|pair| pair[0].0.id_hi() > pair[1].0.id_lo) {
+        // Lists that interleave: entry by entry.
+        let mut entries: Vec<(&Ref, usize)> = runs.iter().flat_map(rows).collect();
+        entries.sort_by_key(|(r, slot)| r.id(*slot));
+        return entries.chunks(BLOCK_ROWS).map(|chunk| Piece::Rows(chunk.to_vec())).collect();
+    }
+    let piece = |run: &(&'v Ref, u64)| {
+        if run.1 == first_rows(run.0.block.len()) { Piece::Whole(run.0) } else { Piece::Rows(rows(run).collect()) }
+    };
+    runs.iter().map(piece).collect()
+}
+
+impl<'v> Piece<'v> {
+    /// The piece's vectors in float32 with the floats from row to row; `whole` and `bytes` say which vectors.
+    fn vectors<'a>(
+        &'a self,
+        layout: Layout,
+        scratch: &'a mut Vec<f32>,
+        whole: impl Fn(&'a Block, &'a mut Vec<f32>) -> (&'a [f32], usize),
+        bytes: impl Fn(&'v Block, usize) -> &'v [u8],
+    ) -> (&'a [f32], usize) {
+        match self {
+            Piece::Whole(r) => whole(&r.block, scratch),
+            Piece::Rows(rows) => {
+                let stride = layout.dim.next_multiple_of(PANEL);
+                scratch.clear();
+                scratch.resize(rows.len().next_multiple_of(ROW_GROUP) * stride, 0.0);
+                for ((r, slot), out) in rows.iter().zip(scratch.chunks_exact_mut(stride)) {
+                    layout.codec.decode(bytes(&r.block, *slot), &mut out[..layout.dim]);
+                }
+                (scratch, stride)
+            }
+        }
+    }
+
+    pub(crate) fn keys<'a>(&'a self, schema: &'a Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize)
+    where
+        'a: 'v,
+    {
+        self.vectors(schema.key, scratch, |b, s| b.keys(schema, s), |b, slot| b.key_bytes(schema, slot))
+    }
+
+    pub(crate) fn values<'a>(&'a self, schema: &'a Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize)
+    where
+        'a: 'v,
+    {
+        let layout = schema.value.unwrap_or(schema.key);
+        self.vectors(layout, scratch, |b, s| b.values(schema, s), |b, slot| b.value_bytes(schema, slot))
+    }
+
+    /// The keys' part in the error bound.
+    pub(crate) fn reach(&self) -> f32 {
+        match self {
+            Piece::Whole(r) => r.block.reach(),
+            Piece::Rows(rows) => rows.iter().map(|(r, _)| r.block.reach()).fold(0.0, f32::max),
+        }
+    }
+
+    /// One over each key's norm, for cosine.
+    pub(crate) fn scale(&self) -> Vec<f32> {
+        match self {
+            Piece::Whole(r) => r.block.scale().to_vec(),
+            Piece::Rows(rows) => rows.iter().filter_map(|(r, slot)| r.block.scale().get(*slot).copied()).collect(),
+        }
+    }
+}
