@@ -13,6 +13,7 @@ pytest.importorskip("transformers", reason="the demo needs transformers")
 import mnemex as mx  # noqa: E402
 from demo_parts import saved_model  # noqa: E402
 from mnemex.demo.continuation import n_equal  # noqa: E402
+from mnemex.demo.pretrained import native_dtype  # noqa: E402
 from mnemex.demo.reopen import digest, digest_elsewhere  # noqa: E402
 from mnemex.demo.run import Finished, Settings, run  # noqa: E402
 from mnemex.errors import ArgumentError  # noqa: E402
@@ -138,3 +139,22 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArgumentError, match="is a file: expected a folder"):
         Settings(out=tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("able", "dtype"),
+    [
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"bf16": True, "architecture": "aarch64"}, torch.bfloat16),
+        ({"avx512_f": True, "avx512_bf16": False}, torch.float32),
+    ],
+)
+def test_bfloat16_is_chosen_where_the_processor_multiplies_it(monkeypatch, able, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert native_dtype() == dtype
+
+
+def test_float32_is_chosen_where_torch_cannot_tell(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert native_dtype() == torch.float32

@@ -13,10 +13,11 @@ import mnemex as mx  # noqa: E402
 from hf_models import EVERY, gap, generate, left_padded, lengths, make, memory_of, tokens, unpadded  # noqa: E402
 
 
+@pytest.mark.parametrize("number", [int, torch.tensor])  # assisted decoding gives the one or the other
 @pytest.mark.parametrize("window", [1, 4, 9])
 @pytest.mark.parametrize("n_cropped", [1, 3, 7, 15, 21, 24])
 @torch.no_grad()
-def test_crop_takes_tokens_back_from_window_and_memory(window, n_cropped):
+def test_crop_takes_tokens_back_from_window_and_memory(window, n_cropped, number):
     model, batch = make("llama"), left_padded([0, 4], 24, seed=22)
     x, mask = batch["input_ids"], batch["attention_mask"]
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -34,7 +35,7 @@ def test_crop_takes_tokens_back_from_window_and_memory(window, n_cropped):
             model(
                 x[:, span], attention_mask=mask[:, : span.stop], position_ids=positions[:, span], past_key_values=cache
             )
-        cache.crop(-n_cropped)
+        cache.crop(number(-n_cropped))
         assert cache.get_seq_length() == kept
         got = [
             model(other[:, i : i + 3], attention_mask=masks[:, : kept + i + 3], position_ids=after[:, i : i + 3],

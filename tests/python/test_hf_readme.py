@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import pytest
 
-from test_readme import EXAMPLES
+torch = pytest.importorskip("torch", reason="the transformers adapter needs torch")
+transformers = pytest.importorskip("transformers", reason="the transformers adapter needs transformers")
+
+from test_readme import EXAMPLES  # noqa: E402
 
 
 def test_the_example_of_a_model_runs():
     (code,) = (example for example in EXAMPLES if "mx.hf" in example)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
-    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, bos_token_id=None, eos_token_id=None)
+    config = transformers.LlamaConfig(
+        **sizes, num_attention_heads=4, num_key_value_heads=2, bos_token_id=None, eos_token_id=None
+    )
     inputs = {"input_ids": torch.randint(0, 100, (1, 600)), "attention_mask": torch.ones(1, 600, dtype=torch.int64)}
-    names = {"model": LlamaForCausalLM(config).eval(), "inputs": inputs}
+    names = {"model": transformers.LlamaForCausalLM(config).eval(), "inputs": inputs}
     exec(compile(code, "README.md", "exec"), names)
     assert names["tokens"].shape == (1, 664)

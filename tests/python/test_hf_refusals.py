@@ -182,7 +182,7 @@ def test_continuous_batching_is_refused_by_transformers():
     model = make("llama")
     with (
         mx.hf.attach(model, memory_of(model)),
-        pytest.raises(ValueError, match="mnemex is not supported for continuous batching"),
+        pytest.raises(ValueError, match=r"mnemex.* is not supported"),
     ):
         model.generate_batch([[3, 4, 5]], progress_bar=False)
 

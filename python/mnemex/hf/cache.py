@@ -176,7 +176,8 @@ class WindowCache(Cache):
         """Take the newest `-tokens_to_remove` tokens back, those in memory too."""
         if tokens_to_remove > 0:
             raise ArgumentError(f"crop({tokens_to_remove}): expected 0 or minus the number of tokens to remove")
-        n = min(-tokens_to_remove, self.rows.total)
+        # Some releases of transformers count in a tensor, which `+=` would then change wherever it was kept.
+        n = min(-int(tokens_to_remove), self.rows.total)
         for layer in self.others:
             layer.crop(-n)
         if n == 0:

@@ -161,13 +161,16 @@ def _sort_layers(
 ) -> tuple[dict[int, nn.Module], dict[int, str]]:
     """Layers that see their whole past, and why the others do not count. transformers' own cache tells."""
     kinds = DynamicCache(config=config).layers
-    shared = getattr(config, "layer_types", None)
+    types = getattr(config, "layer_types", None) or []
     modules, others = {}, {}
     for index in range(max(len(kinds), max(by_index) + 1)):
-        kind = kinds[index] if index < len(kinds) else DynamicLayer()
+        # Releases before 5.23 end the cache before the layers that use the keys and values of others; later ones have
+        # a layer there that keeps nothing.
+        kind = kinds[index] if index < len(kinds) else None
+        sees_all = index < len(types) and "full" in types[index]
         if index in by_index and type(kind) is DynamicLayer:
             modules[index] = by_index[index]
-        elif index in by_index and not isinstance(kind, CacheLayerMixin) and shared and "full" in shared[index]:
+        elif index in by_index and not isinstance(kind, CacheLayerMixin) and sees_all:
             raise Unsupported(
                 f"{name} shares the keys and values of one layer with others, which would miss what leaves the "
                 "window: this model cannot be attached"
@@ -176,6 +179,8 @@ def _sort_layers(
             others[index] = (
                 f"it has a sliding window of {kind.sliding_window} and sees only that, with or without a memory"
             )
+        elif kind is None:
+            others[index] = "it keeps no past of its own"
         else:
             others[index] = f"it keeps its past as {type(kind).__name__}"
     return modules, others
