@@ -88,7 +88,8 @@ def __getattr__(name: str) -> ModuleType:
             import_module(needed)
         except ImportError as error:
             raise MissingDependency(
-                f"mnemex.{name} needs {needed}, which cannot be imported ({error}): pip install 'mnemex[{name}]'"
+                f"mnemex.{name} needs {needed}, which cannot be imported ({error}): pip install '.[{name}]' in "
+                "mnemex's repository"
             ) from error
     return import_module(f"mnemex.{name}")
 

@@ -10,7 +10,7 @@ def main() -> None:
     """Run the command line."""
     missing = [name for name in ("rich", "typer") if find_spec(name) is None]
     if missing:
-        sys.exit(f"the mnemex command needs {' and '.join(missing)}: pip install 'mnemex[cli]'")
+        sys.exit(f"the mnemex command needs {' and '.join(missing)}: pip install '.[cli]' in its repository")
     from mnemex.commands import app
     from mnemex.errors import Error
 

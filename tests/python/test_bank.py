@@ -265,6 +265,7 @@ def test_a_commit_over_banks_is_all_or_nothing_for_readers():
         memory.commit()
     stop.set()
     reader.join()
+    assert seen
     assert all(seen)
     assert len(memory) == 2 * 2 * 300
 

@@ -11,6 +11,8 @@ import pytest
 typer_testing = pytest.importorskip("typer.testing", reason="the command line needs typer")
 pytest.importorskip("transformers", reason="the demo needs transformers")
 
+import huggingface_hub  # noqa: E402
+
 import mnemex.cli  # noqa: E402
 from demo_parts import byte_tokenizer, saved_model  # noqa: E402
 from mnemex.commands import app  # noqa: E402
@@ -57,7 +59,11 @@ def test_the_demo_runs_and_says_what_it_found(folder, capsys, monkeypatch):
         (["--text", "short.txt", "--model", "./nowhere"], 1, "./nowhere: no such folder"),
         (["--text", "short.txt", "--model", "nowhere.gguf"], 1, "nowhere.gguf: no such file"),
         (["--text", "short.txt", "--model", "empty"], 1, "not a causal language model"),
+        (["--text", "short.txt", "--model", "nothing"], 1, "not a causal language model"),
+        (["--text", "short.txt", "--model", "junk.gguf"], 1, "not a whole GGUF file"),
+        (["--text", "short.txt", "--model", "cut.gguf"], 1, "not a whole GGUF file"),
         (["--text", "short.txt", "--out", "short.txt"], 1, "is a file: expected a folder"),
+        (["--text", "long.txt", "--model", "model", "--window", "8", "--out", "short.txt/x"], 1, "give a folder"),
         (["--window", "0"], 2, "--window"),
         (["--window", "-3"], 2, "--window"),
         (["--window", "wide"], 2, "--window"),
@@ -71,6 +77,10 @@ def test_mistakes_end_with_a_sentence(folder, capsys, monkeypatch, arguments, co
     saved_model(folder / "model")
     (folder / "empty").mkdir()
     (folder / "short.txt").write_text("too short")
+    (folder / "long.txt").write_text("long enough for a window of eight tokens\n" * 9)
+    (folder / "junk.gguf").write_text("{}")
+    (folder / "cut.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")  # where nobody answers
     (folder / "latin.txt").write_bytes(b"caf\xe9")
     ended, said = end(capsys, monkeypatch, "demo", *arguments)
     assert ended == code, said
@@ -95,14 +105,14 @@ def test_a_missing_framework_is_named_with_its_extra(folder, capsys, monkeypatch
     monkeypatch.setattr("mnemex.demo.pretrained.find_spec", lambda name: None if name == missing else found(name))
     code, said = end(capsys, monkeypatch, "demo")
     assert code == 1
-    assert f"needs {missing}: pip install 'mnemex[demo]'" in said
+    assert f"needs {missing}: pip install '.[demo]'" in said
 
 
 def test_without_its_own_packages_it_says_which_extra_brings_them(capsys, monkeypatch):
     monkeypatch.setattr("mnemex.cli.find_spec", lambda name: None)
     code, said = end(capsys, monkeypatch, "doctor")
     assert code == 1
-    assert "needs rich and typer: pip install 'mnemex[cli]'" in said
+    assert "needs rich and typer: pip install '.[cli]'" in said
 
 
 def test_a_tokenizer_without_offsets_is_refused(folder, capsys, monkeypatch):

@@ -102,6 +102,7 @@ def test_tokens_past_the_window_retrieve_and_those_before_do_not(ran):
 
 def test_every_task_is_finished_and_has_a_result(ran):
     diary = ran[1]
+    assert diary.tasks
     assert diary.done == [total for _, total in diary.tasks]
     assert len(diary.results) == len(diary.tasks)
 

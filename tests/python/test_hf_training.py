@@ -37,9 +37,10 @@ def test_checkpointing_stages_once_and_reads_one_version_twice(name, reentrant):
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert sizes == [[34, 34], [34, 34]]
     assert gradients[0].keys() == gradients[1].keys()
-    for n, plain in gradients[0].items():
-        if plain.abs().max() > 1e-8:
-            assert gap(gradients[1][n], plain) <= 1e-4, n
+    large = [n for n, plain in gradients[0].items() if plain.abs().max() > 1e-8]
+    assert len(large) > len(gradients[0]) / 2
+    for n in large:
+        assert gap(gradients[1][n], gradients[0][n]) <= 1e-4, n
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -52,13 +53,14 @@ def test_gradients_equal_those_over_the_concatenation_when_the_past_is_frozen(na
         layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
     model(x[:, 16:], past_key_values=past).logits.square().sum().backward()
     want = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    large = [n for n, gradient in want.items() if gradient.abs().max() > 1e-6]
+    assert len(large) > len(want) / 2
     model.zero_grad()
     for top_k in (EVERY, 16):
         with mx.hf.attach(model, a.memory, top_k=top_k):
             model(x[:, 16:], position_ids=torch.arange(16, 24)[None], use_cache=False).logits.square().sum().backward()
-        for n, p in model.named_parameters():
-            if n in want and want[n].abs().max() > 1e-6:
-                assert gap(p.grad, want[n]) <= 1e-3, n
+        for n in large:
+            assert gap(model.get_parameter(n).grad, want[n]) <= 1e-3, n
         model.zero_grad()
 
 

@@ -11,12 +11,15 @@ import io
 import logging
 import os
 import shutil
+import struct
 import tempfile
 from contextlib import redirect_stderr
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from mnemex.errors import ArgumentError, MissingDependency
 
@@ -42,7 +45,7 @@ def require(*modules: str) -> None:
     """Raise `MissingDependency` unless every module can be imported."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise MissingDependency(f"the demo needs {', '.join(missing)}: pip install 'mnemex[demo]'")
+        raise MissingDependency(f"the demo needs {', '.join(missing)}: pip install '.[demo]' in mnemex's repository")
 
 
 def load(source: str | None, *, dtype: DType = "auto") -> Pretrained:
@@ -67,7 +70,7 @@ def load(source: str | None, *, dtype: DType = "auto") -> Pretrained:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name, folder = _resolve(source)
-    offline = folder is not None
+    offline = folder is not None or not hub_answers()
     torch_dtype = native_dtype() if dtype == "auto" else getattr(torch, dtype)
     with _quiet():
         try:
@@ -75,9 +78,8 @@ def load(source: str | None, *, dtype: DType = "auto") -> Pretrained:
             model = AutoModelForCausalLM.from_pretrained(folder or name, dtype=torch_dtype, local_files_only=offline)
         except (OSError, ValueError) as error:
             raise ArgumentError(
-                f"--model {source}: not a causal language model that transformers can load. Give a folder with "
-                f"config.json, a .gguf file or a hub name, or leave --model out for {PACKAGE_MODEL}. transformers "
-                f"said: {_first_line(error)}"
+                f"--model {source}: not a causal language model that transformers can load. {_what_to_give()} "
+                f"transformers said: {_first_line(error)}"
             ) from error
     if not tokenizer.is_fast:
         raise ArgumentError(f"--model {source}: its tokenizer gives no character offsets (it is not a fast tokenizer)")
@@ -112,6 +114,21 @@ def package_file() -> Path:
 def cache_folder() -> Path:
     """Return the folder for converted weights: `mnemex` in XDG_CACHE_HOME, or in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnemex"
+
+
+def hub_answers() -> bool:
+    """Ask the Hugging Face hub once; transformers would ask a silent one again and again for every file."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
+    except HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _resolve(source: str | None) -> tuple[str, Path | None]:
@@ -151,11 +168,17 @@ def converted(gguf: Path) -> Path:
         # The bar of the conversion is a bare tqdm, which no setting turns off.
         with _quiet(), redirect_stderr(io.StringIO()):
             arguments = {"gguf_file": gguf.name, "local_files_only": True}
-            AutoTokenizer.from_pretrained(gguf.parent, **arguments).save_pretrained(made)
-            unpacked = GgufConfig(dequantize=True)
-            AutoModelForCausalLM.from_pretrained(
-                gguf.parent, quantization_config=unpacked, **arguments
-            ).save_pretrained(made)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **arguments)
+                unpacked = GgufConfig(dequantize=True)
+                model = AutoModelForCausalLM.from_pretrained(gguf.parent, quantization_config=unpacked, **arguments)
+            except (OSError, ValueError, struct.error) as error:
+                raise ArgumentError(
+                    f"--model {gguf}: not a whole GGUF file of a causal language model. {_what_to_give()} "
+                    f"transformers said: {_first_line(error)}"
+                ) from error
+            tokenizer.save_pretrained(made)
+            model.save_pretrained(made)
         made.chmod(0o755)
         made.rename(folder)
     finally:
@@ -179,6 +202,10 @@ class _quiet:
         self._logging.set_verbosity(self._level)
         if self._bars:
             self._logging.enable_progress_bar()
+
+
+def _what_to_give() -> str:
+    return f"Give a folder with config.json, a .gguf file or a hub name, or leave --model out for {PACKAGE_MODEL}."
 
 
 def _first_line(error: BaseException) -> str:

@@ -94,9 +94,10 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerFast, *, n_tokens: in
     encoded = tokenizer(source.content, return_offsets_mapping=True, verbose=False)
     ids = np.asarray(encoded["input_ids"][:n_tokens], np.int64)
     if len(ids) < least:
+        more = "more --tokens" if len(ids) == n_tokens else "a longer --text"
         raise ArgumentError(
-            f"{len(ids):,} tokens of {source.name} are too few for this window, which needs {least:,}: give a longer "
-            "--text, a smaller --window, or more --tokens"
+            f"{len(ids):,} tokens of {source.name} are too few for this window, which needs {least:,}: give {more} or "
+            "a smaller --window"
         )
     ends = [0]
     for _, end in encoded["offset_mapping"][: len(ids)]:
@@ -111,7 +112,7 @@ def _beginning(path: Path, n_tokens: int) -> str:
         with path.open("rb") as file:
             data = file.read(limit)
     except OSError as error:
-        raise ArgumentError(f"--text {path}: {error.strerror}") from error
+        raise ArgumentError(f"--text {path}: {error.strerror}; give a file in UTF-8") from error
     try:
         # Where the file goes on, its beginning may end inside a character.
         return codecs.getincrementaldecoder("utf-8")().decode(data, final=len(data) < limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def run(settings: Settings, progress: Progress) -> Finished:
     progress.end(_kind_of(pretrained))
     least = settings.skip + LEAST_MEASURED
     text = tokenize(source, pretrained.tokenizer, n_tokens=settings.n_tokens, least=least)
-    settings.out.mkdir(parents=True, exist_ok=True)
+    _make(settings.out)
     experiment = Experiment(
         pretrained.model,
         text,
@@ -148,6 +149,16 @@ def run(settings: Settings, progress: Progress) -> Finished:
     page = settings.out / "report.html"
     page.write_text(render(report), "utf-8")
     return Finished(report, page, folder)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder to write to, before there is anything to lose."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"--out {folder}: {error.strerror}; give a folder that can be made") from error
+    if not os.access(folder, os.W_OK):
+        raise ArgumentError(f"--out {folder}: nothing can be written there; give another folder")
 
 
 def _reopen(memory: Memory, folder: Path, progress: Progress) -> Reopened:

@@ -71,6 +71,8 @@ class WindowCache(Cache):
         self.shift: int | None = None
         self._attachment = attachment
         self._writes_seen = attachment.writes
+        # Where the memory ended before anything of this cache was in it.
+        self._continues = self.memory.next_position
         self._broken = False
 
     def __repr__(self) -> str:
@@ -132,6 +134,8 @@ class WindowCache(Cache):
         oldest = {index: layer.oldest(eviction.n) for index, layer in self.attached.items()}
         stored = eviction.stored
         if stored is None or stored.any():
+            if not any(self.rows.runs):
+                self._continues = self.memory.next_position
             try:
                 ids = stage_tokens(
                     self.memory,
@@ -198,6 +202,7 @@ class WindowCache(Cache):
         first = self.rows.first_ids()
         if first is not None:
             self._truncate(first)
+            self.memory.next_position = self._continues
         super().reset()
         self.rows = WindowRows(self.sinks)
         self.shift, self._broken = None, False

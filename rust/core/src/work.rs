@@ -150,7 +150,7 @@ mod tests {
         for threads in [1, 2, 7] {
             let work = Work { threads, interrupted: &|| false };
             let squares = work.map(1000, |i, _| Ok(i * i)).unwrap();
-            assert!(squares.iter().enumerate().all(|(i, &square)| square == i * i));
+            assert_eq!(squares, (0..1000).map(|i| i * i).collect::<Vec<usize>>());
         }
     }
 

@@ -117,9 +117,11 @@ fn a_missing_path_is_told_apart() {
 fn files_that_do_not_belong_to_the_save_are_passed_over() {
     let scratch = Scratch::new();
     let path = small(&scratch);
+    let before = open(&path).unwrap().banks.remove(0);
     fs::write(path.join("notes.txt"), "mine").unwrap();
     fs::write(path.join("bank-1.arrow"), "mine").unwrap();
-    open(&path).unwrap();
+    let [bank] = <[Bank; 1]>::try_from(open(&path).unwrap().banks).ok().unwrap();
+    fixture::assert_same(&before.snapshot(), &bank.snapshot());
 }
 
 #[test]

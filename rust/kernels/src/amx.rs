@@ -13,8 +13,9 @@ use std::sync::OnceLock;
 use crate::avx512::F32x16;
 use crate::lanes::Lanes;
 use crate::prefetch::prefetch_next;
+use crate::select::{All, Passing};
 use crate::short::{self, NUMBERS, Short, ShortKeys, ShortQueries};
-use crate::tile::{All, PANEL, Pass, Passing, Sink};
+use crate::tile::{PANEL, Pass, Sink};
 use crate::{Isa, Kernels};
 
 /// AVX-512 BF16 and AMX for the first pass; AVX-512 for the rest.

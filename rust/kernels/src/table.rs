@@ -14,7 +14,7 @@ pub struct Kernels {
     pub isa: Isa,
     /// The same first pass in bfloat16, where that is faster.
     pub short: Option<Short>,
-    /// First pass fused with selection: see [`crate::tile`]. `thresholds` has one entry per lane, the last panel's unused
+    /// First pass fused with selection: see [`crate::tile`], `select.rs`. `thresholds` has one entry per lane, the last panel's unused
     /// lanes included; bit r of `live` says whether key row r may pass.
     pub select: fn(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>),
     /// All first-pass scores of a block, stored at row `first` of panels of `rows` rows.
@@ -93,18 +93,19 @@ macro_rules! kernel_table {
             use crate::canonical::{self, Metric};
             use crate::kth;
             use crate::softmax::{self, Logit};
-            use crate::tile::{self, Keys, PANEL, Pass, Queries, Rule};
+            use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
+            use crate::{select, weigh};
 
             crate::table::kernel_table!(@entries ($($features)*)
                 select(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>)
-                    => tile::select::<L>;
+                    => select::select::<L>;
                 scores(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize)
-                    => tile::scores::<L>;
-                filter(panel: &[f32], n: usize, thresholds: &[f32; PANEL], out: &mut Vec<Pass>) => tile::filter::<L>;
+                    => select::scores::<L>;
+                filter(panel: &[f32], n: usize, thresholds: &[f32; PANEL], out: &mut Vec<Pass>) => select::filter::<L>;
                 reached_by(panel: &[f32], k: usize, out: &mut [f32; PANEL]) => kth::reached_by::<L>;
                 logits(scores: &mut [f32], logit: Logit) => softmax::logits;
                 exponentials(panel: &mut [f32], max: &mut [f32; PANEL], sum: &mut [f32; PANEL]) => softmax::exponentials;
-                weigh(weights: &[f32], values: &[f32], stride: usize, n: usize, out: &mut [f32]) => tile::weigh::<L>;
+                weigh(weights: &[f32], values: &[f32], stride: usize, n: usize, out: &mut [f32]) => weigh::weigh::<L>;
                 add_scaled(weight: f32, row: &[f32], out: &mut [f32]) => softmax::add_scaled;
                 score(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f32 => canonical::score;
                 square_norm(x: &[f32]) -> f64 => canonical::square_norm;
