@@ -97,9 +97,13 @@ impl Snapshot {
         let weighed = work.map(units.len(), |at, ticker| {
             let (unit, best) = &units[at];
             let mut weighed = Vec::with_capacity(best.len());
-            for best in best {
+            // The values of one query come near while the one before it is weighed.
+            let near = |hits: &Vec<Best>| hits.iter().for_each(|hit| prefetch(unit.value(schema, hit)));
+            best.first().into_iter().for_each(near);
+            for (at, best_of_one) in best.iter().enumerate() {
                 ticker.tick()?;
-                weighed.push(self.weigh(schema, unit, best, attention));
+                best.get(at + 1).into_iter().for_each(near);
+                weighed.push(self.weigh(schema, unit, best_of_one, attention));
             }
             Ok(weighed)
         })?;
@@ -125,9 +129,6 @@ impl Snapshot {
     fn weigh(&self, schema: &Schema, unit: &Unit, best: &[Best], attention: &Attention) -> Weighed {
         let kernels = self.shared.kernels;
         let dim = self.config().value_dim();
-        let value =
-            |hit: &Best| unit.refs[(hit.place / 64) as usize].block.value_bytes(schema, (hit.place % 64) as usize);
-        best.iter().for_each(|hit| prefetch(value(hit)));
         let mut mass: Vec<f32> = best.iter().map(|hit| attention.logit.of(hit.score)).collect();
         let max = mass.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mut out = vec![0.0; dim];
@@ -143,7 +144,7 @@ impl Snapshot {
         let mut scratch = vec![0.0; if codec == Codec::F32 { 0 } else { dim }];
         for (hit, weight) in best.iter().zip(&mut mass) {
             *weight /= sum;
-            let bytes = value(hit);
+            let bytes = unit.value(schema, hit);
             let value = if codec == Codec::F32 {
                 &bytemuck::cast_slice(bytes)[..dim]
             } else {

@@ -2,6 +2,7 @@
 
 use mnemex_kernels::bound::{Precision, QueryBound};
 use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::select::Maxima;
 use mnemex_kernels::short::{self, Short, ShortKeys, ShortQueries};
 use mnemex_kernels::tile::Queries as Panels;
 use mnemex_kernels::{Kernels, Keys, PANEL, Pass, Rule};
@@ -14,7 +15,7 @@ use crate::plane::Plane;
 use crate::query::Packed;
 
 /// Queries per call in float32: their panels stay in the first-level cache beside a block of keys.
-pub(crate) const GROUP: usize = 4 * PANEL;
+const GROUP: usize = 4 * PANEL;
 
 /// How row scores come from keys and queries.
 pub(crate) fn rule(metric: Metric) -> Rule {
@@ -115,33 +116,35 @@ impl<'s> FirstPass<'s> {
     pub(crate) fn select(&self, keys: &Loaded, live: u64, first: usize, thresholds: &[f32], out: &mut Vec<Pass>) {
         match keys {
             Loaded::Short(short, keys) => {
-                (short.select)(*keys, live, self.shorts(first, self.group()), thresholds, out);
+                (short.select)(*keys, live, self.shorts(first), thresholds, out);
             }
             Loaded::Single(keys) => {
                 let rule = rule(self.schema.metric);
-                (self.kernels.select)(rule, *keys, live, self.floats(first, self.group()), thresholds, out);
+                (self.kernels.select)(rule, *keys, live, self.floats(first), thresholds, out);
             }
         }
     }
 
-    /// Stores all scores of up to [`GROUP`] queries from `first` on, at row `row` of panels of `rows`.
-    pub(crate) fn scores(&self, keys: &Loaded, first: usize, out: &mut [f32], rows: usize, row: usize) {
+    /// The largest scores of groups of a block's rows, for up to [`FirstPass::group`] queries from `first` on.
+    pub(crate) fn maxima(&self, keys: &Loaded, first: usize, out: Maxima) {
         match keys {
-            Loaded::Short(short, keys) => (short.scores)(*keys, self.shorts(first, GROUP), out, rows, row),
-            Loaded::Single(keys) => {
-                (self.kernels.scores)(rule(self.schema.metric), *keys, self.floats(first, GROUP), out, rows, row);
-            }
+            Loaded::Short(short, keys) => (short.maxima)(*keys, self.shorts(first), out),
+            Loaded::Single(keys) => (self.kernels.maxima)(rule(self.schema.metric), *keys, self.floats(first), out),
         }
     }
 
-    fn floats(&self, first: usize, most: usize) -> Panels<'_> {
+    fn floats(&self, first: usize) -> Panels<'_> {
         let dim = self.schema.key.dim;
-        Panels { panels: &self.packed.panels.floats()[first * dim..], dim, n: most.min(self.bounds.len() - first) }
+        Panels {
+            panels: &self.packed.panels.floats()[first * dim..],
+            dim,
+            n: self.group().min(self.bounds.len() - first),
+        }
     }
 
-    fn shorts(&self, first: usize, most: usize) -> ShortQueries<'_> {
+    fn shorts(&self, first: usize) -> ShortQueries<'_> {
         let dim = self.schema.key.dim;
         let panels = &self.shorts.shorts()[first * short::padded(dim)..];
-        ShortQueries { panels, dim, n: most.min(self.bounds.len() - first) }
+        ShortQueries { panels, dim, n: self.group().min(self.bounds.len() - first) }
     }
 }

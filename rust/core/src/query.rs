@@ -13,6 +13,7 @@ use crate::input::{Input, VectorReader, all_finite, check_shape, non_finite};
 use crate::lane::Lane;
 use crate::list::{List, Ref};
 use crate::plane::Plane;
+use crate::reservoir::Best;
 
 /// Booleans by id, row after row.
 #[derive(Clone, Copy)]
@@ -62,6 +63,13 @@ pub(crate) struct Unit<'v> {
     pub(crate) n: usize,
     /// What may hold their answers.
     pub(crate) refs: Arc<Vec<&'v Ref>>,
+}
+
+impl<'v> Unit<'v> {
+    /// The stored bytes of a hit's value.
+    pub(crate) fn value(&self, schema: &Schema, hit: &Best) -> &'v [u8] {
+        self.refs[(hit.place / 64) as usize].block.value_bytes(schema, (hit.place % 64) as usize)
+    }
 }
 
 impl<'a> Queries<'a> {

@@ -107,7 +107,7 @@ impl Reservoir {
     }
 
     /// Rescores what is left and keeps the best k, in order.
-    fn decide(&mut self, exact: &mut impl FnMut(Place) -> (f32, i64)) -> Vec<Best> {
+    pub(crate) fn decide(&mut self, exact: &mut impl FnMut(Place) -> (f32, i64)) -> Vec<Best> {
         let mut best = Vec::with_capacity(self.candidates.len());
         for candidate in &self.candidates {
             let (score, id) = exact(candidate.place);
@@ -133,11 +133,5 @@ impl Reservoir {
     pub(crate) fn close(&mut self) -> impl Iterator<Item = Place> {
         self.raise_floor();
         self.candidates.iter().map(|c| c.place)
-    }
-
-    /// The best k, in order.
-    pub(crate) fn finish(mut self, exact: &mut impl FnMut(Place) -> (f32, i64)) -> Vec<Best> {
-        self.raise_floor();
-        self.decide(exact)
     }
 }

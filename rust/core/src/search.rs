@@ -1,15 +1,15 @@
 //! Exact search: a bounded float32 first pass over blocks, then canonical scores for what may be among the best.
 
 use mnemex_kernels::prefetch::prefetch;
+use mnemex_kernels::select::Maxima;
 use mnemex_kernels::{Kernels, PANEL, Pass};
 
 use crate::bank::Snapshot;
 use crate::block::Schema;
 use crate::codec::Codec;
 use crate::error::{Kind, Result, ensure, filled};
-use crate::first_pass::{FirstPass, GROUP, Scratch};
+use crate::first_pass::{FirstPass, Scratch};
 use crate::list::{Ref, first_rows};
-use crate::plane::Plane;
 use crate::query::{Packed, Queries, Query, Unit};
 use crate::reservoir::{Best, Reservoir};
 use crate::work::{Ticker, Work};
@@ -171,13 +171,13 @@ impl<'s> Scan<'s> {
         let mut thresholds = vec![f32::INFINITY; self.pass.group()];
         let last_seen = self.pass.packed.before.iter().copied().max().unwrap_or(0);
         let first_seen = self.pass.packed.before.iter().copied().min().unwrap_or(0);
-        let sampled = self.sample(refs.clone(), &mut scratch, &mut passes)?;
+        self.sample(refs.clone(), &mut scratch)?;
         // Newest first: neighbours in time are alike, so an early look at them raises the floors that keep the rest out.
         for at in refs.rev() {
             ticker.tick()?;
             let r = self.unit.refs[at];
             let live = self.queries.visible(self.unit.row, r) & first_rows(r.rows_below(last_seen));
-            if live == 0 || sampled.binary_search_by(|sample| at.cmp(sample)).is_ok() {
+            if live == 0 {
                 continue;
             }
             let mut keys = self.pass.load(r, &mut scratch)?;
@@ -186,66 +186,55 @@ impl<'s> Scan<'s> {
                 self.thresholds(first, r.block.reach(), &mut thresholds);
                 self.pass.select(&keys, live, first, &thresholds, &mut passes);
                 keys.then(&[]);
-                self.take(first, r.id_hi() <= first_seen, &mut passes, |row| (at, row));
+                self.take(at, first, r.id_hi() <= first_seen, &mut passes);
             }
         }
-        let reservoirs = std::mem::take(&mut self.reservoirs);
+        let mut reservoirs = std::mem::take(&mut self.reservoirs);
         let mut best = Vec::with_capacity(reservoirs.len());
-        for (query, mut reservoir) in reservoirs.into_iter().enumerate() {
+        // The keys of one query come near while the one before it is decided.
+        reservoirs.first_mut().into_iter().for_each(|first| self.close(first));
+        for query in 0..reservoirs.len() {
             ticker.tick()?;
-            reservoir.close().for_each(|place| prefetch(self.key(place)));
-            best.push(reservoir.finish(&mut |place| self.exact(query, place)));
+            reservoirs.get_mut(query + 1).into_iter().for_each(|next| self.close(next));
+            best.push(reservoirs[query].decide(&mut |place| self.exact(query, place)));
         }
         Ok(best)
     }
 
-    /// Sets the first floors from the newest blocks that all queries see whole, and takes those blocks' entries: without,
-    /// the first blocks would pass whole. Says which they were.
-    fn sample(
-        &mut self,
-        refs: std::ops::Range<usize>,
-        scratch: &mut Scratch,
-        passes: &mut Vec<Pass>,
-    ) -> Result<Vec<usize>> {
+    /// Sets the first floors from the newest blocks that all queries see whole: without, the first blocks would pass
+    /// whole. Rows are taken in groups, of which only the largest score is kept: what k groups reach, k rows reach, and
+    /// with many more groups than k hardly any of the best k share one.
+    fn sample(&mut self, refs: std::ops::Range<usize>, scratch: &mut Scratch) -> Result<()> {
         let first_seen = self.pass.packed.before.iter().copied().min().unwrap_or(0);
-        let whole = |at: &usize| {
-            let r = self.unit.refs[*at];
-            r.id_hi() <= first_seen && self.queries.visible(self.unit.row, r) == first_rows(r.block.len())
-        };
+        let whole =
+            |r: &&&Ref| r.id_hi() <= first_seen && self.queries.visible(self.unit.row, r) == first_rows(r.block.len());
         let n = (refs.len() / 4).clamp(*SAMPLE_BLOCKS.start(), *SAMPLE_BLOCKS.end());
-        let sampled: Vec<usize> = refs.rev().take(2 * n).filter(whole).take(n).collect();
-        let blocks: Vec<&Ref> = sampled.iter().map(|&at| self.unit.refs[at]).collect();
-        let rows = blocks.iter().map(|r| r.block.len()).sum::<usize>();
-        if rows < 2 * self.k {
-            return Ok(Vec::new());
-        }
-        let places: Vec<(usize, usize)> =
-            sampled.iter().zip(&blocks).flat_map(|(&at, r)| (0..r.block.len()).map(move |slot| (at, slot))).collect();
+        let blocks: Vec<&Ref> = self.unit.refs[refs].iter().rev().take(2 * n).filter(whole).take(n).copied().collect();
+        let enough = |&per: &usize| blocks.iter().map(|r| r.block.len() / per).sum::<usize>() >= 4 * self.k;
+        let Some(per) = [16, 4, 1].into_iter().find(enough) else { return Ok(()) };
+        let groups = blocks.iter().map(|r| r.block.len().div_ceil(per)).sum::<usize>();
         let reach = blocks.iter().map(|r| r.block.reach()).fold(0.0, f32::max);
-        let mut scores = Plane::zeroed(rows * GROUP * size_of::<f32>())?;
-        let (mut reached, mut thresholds) = ([0.0; PANEL], [f32::INFINITY; PANEL]);
-        for first in (0..self.unit.n).step_by(GROUP) {
-            let mut row = 0;
-            for r in &blocks {
-                let keys = self.pass.load(r, scratch)?;
-                self.pass.scores(&keys, first, scores.floats_mut(), rows, row);
-                row += r.block.len();
+        let lanes = self.unit.n.next_multiple_of(PANEL);
+        let mut maxima = filled(f32::NEG_INFINITY, groups * lanes)?;
+        let mut at = 0;
+        for r in blocks {
+            let keys = self.pass.load(r, scratch)?;
+            for first in (0..self.unit.n).step_by(self.pass.group()) {
+                let out = Maxima { out: &mut maxima[first * groups..], groups, first: at, per };
+                self.pass.maxima(&keys, first, out);
             }
-            let lanes = (first..self.unit.n).step_by(PANEL).zip(scores.floats().chunks_exact(rows * PANEL));
-            for (first, panel) in lanes.take(GROUP / PANEL) {
-                let n = PANEL.min(self.unit.n - first);
-                (self.kernels.reached_by)(panel, self.k, &mut reached);
-                for (query, &score) in (first..first + n).zip(&reached) {
-                    let floor = self.pass.bound(query).at(reach).lower(score);
-                    self.reservoirs[query].raise_to(floor);
-                    self.floors[query] = self.floors[query].max(floor);
-                }
-                self.thresholds(first, reach, &mut thresholds);
-                (self.kernels.filter)(panel, n, &thresholds, passes);
-                self.take(first, true, passes, |row| places[row]);
+            at += r.block.len().div_ceil(per);
+        }
+        for (first, panel) in (0..).step_by(PANEL).zip(maxima.chunks_exact(groups * PANEL)) {
+            let mut reached = [0.0; PANEL];
+            (self.kernels.reached_by)(panel, self.k, &mut reached);
+            for (query, &score) in (first..self.unit.n).zip(&reached) {
+                let floor = self.pass.bound(query).at(reach).lower(score);
+                self.reservoirs[query].raise_to(floor);
+                self.floors[query] = self.floors[query].max(floor);
             }
         }
-        Ok(sampled)
+        Ok(())
     }
 
     /// The first-pass scores from which an entry of a block can still be among the best, for the queries from `first` on.
@@ -256,12 +245,12 @@ impl<'s> Scan<'s> {
         }
     }
 
-    /// Hands what passed to the reservoirs. `place` gives the reference and slot of a row; `seen`: every query sees it.
-    fn take(&mut self, first: usize, seen: bool, passes: &mut Vec<Pass>, place: impl Fn(usize) -> (usize, usize)) {
+    /// Hands what passed of a block to the reservoirs; `seen`: every query sees all of it.
+    fn take(&mut self, at: usize, first: usize, seen: bool, passes: &mut Vec<Pass>) {
+        let r = self.unit.refs[at];
         let mut reservoirs = std::mem::take(&mut self.reservoirs);
         for pass in passes.drain(..) {
-            let (query, (at, slot)) = (first + pass.query as usize, place(pass.row as usize));
-            let r = self.unit.refs[at];
+            let (query, slot) = (first + pass.query as usize, pass.row as usize);
             let hidden = !seen && r.id(slot) >= self.pass.packed.before[query];
             if hidden || (self.blank_bad && self.pass.packed.bad[query]) {
                 continue;
@@ -276,6 +265,11 @@ impl<'s> Scan<'s> {
             }
         }
         self.reservoirs = reservoirs;
+    }
+
+    /// Leaves who can be among the best, and brings their keys near.
+    fn close(&self, reservoir: &mut Reservoir) {
+        reservoir.close().for_each(|place| prefetch(self.key(place)));
     }
 
     /// The stored bytes of one key.

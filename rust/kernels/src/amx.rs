@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use crate::avx512::F32x16;
 use crate::lanes::Lanes;
 use crate::prefetch::prefetch_next;
-use crate::select::{All, Passing};
+use crate::select::{Largest, Maxima, Passing};
 use crate::short::{self, NUMBERS, Short, ShortKeys, ShortQueries};
 use crate::tile::{PANEL, Pass, Sink};
 use crate::{Isa, Kernels};
@@ -21,7 +21,7 @@ use crate::{Isa, Kernels};
 /// AVX-512 BF16 and AMX for the first pass; AVX-512 for the rest.
 pub(crate) static TABLE: Kernels = Kernels {
     isa: Isa::Amx,
-    short: Some(Short { shorten: entry::shorten, select: entry::select, scores: entry::scores }),
+    short: Some(Short { shorten: entry::shorten, select: entry::select, maxima: entry::maxima }),
     ..crate::avx512::TABLE
 };
 
@@ -157,15 +157,17 @@ unsafe fn each_strip(keys: ShortKeys, queries: ShortQueries, sink: &mut impl Sin
     let all = queries.n.div_ceil(PANEL);
     for panel in (0..all).step_by(4) {
         let panels = (all - panel).min(4);
+        let piece = |panel: usize| keys.next.len() * panel.min(all) / all;
+        let next = &keys.next[piece(panel)..piece(panel + 4)];
         // SAFETY: lengths were checked; the rest is the caller's promise.
         unsafe {
             multiply(&keys, &queries, panel, panels, &mut scores);
             let lane = panel * PANEL;
             match panels {
-                4 => drain::<4>(&scores, &keys, lane, sink),
-                3 => drain::<3>(&scores, &keys, lane, sink),
-                2 => drain::<2>(&scores, &keys, lane, sink),
-                _ => drain::<1>(&scores, &keys, lane, sink),
+                4 => drain::<4>(&scores, &keys, next, lane, sink),
+                3 => drain::<3>(&scores, &keys, next, lane, sink),
+                2 => drain::<2>(&scores, &keys, next, lane, sink),
+                _ => drain::<1>(&scores, &keys, next, lane, sink),
             }
         }
     }
@@ -173,13 +175,17 @@ unsafe fn each_strip(keys: ShortKeys, queries: ShortQueries, sink: &mut impl Sin
 
 /// Hands the scores of V panels to the sink, in tiles that fit the registers.
 #[inline(always)]
-unsafe fn drain<const V: usize>(scores: &Scores, keys: &ShortKeys, lane: usize, sink: &mut impl Sink<F32x16>) {
+unsafe fn drain<const V: usize>(
+    scores: &Scores,
+    keys: &ShortKeys,
+    next: &[u8],
+    lane: usize,
+    sink: &mut impl Sink<F32x16>,
+) {
     const R: usize = 4;
     for row in (0..keys.n).step_by(R) {
-        if lane == 0 && !keys.next.is_empty() {
-            let piece = |row: usize| keys.next.len() * row.min(keys.n) / keys.n;
-            prefetch_next(&keys.next[piece(row)..piece(row + R)]);
-        }
+        let piece = |row: usize| next.len() * row.min(keys.n) / keys.n;
+        prefetch_next(&next[piece(row)..piece(row + R)]);
         // SAFETY: R divides 64, the rows of a panel; there is one scale per row below `n`, if any.
         unsafe {
             let at = |r: usize, v: usize| F32x16::load(scores.0.as_ptr().add((v * short::ROWS + row + r) * PANEL));
@@ -233,14 +239,15 @@ unsafe fn select(keys: ShortKeys, live: u64, queries: ShortQueries, thresholds: 
 /// # Safety
 /// AVX-512 is enabled and AMX permitted.
 #[inline(always)]
-unsafe fn scores(keys: ShortKeys, queries: ShortQueries, out: &mut [f32], rows: usize, first: usize) {
-    let mut all = All::new(keys.n, queries.n, out, rows, first);
+unsafe fn maxima(keys: ShortKeys, queries: ShortQueries, out: Maxima) {
+    let mut largest = Largest::new(keys.n, queries.n, out);
     // SAFETY: the caller's promise.
-    unsafe { each_strip(keys, queries, &mut all) };
+    unsafe { each_strip(keys, queries, &mut largest) };
 }
 
 /// Safe entries of the table's types.
 mod entry {
+    use crate::select::Maxima;
     use crate::short::{ShortKeys, ShortQueries};
     use crate::tile::Pass;
 
@@ -248,6 +255,6 @@ mod entry {
         shorten(rows: &[f32], stride: usize, n: usize, dim: usize, out: &mut [u16]) => super::shorten;
         select(keys: ShortKeys, live: u64, queries: ShortQueries, thresholds: &[f32], out: &mut Vec<Pass>)
             => super::select;
-        scores(keys: ShortKeys, queries: ShortQueries, out: &mut [f32], rows: usize, first: usize) => super::scores;
+        maxima(keys: ShortKeys, queries: ShortQueries, out: Maxima) => super::maxima;
     );
 }

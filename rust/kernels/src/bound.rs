@@ -118,10 +118,10 @@ impl Bound {
     }
 
     /// A first-pass score below this has no exact score of `floor` or more. NaN, which nothing is below, where nothing
-    /// can be said: s < floor - 2 r |floor| - 2 a gives s + r |s| + a < floor for r < 1/4.
+    /// can be said: s < floor - 2 r |floor| - a gives s + r |s| + a < floor for r < 1/4; a quarter more for roundings.
     #[inline(always)]
     pub fn threshold(&self, floor: f32) -> f32 {
-        floor - 2.0 * (self.relative * floor.abs() + self.absolute)
+        floor - (2.0 * self.relative * floor.abs() + 1.25 * self.absolute)
     }
 }
 

@@ -1,9 +1,7 @@
 //! A score that at least k of a panel's rows reach, for sixteen queries at once: where a search sets its first floor.
 //!
-//! Rows are grouped and only the groups' maxima looked at: what k maxima reach, k rows reach, and with eight times as
-//! many groups as k hardly any of the best k share one. Then bisection between the least and the greatest maximum: each
-//! step counts, and counting needs no branch. The answer is near the k-th largest score and never above it; which rows
-//! reach it does not matter yet.
+//! Bisection between the least and the greatest score: each step counts, and counting needs no branch. The answer is
+//! near the k-th largest score and never above it; which rows reach it does not matter yet.
 #![expect(unsafe_code, reason = "vector loads; the length is asserted at entry")]
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "the operations of one step rest on the same assertion")]
 
@@ -12,12 +10,6 @@ use crate::tile::PANEL;
 
 /// Halvings of the range of scores: the answer is within a thousandth of it.
 const STEPS: usize = 10;
-
-/// Most groups.
-const GROUPS: usize = 1024;
-
-/// Groups per entry wanted.
-const SPREAD: usize = 8;
 
 /// Rows per step: sums of their own, so that no addition waits for the one before.
 const ROWS: usize = 4;
@@ -30,14 +22,6 @@ const ROWS: usize = 4;
 #[inline(always)]
 pub(crate) unsafe fn reached_by<L: Lanes>(panel: &[f32], k: usize, out: &mut [f32; PANEL]) {
     assert!(panel.len().is_multiple_of(PANEL) && panel.len() / PANEL <= 1 << 24, "whole rows, countable in float32");
-    let mut maxima = [0.0; GROUPS * PANEL];
-    let groups = k.saturating_mul(SPREAD);
-    let panel = if groups <= GROUPS && 2 * groups <= panel.len() / PANEL {
-        // SAFETY: the caller's promise.
-        unsafe { group::<L>(panel, groups, &mut maxima) }
-    } else {
-        panel
-    };
     let k = k as f32;
     for lane in (0..PANEL).step_by(L::N) {
         // SAFETY: `lane` is one of a row, and the instructions are enabled.
@@ -64,23 +48,6 @@ pub(crate) unsafe fn reached_by<L: Lanes>(panel: &[f32], k: usize, out: &mut [f3
             }
         }
     }
-}
-
-/// The maxima of `n` groups of rows; NaN counts for nothing. Row i belongs to group i modulo n: neighbours are alike.
-#[inline(always)]
-unsafe fn group<'a, L: Lanes>(panel: &[f32], n: usize, maxima: &'a mut [f32; GROUPS * PANEL]) -> &'a [f32] {
-    let maxima = &mut maxima[..n * PANEL];
-    maxima.fill(f32::NEG_INFINITY);
-    for rows in panel.chunks(n * PANEL) {
-        for at in (0..rows.len()).step_by(L::N) {
-            // SAFETY: rows are whole, so a vector from `at` on lies in both slices; the instructions are enabled.
-            unsafe {
-                let most = maxima.as_mut_ptr().add(at);
-                L::load(rows.as_ptr().add(at)).max(L::load(most)).store(most);
-            }
-        }
-    }
-    maxima
 }
 
 /// Rows that reach `least`, for the queries of one vector.

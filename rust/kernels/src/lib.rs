@@ -1,7 +1,7 @@
 //! "Here are slices, give me numbers, fast": the arithmetic of mnemex, and nothing else.
 //!
 //! No lane, id or policy is known here, and nothing is allocated but the list of passing scores.
-//! Each operation is written once ([`tile`], `select`, `weigh`, [`softmax`], [`canonical`]) over the small [`lanes::Lanes`] trait, and
+//! Each operation is written once ([`tile`], [`select`], `weigh`, [`softmax`], [`canonical`]) over the small [`lanes::Lanes`] trait, and
 //! instantiated once per instruction set by the [`table::kernel_table`] macro: one file per set holds its vectors and
 //! its table. `Kernels::best()` chooses at run time; tests walk `Isa::available()`, so no path can be fast and untested.
 //!
@@ -16,13 +16,13 @@ pub mod canonical;
 pub mod convert;
 pub mod kth;
 pub mod prefetch;
+pub mod select;
 pub mod short;
 pub mod softmax;
 pub mod tile;
 
 mod lanes;
 mod portable;
-mod select;
 mod weigh;
 
 #[cfg(target_arch = "x86_64")]

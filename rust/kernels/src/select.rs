@@ -40,16 +40,18 @@ pub(crate) struct Passing<'a> {
 impl<L: Lanes> Sink<L> for Passing<'_> {
     #[inline(always)]
     unsafe fn take<const R: usize, const V: usize>(&mut self, row: usize, lane: usize, scores: [[L; V]; R]) {
-        let mut passed = [0; R];
+        let mut passed = [[0; V]; R];
+        let mut any = 0;
         for v in 0..V {
             // SAFETY: every lane has a threshold, as `new` asserted; the instructions are enabled.
             let threshold = unsafe { L::load(self.thresholds.as_ptr().add(lane + v * L::N)) };
             for r in 0..R {
                 // SAFETY: the instructions are enabled.
-                passed[r] |= u64::from(unsafe { scores[r][v].not_less(threshold) }) << (v * L::N);
+                passed[r][v] = unsafe { scores[r][v].not_less(threshold) };
+                any |= passed[r][v];
             }
         }
-        if passed.iter().fold(0, |any, row| any | row) != 0 {
+        if any != 0 {
             let mut numbers = [[0.0f32; STRIP]; R];
             for r in 0..R {
                 for v in 0..V {
@@ -57,7 +59,7 @@ impl<L: Lanes> Sink<L> for Passing<'_> {
                     unsafe { scores[r][v].store(numbers[r].as_mut_ptr().add(v * L::N)) };
                 }
             }
-            self.append(row, lane, &numbers, &passed);
+            self.append(row, lane, L::N, &numbers, &passed);
         }
     }
 }
@@ -72,41 +74,24 @@ impl<'a> Passing<'a> {
 
     /// Appends what passed of one tile; kept out of the hot loop.
     #[inline(never)]
-    fn append<const R: usize>(&mut self, row: usize, lane: usize, scores: &[[f32; STRIP]; R], passed: &[u64; R]) {
+    fn append<const R: usize, const V: usize>(
+        &mut self,
+        row: usize,
+        lane: usize,
+        width: usize,
+        scores: &[[f32; STRIP]; R],
+        passed: &[[u32; V]; R],
+    ) {
         let queries = if self.n_queries - lane < STRIP { (1 << (self.n_queries - lane)) - 1 } else { !0 };
         for r in 0..R {
             let live = self.live.checked_shr((row + r) as u32).unwrap_or(0) & 1;
-            let mut passed = passed[r] & queries & live.wrapping_neg();
+            let row_passed = (0..V).fold(0, |bits, v| bits | u64::from(passed[r][v]) << (v * width));
+            let mut passed = row_passed & queries & live.wrapping_neg();
             while passed != 0 {
                 let at = passed.trailing_zeros() as usize;
                 passed &= passed - 1;
                 self.out.push(Pass { score: scores[r][at], row: (row + r) as u32, query: (lane + at) as u32 });
             }
-        }
-    }
-}
-
-/// The scores of a panel `[rows, 16]` that are not below their query's threshold, for its first `n` queries.
-///
-/// # Safety
-/// The instructions of `L` are enabled.
-#[inline(always)]
-pub(crate) unsafe fn filter<L: Lanes>(panel: &[f32], n: usize, thresholds: &[f32; PANEL], out: &mut Vec<Pass>) {
-    let queries = (1 << n.min(PANEL)) - 1;
-    for (row, scores) in panel.as_chunks::<PANEL>().0.iter().enumerate() {
-        let mut passed = 0;
-        for lane in (0..PANEL).step_by(L::N) {
-            // SAFETY: lane + L::N is at most PANEL; the instructions are enabled.
-            unsafe {
-                let threshold = L::load(thresholds.as_ptr().add(lane));
-                passed |= L::load(scores.as_ptr().add(lane)).not_less(threshold) << lane;
-            }
-        }
-        passed &= queries;
-        while passed != 0 {
-            let query = passed.trailing_zeros();
-            passed &= passed - 1;
-            out.push(Pass { score: scores[query as usize % PANEL], row: row as u32, query });
         }
     }
 }
@@ -158,6 +143,66 @@ impl<L: Lanes> Sink<L> for All<'_> {
                 let at = (lane / PANEL * self.rows + self.first + row + r) * PANEL + lane % PANEL;
                 // SAFETY: the row is below `n` and the lane below the padded query count: `new` asserted `at + L::N`.
                 unsafe { scores[r][v].store(self.out.as_mut_ptr().add(at)) };
+            }
+        }
+    }
+}
+
+/// Raises `out` to the largest score of each group of rows: that of rows `per * g..` and query lane l of panel p at
+/// `(p * groups + first + g) * 16 + l`. `per` is a power of two; NaN counts for nothing.
+///
+/// # Safety
+/// The instructions of `L` are enabled.
+#[inline(always)]
+pub(crate) unsafe fn maxima<L: Lanes>(rule: Rule, keys: Keys, queries: Queries, out: Maxima) {
+    keys.check(rule, queries.dim);
+    queries.check();
+    let mut largest = Largest::new(keys.n, queries.n, out);
+    // SAFETY: lengths were asserted; the instructions are the caller's promise.
+    unsafe { each_tile::<L>(rule, keys, queries, &mut largest) };
+}
+
+/// Where the largest scores of groups of rows go.
+pub struct Maxima<'a> {
+    /// Panels of `groups` rows; starts as -inf.
+    pub out: &'a mut [f32],
+    /// Groups that one panel has room for.
+    pub groups: usize,
+    /// Where the block's groups start.
+    pub first: usize,
+    /// Rows per group, a power of two.
+    pub per: usize,
+}
+
+/// Keeps the largest scores.
+pub(crate) struct Largest<'a> {
+    n: usize,
+    shift: u32,
+    to: Maxima<'a>,
+}
+
+impl<'a> Largest<'a> {
+    /// For a block of `n` rows.
+    pub(crate) fn new(n: usize, n_queries: usize, to: Maxima<'a>) -> Self {
+        assert!(to.per.is_power_of_two(), "rows per group are a power of two");
+        assert!(to.first + n.div_ceil(to.per) <= to.groups, "the block's groups must fit the panel");
+        assert!(to.out.len() >= n_queries.div_ceil(PANEL) * to.groups * PANEL, "panels are too short");
+        Largest { n, shift: to.per.trailing_zeros(), to }
+    }
+}
+
+impl<L: Lanes> Sink<L> for Largest<'_> {
+    #[inline(always)]
+    unsafe fn take<const R: usize, const V: usize>(&mut self, row: usize, lane: usize, scores: [[L; V]; R]) {
+        for v in 0..V {
+            let lane = lane + v * L::N;
+            let at = (lane / PANEL * self.to.groups + self.to.first) * PANEL + lane % PANEL;
+            for r in (0..R).take_while(|r| row + r < self.n) {
+                // SAFETY: the row is below `n` and the lane below the padded query count: `new` asserted the place.
+                unsafe {
+                    let most = self.to.out.as_mut_ptr().add(at + ((row + r) >> self.shift) * PANEL);
+                    scores[r][v].max(L::load(most)).store(most);
+                }
             }
         }
     }

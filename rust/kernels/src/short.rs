@@ -6,6 +6,7 @@
 
 use half::bf16;
 
+use crate::select::Maxima;
 use crate::tile::{PANEL, Pass};
 
 /// Numbers of one step: rows are padded with zeros to a multiple of it.
@@ -21,8 +22,8 @@ pub struct Short {
     pub shorten: fn(rows: &[f32], stride: usize, n: usize, dim: usize, out: &mut [u16]),
     /// [`crate::Kernels::select`] over such keys.
     pub select: fn(keys: ShortKeys, live: u64, queries: ShortQueries, thresholds: &[f32], out: &mut Vec<Pass>),
-    /// [`crate::Kernels::scores`] over such keys: scores of this precision.
-    pub scores: fn(keys: ShortKeys, queries: ShortQueries, out: &mut [f32], rows: usize, first: usize),
+    /// [`crate::Kernels::maxima`] over such keys.
+    pub maxima: fn(keys: ShortKeys, queries: ShortQueries, out: Maxima),
 }
 
 /// At most 64 key rows in bfloat16.

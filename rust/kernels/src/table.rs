@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use crate::canonical::Metric;
 use crate::isa::{Isa, IsaError};
+use crate::select::Maxima;
 use crate::short::Short;
 use crate::softmax::Logit;
 use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
@@ -19,8 +20,8 @@ pub struct Kernels {
     pub select: fn(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>),
     /// All first-pass scores of a block, stored at row `first` of panels of `rows` rows.
     pub scores: fn(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize),
-    /// The rows of a score panel that reach their query's threshold: see [`crate::tile`].
-    pub filter: fn(panel: &[f32], n: usize, thresholds: &[f32; PANEL], out: &mut Vec<Pass>),
+    /// The largest first-pass scores of groups of a block's rows.
+    pub maxima: fn(rule: Rule, keys: Keys, queries: Queries, out: Maxima),
     /// A score that at least `k` rows of a panel `[n, 16]` reach, for each query: see [`crate::kth`].
     pub reached_by: fn(panel: &[f32], k: usize, out: &mut [f32; PANEL]),
     /// Scores to logits, in place.
@@ -78,7 +79,7 @@ macro_rules! kernel_table {
             short: None,
             select: entry::select,
             scores: entry::scores,
-            filter: entry::filter,
+            maxima: entry::maxima,
             reached_by: entry::reached_by,
             logits: entry::logits,
             exponentials: entry::exponentials,
@@ -94,14 +95,15 @@ macro_rules! kernel_table {
             use crate::kth;
             use crate::softmax::{self, Logit};
             use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
-            use crate::{select, weigh};
+            use crate::select::{self, Maxima};
+            use crate::weigh;
 
             crate::table::kernel_table!(@entries ($($features)*)
                 select(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>)
                     => select::select::<L>;
                 scores(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize)
                     => select::scores::<L>;
-                filter(panel: &[f32], n: usize, thresholds: &[f32; PANEL], out: &mut Vec<Pass>) => select::filter::<L>;
+                maxima(rule: Rule, keys: Keys, queries: Queries, out: Maxima) => select::maxima::<L>;
                 reached_by(panel: &[f32], k: usize, out: &mut [f32; PANEL]) => kth::reached_by::<L>;
                 logits(scores: &mut [f32], logit: Logit) => softmax::logits;
                 exponentials(panel: &mut [f32], max: &mut [f32; PANEL], sum: &mut [f32; PANEL]) => softmax::exponentials;

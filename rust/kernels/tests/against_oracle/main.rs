@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::needless_range_loop, reason = "tests")]
 
 use mnemex_kernels::bound::{Precision, QueryBound, reach};
+use mnemex_kernels::select::Maxima;
 use mnemex_kernels::softmax::Logit;
 use mnemex_kernels::{PANEL, Pass};
 use mnemex_oracle as oracle;
@@ -142,43 +143,32 @@ fn a_query_without_logits_weighs_nothing_and_nan_stays_nan() {
 }
 
 #[test]
-fn the_floor_of_a_long_panel_is_near_the_kth_score() {
+fn maxima_are_the_largest_scores_of_groups_of_rows() {
     for kernels in tables() {
-        for (seed, n) in (0..).zip([1000usize, 1027, 4096]) {
-            let mut random = Random(seed);
-            let panel: Vec<f32> = (0..n).flat_map(|_| random.vector(0, PANEL)).collect();
-            for k in [2, 8, 32, 100] {
-                let mut out = [f32::NAN; PANEL];
-                (kernels.reached_by)(&panel, k, &mut out);
-                for i in 0..PANEL {
-                    let reached = panel.iter().skip(i).step_by(PANEL).filter(|&&score| score >= out[i]).count();
-                    assert!((k..=2 * k + 8).contains(&reached), "{:?}: {reached} of {n} for {k}", kernels.isa);
+        awkward(|seed, kind, n, n_queries, dim| {
+            for (_, _, rule) in METRICS {
+                let block = Block::new(seed, kind, n, n_queries, dim, rule);
+                let panels = n_queries.div_ceil(PANEL);
+                let mut all = vec![f32::NAN; panels * n * PANEL];
+                (kernels.scores)(rule, block.keys(), block.queries(dim), &mut all, n, 0);
+                for per in [1, 4, 16] {
+                    let groups = n.div_ceil(per) + 2;
+                    let mut out = vec![f32::NEG_INFINITY; panels * groups * PANEL];
+                    let to = Maxima { out: &mut out, groups, first: 1, per };
+                    (kernels.maxima)(rule, block.keys(), block.queries(dim), to);
+                    for t in 0..n_queries {
+                        let score = |r: usize| all[(t / PANEL * n + r) * PANEL + t % PANEL];
+                        let at = |group: usize| out[(t / PANEL * groups + group) * PANEL + t % PANEL];
+                        for group in 0..n.div_ceil(per) {
+                            let rows = group * per..n.min((group + 1) * per);
+                            let want = rows.map(score).fold(f32::NEG_INFINITY, f32::max);
+                            assert_eq!(at(group + 1), want, "{:?} {rule:?} dim {dim}", kernels.isa);
+                        }
+                        assert_eq!((at(0), at(groups - 1)), (f32::NEG_INFINITY, f32::NEG_INFINITY));
+                    }
                 }
             }
-        }
-    }
-}
-
-#[test]
-fn a_filter_takes_what_is_not_below_the_threshold() {
-    for kernels in tables() {
-        for (seed, n) in (0..).zip([1usize, 3, 64, 100]) {
-            let mut random = Random(seed);
-            for (kind, n_queries) in [(0, 16), (0, 5), (2, 1), (4, 16)] {
-                let mut panel: Vec<f32> = (0..n).flat_map(|_| random.vector(kind, PANEL)).collect();
-                panel[PANEL - 1] = f32::NAN;
-                let thresholds: [f32; PANEL] = std::array::from_fn(|i| panel[n / 2 * PANEL + i]);
-                let mut passed = vec![];
-                (kernels.filter)(&panel, n_queries, &thresholds, &mut passed);
-                let got: Vec<_> =
-                    passed.iter().map(|p| (p.row as usize, p.query as usize, p.score.to_bits())).collect();
-                let pairs = (0..n).flat_map(|r| (0..n_queries).map(move |t| (r, t)));
-                let below = |r: usize, t: usize| panel[r * PANEL + t] < thresholds[t];
-                let want: Vec<_> =
-                    pairs.filter(|&(r, t)| !below(r, t)).map(|(r, t)| (r, t, panel[r * PANEL + t].to_bits())).collect();
-                assert_eq!(got, want, "{:?} {n} rows of kind {kind}", kernels.isa);
-            }
-        }
+        });
     }
 }
 
