@@ -179,6 +179,30 @@ def test_a_forward_pass_that_fails_can_be_repeated():
         assert gap(model(x[:, 15:], past_key_values=cache).logits, want) <= 1e-5
 
 
+@pytest.mark.parametrize("through", ["cache", "ingest"])
+@torch.no_grad()
+def test_an_interrupted_commit_leaves_nothing_staged(through, monkeypatch):
+    model, x = make("llama"), tokens(1, 20, seed=38)
+    memory = memory_of(model)
+    with mx.hf.attach(model, memory, top_k=EVERY) as a:
+
+        def read(span):
+            if through == "ingest":
+                a.ingest(x[:, span], chunk=5)
+            else:
+                model(x[:, span], past_key_values=cache)
+
+        cache = a.cache(window=4)
+        read(slice(0, 10))
+        before = {layer: lengths(memory[layer]) for layer in memory.layers}
+        with monkeypatch.context() as patch:
+            patch.setattr(mx.Memory, "commit", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                read(slice(10, 15))
+        memory.commit()
+        assert {layer: lengths(memory[layer]) for layer in memory.layers} == before
+
+
 @torch.no_grad()
 def test_the_cache_refuses_to_work_where_its_memory_is_not_read():
     model, other = make("llama"), make("llama", seed=5)

@@ -196,7 +196,8 @@ class Attachment:
     def ingest(self, ids: Tensor, attention_mask: Tensor | None = None, *, chunk: int = 512) -> None:
         """Read a text into the memory: run it through the model chunk by chunk, and commit after each.
 
-        Every chunk attends to itself and to the memory, at positions that continue those in the memory.
+        Every chunk attends to itself and to the memory, at positions that continue those in the memory. When a chunk
+        fails or is interrupted, what is staged is dropped and the chunks before it stay.
 
         Parameters
         ----------
@@ -236,6 +237,9 @@ class Attachment:
                 )  # fmt: skip
                 self.memory.commit()
                 self.writes += 1
+        except BaseException:
+            self.memory.rollback()
+            raise
         finally:
             self._writer, self.stages_tokens = outer, stages
 

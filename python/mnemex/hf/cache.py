@@ -145,10 +145,10 @@ class WindowCache(Cache):
                     counts=forward.attachment.counts,
                     alone=True,
                 )
+                self.memory.commit()
             except BaseException:
                 self.memory.rollback()
                 raise
-            self.memory.commit()
             self.rows.record(eviction.first, ids)
         if eviction.sinks is not None:
             rows, slots, columns = (torch.from_numpy(x) for x in eviction.sinks)

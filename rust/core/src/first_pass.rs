@@ -1,6 +1,6 @@
 //! Fast scores of blocks of keys, with a proven error: in float32, or in bfloat16 where the processor is faster at it.
 
-use mnemex_kernels::bound::{Precision, QueryBound};
+use mnemex_kernels::bound::{Bound, Precision, QueryBound};
 use mnemex_kernels::canonical::Metric;
 use mnemex_kernels::select::Maxima;
 use mnemex_kernels::short::{self, Short, ShortKeys, ShortQueries};
@@ -49,15 +49,24 @@ pub(crate) struct Scratch {
 /// The keys of one block, as the kernels take them.
 pub(crate) enum Loaded<'a> {
     Single(Keys<'a>),
-    Short(Short, ShortKeys<'a>),
+    /// With the most that a key lost by rounding: see [`QueryBound::at`].
+    Short(Short, ShortKeys<'a>, f32),
 }
 
 impl<'a> Loaded<'a> {
+    /// The most that a key lost by rounding.
+    pub(crate) fn lost(&self) -> f32 {
+        match self {
+            Loaded::Single(_) => 0.0,
+            Loaded::Short(_, _, lost) => *lost,
+        }
+    }
+
     /// Names what is read after this block, to be brought near while it is scored.
     pub(crate) fn then(&mut self, bytes: &'a [u8]) {
         match self {
             Loaded::Single(keys) => keys.next = bytes,
-            Loaded::Short(_, keys) => keys.next = bytes,
+            Loaded::Short(_, keys, _) => keys.next = bytes,
         }
     }
 }
@@ -85,9 +94,10 @@ impl<'s> FirstPass<'s> {
         if self.short.is_some() { self.bounds.len().next_multiple_of(PANEL) } else { GROUP }
     }
 
-    /// The error bound of one query.
-    pub(crate) fn bound(&self, query: usize) -> &QueryBound {
-        &self.bounds[query]
+    /// How far the scores of one query can be off.
+    #[inline]
+    pub(crate) fn bound(&self, query: usize, reach: f32, lost: f32) -> Bound {
+        self.bounds[query].at(reach, lost)
     }
 
     /// The keys of a block.
@@ -102,20 +112,21 @@ impl<'s> FirstPass<'s> {
         let bytes = short::ROWS * stride * size_of::<u16>();
         if layout.codec == Codec::Bf16 && block.all_keys().len() == bytes {
             let rows = bytemuck::cast_slice(block.all_keys());
-            return Ok(Loaded::Short(short, ShortKeys { rows, stride, n, scale, next }));
+            return Ok(Loaded::Short(short, ShortKeys { rows, stride, n, scale, next }, 0.0));
         }
         if scratch.shorts.bytes().is_empty() {
             scratch.shorts = Plane::zeroed(bytes)?;
         }
         let (rows, from) = block.keys(self.schema, &mut scratch.floats);
-        (short.shorten)(rows, from, n, layout.dim, scratch.shorts.shorts_mut());
-        Ok(Loaded::Short(short, ShortKeys { rows: scratch.shorts.shorts(), stride, n, scale, next }))
+        let keys = Keys { rows, stride: from, n, scale, next };
+        let lost = (short.shorten)(keys, layout.dim, scratch.shorts.shorts_mut());
+        Ok(Loaded::Short(short, ShortKeys { rows: scratch.shorts.shorts(), stride, n, scale, next }, lost))
     }
 
     /// Appends the scores that reach their query's threshold, of up to [`FirstPass::group`] queries from `first` on.
     pub(crate) fn select(&self, keys: &Loaded, live: u64, first: usize, thresholds: &[f32], out: &mut Vec<Pass>) {
         match keys {
-            Loaded::Short(short, keys) => {
+            Loaded::Short(short, keys, _) => {
                 (short.select)(*keys, live, self.shorts(first), thresholds, out);
             }
             Loaded::Single(keys) => {
@@ -128,7 +139,7 @@ impl<'s> FirstPass<'s> {
     /// The largest scores of groups of a block's rows, for up to [`FirstPass::group`] queries from `first` on.
     pub(crate) fn maxima(&self, keys: &Loaded, first: usize, out: Maxima) {
         match keys {
-            Loaded::Short(short, keys) => (short.maxima)(*keys, self.shorts(first), out),
+            Loaded::Short(short, keys, _) => (short.maxima)(*keys, self.shorts(first), out),
             Loaded::Single(keys) => (self.kernels.maxima)(rule(self.schema.metric), *keys, self.floats(first), out),
         }
     }

@@ -141,6 +141,15 @@ struct Scan<'s> {
     key: Vec<f32>,
 }
 
+/// A block under the scan.
+struct Seen {
+    at: usize,
+    reach: f32,
+    lost: f32,
+    /// Whether every query sees all of it.
+    by_all: bool,
+}
+
 impl<'s> Scan<'s> {
     fn new(
         snapshot: &'s Snapshot,
@@ -182,11 +191,12 @@ impl<'s> Scan<'s> {
             }
             let mut keys = self.pass.load(r, &mut scratch)?;
             keys.then(at.checked_sub(1).map_or(&[], |next| self.unit.refs[next].block.all_keys()));
+            let block = Seen { at, reach: r.block.reach(), lost: keys.lost(), by_all: r.id_hi() <= first_seen };
             for first in (0..self.unit.n).step_by(self.pass.group()) {
-                self.thresholds(first, r.block.reach(), &mut thresholds);
+                self.thresholds(first, &block, &mut thresholds);
                 self.pass.select(&keys, live, first, &thresholds, &mut passes);
                 keys.then(&[]);
-                self.take(at, first, r.id_hi() <= first_seen, &mut passes);
+                self.take(first, &block, &mut passes);
             }
         }
         let mut reservoirs = std::mem::take(&mut self.reservoirs);
@@ -216,9 +226,10 @@ impl<'s> Scan<'s> {
         let reach = blocks.iter().map(|r| r.block.reach()).fold(0.0, f32::max);
         let lanes = self.unit.n.next_multiple_of(PANEL);
         let mut maxima = filled(f32::NEG_INFINITY, groups * lanes)?;
-        let mut at = 0;
+        let (mut at, mut lost) = (0, 0.0f32);
         for r in blocks {
             let keys = self.pass.load(r, scratch)?;
+            lost = lost.max(keys.lost());
             for first in (0..self.unit.n).step_by(self.pass.group()) {
                 let out = Maxima { out: &mut maxima[first * groups..], groups, first: at, per };
                 self.pass.maxima(&keys, first, out);
@@ -229,7 +240,7 @@ impl<'s> Scan<'s> {
             let mut reached = [0.0; PANEL];
             (self.kernels.reached_by)(panel, self.k, &mut reached);
             for (query, &score) in (first..self.unit.n).zip(&reached) {
-                let floor = self.pass.bound(query).at(reach).lower(score);
+                let floor = self.pass.bound(query, reach, lost).lower(score);
                 self.reservoirs[query].raise_to(floor);
                 self.floors[query] = self.floors[query].max(floor);
             }
@@ -238,27 +249,27 @@ impl<'s> Scan<'s> {
     }
 
     /// The first-pass scores from which an entry of a block can still be among the best, for the queries from `first` on.
-    fn thresholds(&self, first: usize, reach: f32, out: &mut [f32]) {
-        for (i, out) in out.iter_mut().enumerate() {
-            let floor = self.floors.get(first + i);
-            *out = floor.map_or(f32::INFINITY, |&floor| self.pass.bound(first + i).threshold(reach, floor));
+    fn thresholds(&self, first: usize, block: &Seen, out: &mut [f32]) {
+        for (query, out) in (first..).zip(out) {
+            let bound = |&floor| self.pass.bound(query, block.reach, block.lost).threshold(floor);
+            *out = self.floors.get(query).map_or(f32::INFINITY, bound);
         }
     }
 
-    /// Hands what passed of a block to the reservoirs; `seen`: every query sees all of it.
-    fn take(&mut self, at: usize, first: usize, seen: bool, passes: &mut Vec<Pass>) {
-        let r = self.unit.refs[at];
+    /// Hands what passed of a block to the reservoirs.
+    fn take(&mut self, first: usize, block: &Seen, passes: &mut Vec<Pass>) {
+        let r = self.unit.refs[block.at];
         let mut reservoirs = std::mem::take(&mut self.reservoirs);
         for pass in passes.drain(..) {
             let (query, slot) = (first + pass.query as usize, pass.row as usize);
-            let hidden = !seen && r.id(slot) >= self.pass.packed.before[query];
+            let hidden = !block.by_all && r.id(slot) >= self.pass.packed.before[query];
             if hidden || (self.blank_bad && self.pass.packed.bad[query]) {
                 continue;
             }
-            let bound = self.pass.bound(query).at(r.block.reach());
+            let bound = self.pass.bound(query, block.reach, block.lost);
             let (lower, upper) = (bound.lower(pass.score), bound.upper(pass.score));
             let reservoir = &mut reservoirs[query];
-            reservoir.push(lower, upper, (at * 64 + slot) as u64);
+            reservoir.push(lower, upper, (block.at * 64 + slot) as u64);
             if reservoir.is_full() {
                 reservoir.shrink(&mut |place| self.exact(query, place));
                 self.floors[query] = reservoir.floor();

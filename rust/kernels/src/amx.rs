@@ -15,7 +15,7 @@ use crate::lanes::Lanes;
 use crate::prefetch::prefetch_next;
 use crate::select::{Largest, Maxima, Passing};
 use crate::short::{self, NUMBERS, Short, ShortKeys, ShortQueries};
-use crate::tile::{PANEL, Pass, Sink};
+use crate::tile::{Keys, PANEL, Pass, Rule, Sink};
 use crate::{Isa, Kernels};
 
 /// AVX-512 BF16 and AMX for the first pass; AVX-512 for the rest.
@@ -201,30 +201,40 @@ unsafe fn drain<const V: usize>(
     }
 }
 
-/// Rounds rows to bfloat16, to nearest even; denormals become 0, as the unit takes them.
+/// Rounds rows to bfloat16, to nearest even; denormals become 0, as the unit takes them. Says what a row may lose.
 ///
 /// # Safety
 /// AVX-512 BF16 is enabled.
 #[inline(always)]
-unsafe fn shorten(rows: &[f32], stride: usize, n: usize, dim: usize, out: &mut [u16]) {
-    let padded = short::padded(dim);
-    assert!(n <= short::ROWS && (n == 0 || rows.len() >= (n - 1) * stride + dim), "key rows must be readable");
+unsafe fn shorten(keys: Keys, dim: usize, out: &mut [u16]) -> f32 {
+    let (padded, n) = (short::padded(dim), keys.n);
+    keys.check(Rule::Dot, dim);
     assert!(out.len() >= short::ROWS * padded, "room for 64 rows");
+    let mut most: f32 = 0.0;
     for row in 0..n {
-        for at in (0..padded).step_by(NUMBERS) {
-            // SAFETY: masks end the loads with the row; a row of `out` has room for whole steps.
-            unsafe {
-                let from = rows.as_ptr().add(row * stride);
-                let load = |at: usize| {
-                    let left = dim.saturating_sub(at).min(16);
-                    _mm512_maskz_loadu_ps(((1u32 << left) - 1) as u16, from.wrapping_add(at))
-                };
-                let both = _mm512_cvtne2ps_pbh(load(at + 16), load(at));
-                out.as_mut_ptr().add(row * padded + at).cast::<__m512bh>().write_unaligned(both);
+        // SAFETY: masks end the loads with the row; a row of `out` has room for whole steps.
+        let square = unsafe {
+            let from = keys.rows.as_ptr().add(row * keys.stride);
+            let load = |at: usize| {
+                let left = dim.saturating_sub(at).min(16);
+                _mm512_maskz_loadu_ps(((1u32 << left) - 1) as u16, from.wrapping_add(at))
+            };
+            let mut lost = _mm512_setzero_ps();
+            for at in (0..padded).step_by(16) {
+                let x = load(at);
+                let short = _mm512_cvtneps_pbh(x);
+                out.as_mut_ptr().add(row * padded + at).cast::<__m256bh>().write_unaligned(short);
+                let off = _mm512_sub_ps(x, _mm512_cvtpbh_ps(short));
+                lost = _mm512_fmadd_ps(off, off, lost);
             }
-        }
+            _mm512_reduce_add_ps(lost)
+        };
+        // A thousandth for the roundings of the sum; squares below float32's range are 0.
+        let lost = square.sqrt() * 1.001 + dim as f32 * 1e-22;
+        most = most.max(lost * keys.scale.get(row).unwrap_or(&1.0));
     }
     out[n * padded..short::ROWS * padded].fill(0);
+    most
 }
 
 /// # Safety
@@ -249,10 +259,10 @@ unsafe fn maxima(keys: ShortKeys, queries: ShortQueries, out: Maxima) {
 mod entry {
     use crate::select::Maxima;
     use crate::short::{ShortKeys, ShortQueries};
-    use crate::tile::Pass;
+    use crate::tile::{Keys, Pass};
 
     crate::table::kernel_table!(@entries (enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
-        shorten(rows: &[f32], stride: usize, n: usize, dim: usize, out: &mut [u16]) => super::shorten;
+        shorten(keys: Keys, dim: usize, out: &mut [u16]) -> f32 => super::shorten;
         select(keys: ShortKeys, live: u64, queries: ShortQueries, thresholds: &[f32], out: &mut Vec<Pass>)
             => super::select;
         maxima(keys: ShortKeys, queries: ShortQueries, out: Maxima) => super::maxima;

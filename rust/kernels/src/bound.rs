@@ -22,9 +22,9 @@ const SMALL: f64 = 1e-15;
 pub enum Precision {
     /// float32: as they are.
     Single,
-    /// bfloat16, keys and queries.
+    /// bfloat16, keys and queries; what a key loses is given to [`QueryBound::at`].
     Bf16 {
-        /// The norm of what the query lost by it.
+        /// The norm of what the query loses.
         lost: f64,
     },
 }
@@ -39,19 +39,24 @@ pub fn reach(metric: Metric, key_norm: f64) -> f32 {
     }
 }
 
-/// How far a sum of products with a key of norm 1 can be off when both factors are rounded to bfloat16: the query loses a
-/// vector of norm `lost`, a number of the key at most U of itself, and the sum is off by `sum`, relatively.
+/// A rounded number is off by at most this share of it.
+const U: f64 = 1.0 / 256.0;
+
+/// How far a sum of products with a key of norm 1 can be off when the query loses a vector of norm `lost` and the sum is
+/// off by `sum`, relatively: |<x, q> - <x^, q^>| <= |x - x^| |q| + |x^| |q - q^|, and the first term is the key's own.
 fn rounded(query_norm: f64, lost: f64, sum: f64) -> f64 {
-    const U: f64 = 1.0 / 256.0;
-    let products = U * query_norm + (1.0 + U) * lost;
-    (products + sum * (1.0 + U) * (query_norm + lost)) * (1.0 + 2f64.powi(-20))
+    ((1.0 + U) * lost + sum * (1.0 + U) * (query_norm + lost)) * ROOM
 }
+
+/// What bounds computed here are widened by, for the roundings of their own arithmetic.
+const ROOM: f64 = 1.0 + 1.0 / (1 << 20) as f64;
 
 /// The part of a bound that depends on the query.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueryBound {
     relative: f32,
     per_reach: f32,
+    per_lost: f32,
     constant: f32,
 }
 
@@ -79,19 +84,20 @@ impl QueryBound {
             (Metric::L2, _) => (g(dim + 3), any, tiny),
         };
         let constant = if query_norm < HUGE { constant } else { f64::INFINITY };
-        QueryBound { relative: relative as f32, per_reach: (per_reach as f32).next_up(), constant: constant as f32 }
+        let per_lost = if metric == Metric::Cos { ROOM } else { query_norm.min(HUGE) * ROOM };
+        QueryBound {
+            relative: relative as f32,
+            per_reach: (per_reach as f32).next_up(),
+            per_lost: (per_lost as f32).next_up(),
+            constant: constant as f32,
+        }
     }
 
-    /// [`Bound::threshold`] for keys of this reach.
+    /// For all keys of a block with this [`reach`], of which none loses more than `lost` by rounding: the norm of it, for
+    /// cosine as a share of the key's. 0 where keys are taken as they are.
     #[inline(always)]
-    pub fn threshold(&self, reach: f32, floor: f32) -> f32 {
-        self.at(reach).threshold(floor)
-    }
-
-    /// For all keys of a block with this [`reach`].
-    #[inline(always)]
-    pub fn at(&self, reach: f32) -> Bound {
-        Bound { relative: self.relative, absolute: self.per_reach * reach + self.constant }
+    pub fn at(&self, reach: f32, lost: f32) -> Bound {
+        Bound { relative: self.relative, absolute: self.per_reach * reach + self.per_lost * lost + self.constant }
     }
 }
 
@@ -137,7 +143,8 @@ mod tests {
             for dim in [1, 8, 128, 4096] {
                 for size in [1e-30, 1e-3, 1.0, 77.0, 1e12] {
                     let size = if metric == Metric::Cos { 1.0 } else { size };
-                    let bound = QueryBound::of(metric, dim, 1.0, precision).at(reach(metric, size));
+                    let lost = if precision == Precision::Single { 0.0 } else { 0.003 * size as f32 };
+                    let bound = QueryBound::of(metric, dim, 1.0, precision).at(reach(metric, size), lost);
                     let scale = if metric == Metric::L2 { (size as f32 + 1.0).powi(2) } else { size as f32 };
                     for step in -40..=40 {
                         let floor = scale * step as f32 / 40.0;
@@ -155,9 +162,9 @@ mod tests {
         for norm in [f64::INFINITY, f64::NAN, 1e18] {
             for metric in [Metric::Dot, Metric::L2, Metric::Cos] {
                 for bound in [
-                    QueryBound::of(metric, 8, 2.0, Precision::Single).at(reach(metric, norm)),
-                    QueryBound::of(metric, 8, norm, Precision::Bf16 { lost: norm }).at(reach(metric, 2.0)),
-                    QueryBound::of(metric, 8, 0.0, Precision::Single).at(reach(metric, norm)),
+                    QueryBound::of(metric, 8, 2.0, Precision::Single).at(reach(metric, norm), 0.0),
+                    QueryBound::of(metric, 8, norm, Precision::Bf16 { lost: norm }).at(reach(metric, 2.0), 0.0),
+                    QueryBound::of(metric, 8, 0.0, Precision::Single).at(reach(metric, norm), 0.0),
                 ] {
                     let threshold = bound.threshold(5.0);
                     assert!(threshold.is_nan() || threshold == f32::NEG_INFINITY);

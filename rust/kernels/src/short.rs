@@ -7,7 +7,7 @@
 use half::bf16;
 
 use crate::select::Maxima;
-use crate::tile::{PANEL, Pass};
+use crate::tile::{Keys, PANEL, Pass};
 
 /// Numbers of one step: rows are padded with zeros to a multiple of it.
 pub const NUMBERS: usize = 32;
@@ -18,8 +18,9 @@ pub const ROWS: usize = 64;
 /// The kernels of such a pass.
 #[derive(Clone, Copy)]
 pub struct Short {
-    /// Rounds key rows: `out` gets [`ROWS`] rows of [`padded`] numbers.
-    pub shorten: fn(rows: &[f32], stride: usize, n: usize, dim: usize, out: &mut [u16]),
+    /// Rounds key rows: `out` gets [`ROWS`] rows of [`padded`] numbers. The answer bounds the norm of what any row loses,
+    /// times its scale where there is one.
+    pub shorten: fn(keys: Keys, dim: usize, out: &mut [u16]) -> f32,
     /// [`crate::Kernels::select`] over such keys.
     pub select: fn(keys: ShortKeys, live: u64, queries: ShortQueries, thresholds: &[f32], out: &mut Vec<Pass>),
     /// [`crate::Kernels::maxima`] over such keys.

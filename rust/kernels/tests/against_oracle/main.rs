@@ -41,7 +41,8 @@ fn first_pass_scores_are_within_the_proven_bound() {
                 (kernels.scores)(rule, block.keys(), block.queries(dim), &mut out, room, 2);
                 for (t, q) in block.queries.iter().enumerate() {
                     for (r, x) in block.keys.iter().enumerate() {
-                        let bound = QueryBound::of(metric, dim, norm(q), Precision::Single).at(reach(metric, norm(x)));
+                        let bound = QueryBound::of(metric, dim, norm(q), Precision::Single);
+                        let bound = bound.at(reach(metric, norm(x)), 0.0);
                         let got = out[(t / PANEL * room + 2 + r) * PANEL + t % PANEL];
                         let want = oracle::score(meaning, x, q);
                         assert!(

@@ -22,6 +22,7 @@ struct Rounded {
     rows: Vec<u16>,
     panels: Vec<u16>,
     lost: Vec<f64>,
+    keys_lost: f32,
     stride: usize,
 }
 
@@ -29,11 +30,11 @@ impl Rounded {
     fn new(short: &Short, block: &Block, dim: usize) -> Rounded {
         let (n, stride) = (block.queries.len(), short::padded(dim));
         let mut rows = vec![poison(); short::ROWS * stride];
-        (short.shorten)(&block.rows, block.stride, block.keys.len(), dim, &mut rows);
+        let keys_lost = (short.shorten)(block.keys(), dim, &mut rows);
         let mut panels = vec![0; n.next_multiple_of(PANEL) * stride];
         let mut lost = vec![0.0; n];
         short::pack(&block.panels, dim, &mut panels, &mut lost);
-        Rounded { rows, panels, lost, stride }
+        Rounded { rows, panels, lost, keys_lost, stride }
     }
 
     fn keys<'a>(&'a self, block: &'a Block) -> ShortKeys<'a> {
@@ -83,7 +84,8 @@ fn short_scores_are_within_the_proven_bound() {
         for (t, q) in block.queries.iter().enumerate() {
             let precision = Precision::Bf16 { lost: rounded.lost[t].sqrt() };
             for (r, x) in block.keys.iter().enumerate() {
-                let bound = QueryBound::of(metric, dim, norm(q), precision).at(reach(metric, norm(x)));
+                let bound =
+                    QueryBound::of(metric, dim, norm(q), precision).at(reach(metric, norm(x)), rounded.keys_lost);
                 let got = out[(t / PANEL * room + 2 + r) * PANEL + t % PANEL];
                 let want = oracle::score(meaning, x, q);
                 let within = bound.lower(got) <= want && want <= bound.upper(got);
