@@ -15,7 +15,7 @@ use crate::plane::Plane;
 use crate::query::Packed;
 
 /// Queries per call in float32: their panels stay in the first-level cache beside a block of keys.
-const GROUP: usize = 4 * PANEL;
+pub(crate) const GROUP: usize = 4 * PANEL;
 
 /// How row scores come from keys and queries.
 pub(crate) fn rule(metric: Metric) -> Rule {

@@ -8,7 +8,7 @@ use crate::bank::Snapshot;
 use crate::block::Schema;
 use crate::codec::Codec;
 use crate::error::{Kind, Result, ensure, filled};
-use crate::first_pass::{FirstPass, Scratch};
+use crate::first_pass::{FirstPass, GROUP, Scratch};
 use crate::list::{Ref, first_rows};
 use crate::query::{Packed, Queries, Query, Unit};
 use crate::reservoir::{Best, Reservoir};
@@ -17,7 +17,7 @@ use crate::work::{Ticker, Work};
 /// Queries that share one pass over a lane's blocks.
 pub(crate) const UNIT_QUERIES: usize = 256;
 
-/// A lane is divided among threads only in pieces of at least this many blocks.
+/// A lane is divided among threads only where it has more than a thread's share, in parts of at least this many blocks.
 const SHARD_BLOCKS: usize = 64;
 
 /// Blocks that set the first floors: a quarter of what is to be scanned, within these.
@@ -95,12 +95,15 @@ impl Snapshot {
         work: &Work,
     ) -> Result<Vec<(Unit<'v>, Vec<Vec<Best>>)>> {
         let work = &work.for_size(queries.operations(self));
-        let units = queries.units(self, schema, UNIT_QUERIES);
-        let wanted = (4 * work.threads).div_ceil(units.len().max(1));
-        let wanted = if work.threads == 1 || units.len() >= 4 * work.threads { 1 } else { wanted };
+        // Queries are divided first: to divide a lane, every part has to find k entries of its own.
+        let lanes = queries.rows.len() * self.config().heads;
+        let parts = if work.threads == 1 { 1 } else { (2 * work.threads).div_ceil(lanes.max(1)) };
+        let most = (queries.len() / lanes.max(1)).div_ceil(parts).next_multiple_of(GROUP).min(UNIT_QUERIES);
+        let units = queries.units(self, schema, most.max(GROUP));
+        let blocks = units.iter().map(|unit| unit.refs.len()).sum::<usize>();
+        let size = blocks.div_ceil(work.threads).max(SHARD_BLOCKS);
         let shards: Vec<(usize, std::ops::Range<usize>)> = (units.iter().enumerate())
             .flat_map(|(at, unit)| {
-                let size = unit.refs.len().div_ceil(wanted).max(SHARD_BLOCKS);
                 let n = unit.refs.len();
                 (0..n.max(1)).step_by(size).map(move |first| (at, first..n.min(first + size)))
             })
