@@ -1,4 +1,4 @@
-//! Exact search: a bounded float32 first pass over blocks, then canonical scores for what may be among the best.
+//! Exact search: a bounded first pass over blocks, then canonical scores for what may be among the best.
 
 use mnemex_kernels::prefetch::prefetch;
 use mnemex_kernels::select::Maxima;
@@ -139,7 +139,7 @@ struct Scan<'s> {
     blank_bad: bool,
     k: usize,
     reservoirs: Vec<Reservoir>,
-    /// The floor of each reservoir; infinite for a query that is to have no hits.
+    /// The floor of each reservoir.
     floors: Vec<f32>,
     key: Vec<f32>,
 }
@@ -163,13 +163,12 @@ impl<'s> Scan<'s> {
         blank_bad: bool,
     ) -> Result<Scan<'s>> {
         let packed = Packed::new(snapshot, queries, unit, blank_bad)?;
-        let floor = |&bad: &bool| if bad && blank_bad { f32::INFINITY } else { f32::NEG_INFINITY };
         Ok(Scan {
             kernels: snapshot.shared.kernels,
             schema,
             queries,
             unit,
-            floors: packed.bad.iter().map(floor).collect(),
+            floors: vec![f32::NEG_INFINITY; unit.n],
             pass: FirstPass::new(snapshot.shared.kernels, schema, packed)?,
             blank_bad,
             k,
@@ -254,9 +253,15 @@ impl<'s> Scan<'s> {
     /// The first-pass scores from which an entry of a block can still be among the best, for the queries from `first` on.
     fn thresholds(&self, first: usize, block: &Seen, out: &mut [f32]) {
         for (query, out) in (first..).zip(out) {
-            let bound = |&floor| self.pass.bound(query, block.reach, block.lost).threshold(floor);
-            *out = self.floors.get(query).map_or(f32::INFINITY, bound);
+            let wanted = self.floors.get(query).filter(|_| !self.is_blank(query));
+            let threshold = |&floor| self.pass.bound(query, block.reach, block.lost).threshold(floor);
+            *out = wanted.map_or(f32::INFINITY, threshold);
         }
+    }
+
+    /// Whether a query is to have no hits.
+    fn is_blank(&self, query: usize) -> bool {
+        self.blank_bad && self.pass.packed.bad[query]
     }
 
     /// Hands what passed of a block to the reservoirs.
@@ -266,7 +271,7 @@ impl<'s> Scan<'s> {
         for pass in passes.drain(..) {
             let (query, slot) = (first + pass.query as usize, pass.row as usize);
             let hidden = !block.by_all && r.id(slot) >= self.pass.packed.before[query];
-            if hidden || (self.blank_bad && self.pass.packed.bad[query]) {
+            if hidden || self.is_blank(query) {
                 continue;
             }
             let bound = self.pass.bound(query, block.reach, block.lost);

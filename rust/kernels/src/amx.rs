@@ -210,6 +210,7 @@ unsafe fn shorten(keys: Keys, dim: usize, out: &mut [u16]) -> f32 {
     let (padded, n) = (short::padded(dim), keys.n);
     keys.check(Rule::Dot, dim);
     assert!(out.len() >= short::ROWS * padded, "room for 64 rows");
+    let flushed = (padded as f32 + 16.0).sqrt() * 1.2e-19;
     let mut most: f32 = 0.0;
     for row in 0..n {
         // SAFETY: masks end the loads with the row; a row of `out` has room for whole steps.
@@ -229,8 +230,8 @@ unsafe fn shorten(keys: Keys, dim: usize, out: &mut [u16]) -> f32 {
             }
             _mm512_reduce_add_ps(lost)
         };
-        // A thousandth for the roundings of the sum; squares below float32's range are 0.
-        let lost = square.sqrt() * 1.001 + dim as f32 * 1e-22;
+        // A thousandth for the roundings of the sum; a thread may flush squares and sums below 2^-126 to 0.
+        let lost = square.sqrt() * 1.001 + flushed;
         most = most.max(lost * keys.scale.get(row).unwrap_or(&1.0));
     }
     out[n * padded..short::ROWS * padded].fill(0);

@@ -81,15 +81,18 @@ impl Isa {
     }
 
     fn named(name: &str) -> Result<Isa, IsaError> {
-        let has = Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ");
+        // Asked only in errors: to look for AMX is to ask the system for it.
+        let has = || Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ");
         let Some(isa) = Isa::ALL.into_iter().find(|isa| isa.name() == name) else {
             return Err(IsaError(format!(
-                "MNEMEX_ISA={name} names no instruction set of this build: set it to one of {has}, or unset it"
+                "MNEMEX_ISA={name} names no instruction set of this build: set it to one of {}, or unset it",
+                has()
             )));
         };
         if !isa.is_available() {
             return Err(IsaError(format!(
-                "MNEMEX_ISA={name} needs instructions this processor lacks: set it to one of {has}, or unset it"
+                "MNEMEX_ISA={name} needs instructions that this processor lacks or its system does not permit: set it to one of {}, or unset it",
+                has()
             )));
         }
         Ok(isa)

@@ -1,4 +1,5 @@
-//! What becomes of scores while they are in registers: those that pass a threshold are listed, or all are stored.
+//! What becomes of scores while they are in registers: those that pass a threshold are listed, or all
+//! are stored, or the largest of groups.
 #![expect(
     unsafe_code,
     reason = "unchecked loads and stores in the innermost loops; lengths are asserted at each entry"

@@ -19,7 +19,7 @@ pub const ROWS: usize = 64;
 #[derive(Clone, Copy)]
 pub struct Short {
     /// Rounds key rows: `out` gets [`ROWS`] rows of [`padded`] numbers. The answer bounds the norm of what any row loses,
-    /// times its scale where there is one.
+    /// times its scale where there is one; rows that are not finite do not count.
     pub shorten: fn(keys: Keys, dim: usize, out: &mut [u16]) -> f32,
     /// [`crate::Kernels::select`] over such keys.
     pub select: fn(keys: ShortKeys, live: u64, queries: ShortQueries, thresholds: &[f32], out: &mut Vec<Pass>),

@@ -15,7 +15,7 @@ pub struct Kernels {
     pub isa: Isa,
     /// The same first pass in bfloat16, where that is faster.
     pub short: Option<Short>,
-    /// First pass fused with selection: see [`crate::tile`], `select.rs`. `thresholds` has one entry per lane, the last panel's unused
+    /// First pass fused with selection: see [`crate::select`]. `thresholds` has one entry per lane, the last panel's unused
     /// lanes included; bit r of `live` says whether key row r may pass.
     pub select: fn(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>),
     /// All first-pass scores of a block, stored at row `first` of panels of `rows` rows.

@@ -1,11 +1,12 @@
 //! The bfloat16 first pass, where there is one.
+#![expect(unsafe_code, reason = "sets how the thread treats small numbers")]
 
 use half::bf16;
 use mnemex_kernels::bound::{Precision, QueryBound, reach};
 use mnemex_kernels::canonical::Metric;
 use mnemex_kernels::select::Maxima;
 use mnemex_kernels::short::{self, Short, ShortKeys, ShortQueries};
-use mnemex_kernels::{PANEL, Rule};
+use mnemex_kernels::{Keys, PANEL, Rule};
 use mnemex_oracle as oracle;
 
 use crate::block::{Block, METRICS, Random, awkward, norm, tables};
@@ -121,4 +122,40 @@ fn short_selection_passes_exactly_what_is_not_below_the_threshold() {
         let want: Vec<_> = passes.map(|(r, t)| (t as u32, r as u32, at(r, t).to_bits())).collect();
         assert_eq!(got, want, "dim {dim}");
     });
+}
+
+/// Runs with results below 2^-126 flushed to 0, as some libraries leave a thread.
+#[cfg(target_arch = "x86_64")]
+fn flushing<T>(body: impl FnOnce() -> T) -> T {
+    const FLUSH_TO_ZERO: u32 = 1 << 15;
+    let (mut before, mut flush) = (0u32, 0u32);
+    // SAFETY: reads and writes the thread's own control register; it is put back below.
+    unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut before, options(nostack)) };
+    flush |= before | FLUSH_TO_ZERO;
+    // SAFETY: as above.
+    unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const flush, options(nostack)) };
+    let result = body();
+    // SAFETY: as above.
+    unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const before, options(nostack)) };
+    result
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn what_a_key_loses_is_not_underestimated_where_small_numbers_are_flushed() {
+    for short in tables().filter_map(|kernels| kernels.short) {
+        for exponent in [-22, -20, -18, -17, -16, -10, 0] {
+            let mut random = Random(7);
+            let dim = 8;
+            let key: Vec<f32> = (0..dim).map(|_| random.unit() * 10f32.powi(exponent)).collect();
+            let mut rows = vec![f32::NAN; 8 * dim];
+            rows[..dim].copy_from_slice(&key);
+            let mut out = vec![0; short::ROWS * short::padded(dim)];
+            let keys = Keys { rows: &rows, stride: dim, n: 1, scale: &[], next: &[] };
+            let bound = flushing(|| (short.shorten)(keys, dim, &mut out));
+            let rounded = out.iter().map(|&x| bf16::from_bits(x).to_f64());
+            let lost = key.iter().zip(rounded).map(|(&x, short)| (f64::from(x) - short).powi(2)).sum::<f64>().sqrt();
+            assert!(lost <= f64::from(bound), "1e{exponent}: {lost} is lost, {bound} was said");
+        }
+    }
 }
