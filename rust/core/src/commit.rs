@@ -1,8 +1,8 @@
-//! From what is staged to the next version: planned and built while readers go on, then performed where nothing fails.
+//! From what is staged to the next version: planned and built while readers go on, then performed.
 //!
 //! The writers' locks are held from plan to publication. Policies look at the version and answer with edits, everything
 //! that can fail is built, and then the edits are performed under the version's lock, in place where nobody else holds
-//! what they touch.
+//! what they touch. Where a snapshot was taken since the plan, a last block is copied there after all.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
