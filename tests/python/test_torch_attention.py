@@ -312,3 +312,26 @@ def test_wrong_arguments_are_named(change, match):
     arguments = {"q": s.q, "k": s.k, "v": s.v, "memory": s.bank, "top_k": 4, **change}
     with pytest.raises(mx.Error, match=match):
         mx.torch.attention(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
+
+
+@pytest.mark.parametrize("metric", ["dot", "cos", "l2"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_thread_that_flushes_small_numbers_gets_the_same_bits(metric, threads):
+    # Keys below float32's smallest normal number, 1.2e-38: flushed, they would all score 0.
+    keys = 1e-40 * gauss(1, 2, 3000, 8, seed=70).numpy()
+    queries = gauss(1, 2, 400, 8, seed=71).numpy()
+
+    def answers():
+        bank = mx.Bank(heads=2, key_dim=8, value_dim="key", metric=metric, threads=threads)
+        bank.write(keys)
+        found, read = bank.search(queries, 5), bank.attend(queries, None, scale=1e38)
+        return [array.tobytes() for array in (found.scores, found.ids, read.out, read.lse)]
+
+    plain = answers()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush small numbers to zero")
+    try:
+        flushed = answers()
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushed == plain

@@ -10,6 +10,7 @@ use mnemex_kernels::{Kernels, bound};
 use crate::codec::Codec;
 use crate::config::{Config, Values};
 use crate::error::Result;
+use crate::extent::{Demand, Extent};
 use crate::plane::Plane;
 
 /// Rows of a full block: one bit each in a 64-bit mask.
@@ -160,10 +161,9 @@ fn key_facts(schema: &Schema, kernels: &Kernels, key: &[f32]) -> (f32, f32) {
 }
 
 /// Rows of keys and values.
-#[derive(Clone)]
 pub struct Block {
-    key: Plane,
-    value: Plane,
+    key: Extent,
+    value: Extent,
     scale: Vec<f32>,
     reach: f32,
     n: usize,
@@ -171,12 +171,14 @@ pub struct Block {
 }
 
 impl Block {
-    /// An empty block for a lane that has, or is about to have, `expected` entries.
-    pub(crate) fn for_lane_of(schema: &Schema, expected: usize) -> Result<Block> {
-        let capacity = expected.next_power_of_two().clamp(FIRST_ROWS, BLOCK_ROWS);
+    /// An empty block behind `before` in a lane.
+    pub(crate) fn for_lane(schema: &Schema, before: Option<&Block>, demand: Demand) -> Result<Block> {
+        let capacity = demand.in_all.next_power_of_two().clamp(FIRST_ROWS, BLOCK_ROWS);
+        let value_bytes = schema.value.map_or(0, |layout| layout.row_bytes());
+        let (key, value) = (before.map(|block| &block.key), before.map(|block| &block.value));
         Ok(Block {
-            key: Plane::zeroed(capacity * schema.key.row_bytes())?,
-            value: Plane::zeroed(capacity * schema.value.map_or(0, |layout| layout.row_bytes()))?,
+            key: Extent::zeroed(capacity, schema.key.row_bytes(), key, demand)?,
+            value: Extent::zeroed(capacity, value_bytes, value, demand)?,
             scale: if schema.metric == Metric::Cos { vec![0.0; capacity] } else { Vec::new() },
             reach: 0.0,
             n: 0,
@@ -186,8 +188,12 @@ impl Block {
 
     /// A copy with the same room, where memory for it is to be had.
     pub(crate) fn try_clone(&self) -> Result<Block> {
-        let (key, value) = (self.key.try_clone()?, self.value.try_clone()?);
-        Ok(Block { key, value, scale: self.scale.clone(), ..*self })
+        Ok(self.with(self.key.try_clone()?, self.value.try_clone()?))
+    }
+
+    /// The block with its bytes elsewhere.
+    fn with(&self, key: Extent, value: Extent) -> Block {
+        Block { key, value, scale: self.scale.clone(), reach: self.reach, n: self.n, capacity: self.capacity }
     }
 
     /// Rows written.
@@ -207,7 +213,7 @@ impl Block {
 
     /// Appends rows `first..first + n` of `from`.
     pub(crate) fn extend(&mut self, schema: &Schema, from: &Encoded, first: usize, n: usize) {
-        let copy = |to: &mut Plane, from: &Plane, bytes: usize, at: usize| {
+        let copy = |to: &mut Extent, from: &Plane, bytes: usize, at: usize| {
             to.bytes_mut()[at * bytes..][..n * bytes].copy_from_slice(&from.bytes()[first * bytes..][..n * bytes]);
         };
         copy(&mut self.key, &from.key, schema.key.row_bytes(), self.n);
@@ -283,26 +289,33 @@ impl Block {
         }
     }
 
-    /// Bytes of memory held.
-    pub(crate) fn nbytes(&self) -> usize {
-        size_of::<Block>() + self.key.nbytes() + self.value.nbytes() + 4 * self.scale.capacity()
+    /// What the block holds, by address, and the bytes of each; several blocks may hold the same.
+    pub(crate) fn parts(&self) -> [(*const u8, usize); 3] {
+        let own = size_of::<Block>() + 4 * self.scale.capacity();
+        [(std::ptr::from_ref(self).cast(), own), self.key.holder(), self.value.holder()]
+    }
+}
+
+impl Clone for Block {
+    fn clone(&self) -> Block {
+        self.with(self.key.clone(), self.value.clone())
     }
 }
 
 fn decoded<'a>(
-    plane: &'a Plane,
+    extent: &'a Extent,
     layout: Layout,
     n: usize,
     capacity: usize,
     scratch: &'a mut Vec<f32>,
 ) -> (&'a [f32], usize) {
     if layout.codec == Codec::F32 {
-        return (plane.floats(), layout.row_bytes() / 4);
+        return (extent.floats(), layout.row_bytes() / 4);
     }
     let stride = layout.dim.next_multiple_of(mnemex_kernels::PANEL);
     scratch.resize(capacity * stride, 0.0);
     let bytes = layout.row_bytes();
-    for (row, out) in plane.bytes().chunks_exact(bytes).zip(scratch.chunks_exact_mut(stride)).take(n) {
+    for (row, out) in extent.bytes().chunks_exact(bytes).zip(scratch.chunks_exact_mut(stride)).take(n) {
         layout.codec.decode(row, &mut out[..layout.dim]);
     }
     (scratch, stride)

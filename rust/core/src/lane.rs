@@ -7,6 +7,7 @@ use mnemex_kernels::Kernels;
 
 use crate::block::{Encoded, Schema};
 use crate::error::Result;
+use crate::extent::Demand;
 use crate::list::{Append, List, Ref};
 use crate::work::Ticker;
 
@@ -149,7 +150,9 @@ impl Lane {
                 run.start = kept;
             }
             let target = self.lists.get(list).unwrap_or(&empty);
-            let append = target.prepare(schema, self.n_live, arrival, &runs, held, ticker)?;
+            let now = runs.iter().map(Range::len).sum();
+            let demand = Demand { now, in_all: self.n_live + now };
+            let append = target.prepare(schema, demand, arrival, &runs, held, ticker)?;
             prepared.appends.push((list, append));
         }
         Ok(prepared)
@@ -192,9 +195,9 @@ impl Lane {
         if self.lists.is_empty() {
             self.lists.push(List::default());
         }
-        let n_live = expected.saturating_sub(run.len());
+        let demand = Demand { now: expected.saturating_sub(self.n_live).max(run.len()), in_all: expected };
         let runs = std::slice::from_ref(&run);
-        let append = self.lists[0].prepare(schema, n_live, arrival, runs, false, &Ticker::never())?;
+        let append = self.lists[0].prepare(schema, demand, arrival, runs, false, &Ticker::never())?;
         self.n_live += self.lists[0].append(schema, arrival, append);
         Ok(())
     }

@@ -33,8 +33,10 @@ pub mod restore;
 pub mod search;
 pub mod stage;
 
+mod arena;
 mod columns;
 mod dense;
+mod extent;
 mod first_pass;
 mod piece;
 mod plane;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::block::{BLOCK_ROWS, Block, Encoded, Schema};
 use crate::error::Result;
+use crate::extent::Demand;
 use crate::lane::Arrival;
 use crate::work::Ticker;
 
@@ -123,12 +124,12 @@ impl List {
         Some((page, at))
     }
 
-    /// Builds what `runs` of arriving rows need, ascending. `held`: another version has this list too. May fail, changes
+    /// Builds what `runs` of arriving rows need, ascending, for a lane of that `demand`. `held`: another version has this list too. May fail, changes
     /// nothing.
     pub(crate) fn prepare(
         &self,
         schema: &Schema,
-        n_live: usize,
+        demand: Demand,
         arrival: Arrival,
         runs: &[Range<usize>],
         held: bool,
@@ -136,8 +137,7 @@ impl List {
     ) -> Result<Append> {
         let Arrival { id_lo, rows: from } = arrival;
         let mut append = Append { tail: Vec::new(), copy: None, refs: Vec::new() };
-        let mut left: usize = runs.iter().map(Range::len).sum();
-        let expected = n_live + left;
+        let mut done = 0;
         let tail = self.pages.last().and_then(|page| page.last());
         let far = |lo: i64| u32::try_from(id_lo + from.len() as i64 - lo).is_err();
         let mut room = tail.filter(|tail| !far(tail.id_lo)).map_or(0, |tail| tail.block.room());
@@ -146,7 +146,8 @@ impl List {
             while first < run.end {
                 ticker.tick()?;
                 if room == 0 {
-                    let block = Block::for_lane_of(schema, expected)?;
+                    let before = append.refs.last().or(tail).map(|r| &*r.block);
+                    let block = Block::for_lane(schema, before, Demand { now: demand.now - done, ..demand })?;
                     room = block.room();
                     append.refs.push(Ref {
                         block: Arc::new(block),
@@ -162,10 +163,9 @@ impl List {
                 }
                 first += n;
                 room -= n;
-                left -= n;
+                done += n;
             }
         }
-        debug_assert_eq!(left, 0);
         if let (false, Some(page), Some(tail)) = (append.tail.is_empty(), self.pages.last(), tail)
             && (held || Arc::strong_count(page) > 1 || Arc::strong_count(&tail.block) > 1)
         {
@@ -291,11 +291,12 @@ mod tests {
         let schema = Schema { metric: Metric::Dot, key, value: None, key_is_value: false };
         let rows = Encoded::zeroed(&schema, 3).unwrap();
         let last = |list: &List| list.refs().last().map(|r| Arc::as_ptr(&r.block));
+        let demand = Demand { now: 3, in_all: 3 };
         // Returns the copy that was made beforehand; the list has it from then on.
         let add = |list: &mut List, id_lo: i64, held: bool| {
             let arrival = Arrival { id_lo, rows: &rows };
             let append =
-                list.prepare(&schema, 0, arrival, std::slice::from_ref(&(0..3)), held, &Ticker::never()).unwrap();
+                list.prepare(&schema, demand, arrival, std::slice::from_ref(&(0..3)), held, &Ticker::never()).unwrap();
             let copy = append.copy.as_ref().map(Arc::as_ptr);
             assert_eq!(list.append(&schema, arrival, append), 3);
             assert!(copy.is_none() || copy == last(list), "the copy is what rows were added to");

@@ -38,6 +38,11 @@ impl Plane {
         self.0.extend_from_slice(&more.0);
     }
 
+    /// The same bytes, which start on a cache line.
+    pub(crate) fn copy_of(bytes: &[u8]) -> Plane {
+        Plane(cast_slice(bytes).to_vec())
+    }
+
     /// A copy.
     ///
     /// # Errors

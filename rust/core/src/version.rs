@@ -112,7 +112,7 @@ impl Version {
                     add(address.cast(), bytes);
                 }
                 for r in list.refs() {
-                    add(Arc::as_ptr(&r.block).cast(), r.block.nbytes());
+                    r.block.parts().into_iter().for_each(|(address, bytes)| add(address, bytes));
                     if let Some(offsets) = &r.offsets {
                         add(Arc::as_ptr(offsets).cast(), offsets.capacity() * 4);
                     }

@@ -10,6 +10,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use mnemex_kernels::rounding;
 use rayon::ThreadPool;
 
 use crate::error::{Error, Kind, Result};
@@ -71,19 +72,21 @@ impl Work<'_> {
         let next = AtomicUsize::new(0);
         let done = Mutex::new(Vec::with_capacity(n));
         let take_jobs = |ticker: &Ticker| {
-            let mut mine = Vec::new();
-            while !ticker.stopped() {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                if at >= n {
-                    break;
+            rounding::by_default(|| {
+                let mut mine = Vec::new();
+                while !ticker.stopped() {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= n {
+                        break;
+                    }
+                    let result = job(at, ticker);
+                    if result.is_err() {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                    mine.push((at, result));
                 }
-                let result = job(at, ticker);
-                if result.is_err() {
-                    stop.store(true, Ordering::Relaxed);
-                }
-                mine.push((at, result));
-            }
-            done.lock().unwrap_or_else(PoisonError::into_inner).append(&mut mine);
+                done.lock().unwrap_or_else(PoisonError::into_inner).append(&mut mine);
+            })
         };
         let caller = Ticker { stop: &stop, interrupted: Some(self.interrupted), asked: Cell::new(Instant::now()) };
         let helpers = self.threads.min(n).saturating_sub(1);

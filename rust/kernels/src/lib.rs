@@ -16,6 +16,7 @@ pub mod canonical;
 pub mod convert;
 pub mod kth;
 pub mod prefetch;
+pub mod rounding;
 pub mod select;
 pub mod short;
 pub mod softmax;

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use mnemex_core::Result;
 use mnemex_core::work::Work;
-use mnemex_kernels::{Isa, Kernels};
+use mnemex_kernels::{Isa, Kernels, rounding};
 use pyo3::prelude::*;
 
 use crate::error::{ResourceError, raised};
@@ -40,7 +40,8 @@ pub(crate) fn run_with<T: Send, E: Send>(
             })
         };
         let threads = threads.unwrap_or_else(mnemex_core::work::max_threads);
-        body(&Work { threads, interrupted: &interrupted })
+        // What is not divided among threads is computed on this one.
+        rounding::by_default(|| body(&Work { threads, interrupted: &interrupted }))
     });
     result.map_err(|error| raised_by_signal.into_inner().ok().flatten().unwrap_or_else(|| exception(error)))
 }

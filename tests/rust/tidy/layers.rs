@@ -12,7 +12,8 @@ const LAYERS: [(&str, &[&str]); 5] = [
 ];
 
 /// Where `unsafe` may stand, and what for.
-const UNSAFE: [(&str, &str); 3] = [
+const UNSAFE: [(&str, &str); 4] = [
+    ("rust/core/src/arena.rs", "slots of a shared chunk"),
     ("rust/kernels/src/", "vector instructions"),
     ("rust/kernels/tests/against_oracle/short.rs", "a thread's rounding mode"),
     ("benches/calibrate/src/", "vector instructions"),

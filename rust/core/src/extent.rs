@@ -1,0 +1,127 @@
+//! The bytes of one plane of a block, and where they lie: in memory of their own, or in a chunk that blocks share.
+
+use bytemuck::cast_slice;
+
+use crate::arena::{CHUNK, Chunk, Slot};
+use crate::error::Result;
+use crate::plane::Plane;
+
+/// As many bytes as a block was made for, zeroed, starting on a cache line.
+pub(crate) enum Extent {
+    Own(Plane),
+    Slot(Slot),
+}
+
+/// Rows that a lane is about to take, and rows that it then has.
+#[derive(Clone, Copy)]
+pub(crate) struct Demand {
+    pub(crate) now: usize,
+    pub(crate) in_all: usize,
+}
+
+impl Extent {
+    /// Room for `rows` rows of `row_bytes`, beside the extent `before` it in the lane where that is in a chunk.
+    ///
+    /// # Errors
+    /// When the memory is not to be had.
+    pub(crate) fn zeroed(rows: usize, row_bytes: usize, before: Option<&Extent>, demand: Demand) -> Result<Extent> {
+        let bytes = rows * row_bytes;
+        let open = before.and_then(|extent| match extent {
+            Extent::Slot(slot) if slot.len() == bytes => Slot::of(slot.chunk()),
+            _ => None,
+        });
+        // A chunk pays where it is filled at once, or where what lies idle in it is at most an eighth of the lane.
+        let pays = (1..=CHUNK / 2).contains(&bytes)
+            && (demand.now.saturating_mul(row_bytes) >= CHUNK || demand.in_all.saturating_mul(row_bytes) >= 8 * CHUNK);
+        let fresh = || if pays { Chunk::of(bytes).and_then(|chunk| Slot::of(&chunk)) } else { None };
+        open.or_else(fresh).map_or_else(|| Plane::zeroed(bytes).map(Extent::Own), |slot| Ok(Extent::Slot(slot)))
+    }
+
+    /// A copy in memory of its own, where that is to be had.
+    ///
+    /// # Errors
+    /// When the memory is not to be had.
+    pub(crate) fn try_clone(&self) -> Result<Extent> {
+        match self {
+            Extent::Own(plane) => plane.try_clone(),
+            Extent::Slot(slot) => Plane::zeroed(slot.len()).map(|mut copy| {
+                copy.bytes_mut().copy_from_slice(slot.bytes());
+                copy
+            }),
+        }
+        .map(Extent::Own)
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Extent::Own(plane) => plane.bytes(),
+            Extent::Slot(slot) => slot.bytes(),
+        }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Extent::Own(plane) => plane.bytes_mut(),
+            Extent::Slot(slot) => slot.bytes_mut(),
+        }
+    }
+
+    /// The bytes as float32.
+    pub(crate) fn floats(&self) -> &[f32] {
+        cast_slice(self.bytes())
+    }
+
+    /// What holds the bytes, by address, and its size; chunks are held by many extents.
+    pub(crate) fn holder(&self) -> (*const u8, usize) {
+        match self {
+            Extent::Own(plane) => (plane.bytes().as_ptr(), plane.nbytes()),
+            Extent::Slot(slot) => (std::sync::Arc::as_ptr(slot.chunk()).cast(), CHUNK),
+        }
+    }
+}
+
+impl Clone for Extent {
+    fn clone(&self) -> Extent {
+        Extent::Own(Plane::copy_of(self.bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROW: usize = 256;
+
+    fn extent(before: Option<&Extent>, now: usize, in_all: usize) -> Extent {
+        Extent::zeroed(64, ROW, before, Demand { now, in_all }).unwrap()
+    }
+
+    #[test]
+    fn long_lanes_lie_in_chunks_and_short_ones_do_not() {
+        let chunk_rows = CHUNK / ROW;
+        assert!(matches!(extent(None, chunk_rows - 1, chunk_rows - 1), Extent::Own(_)));
+        let bulk = extent(None, chunk_rows, chunk_rows);
+        assert!(matches!(bulk, Extent::Slot(_)), "a chunk's worth at once");
+        let next = extent(Some(&bulk), 64, chunk_rows + 64);
+        assert_eq!(next.holder(), bulk.holder(), "what follows takes the chunk's next slot");
+        assert_eq!(next.bytes().as_ptr().addr(), bulk.bytes().as_ptr().addr() + 64 * ROW);
+        assert!(matches!(extent(None, 64, 8 * chunk_rows), Extent::Slot(_)), "little at a time into a long lane");
+        assert!(matches!(Extent::zeroed(64, CHUNK, None, Demand { now: 64, in_all: 64 }).unwrap(), Extent::Own(_)));
+        assert!(matches!(
+            Extent::zeroed(64, 0, None, Demand { now: 1 << 40, in_all: 1 << 40 }).unwrap(),
+            Extent::Own(_)
+        ));
+    }
+
+    #[test]
+    fn a_copy_has_the_bytes_and_none_of_the_chunk() {
+        let mut slot = extent(None, CHUNK, CHUNK);
+        slot.bytes_mut()[5] = 7;
+        for mut copy in [slot.clone(), slot.try_clone().unwrap()] {
+            assert_eq!(copy.bytes(), slot.bytes());
+            copy.bytes_mut()[5] = 8;
+            assert_eq!(slot.bytes()[5], 7);
+            assert_ne!(copy.holder(), slot.holder());
+        }
+    }
+}
