@@ -227,6 +227,7 @@ fn data_files_with_any_byte_changed_never_do_more_than_hold_other_numbers() {
                         rows: None,
                         before: None,
                         allowed: None,
+                        predicates: &[],
                         nonfinite: None,
                     };
                     bank.search(&query, 3, &mnemex_core::work::Work::ALONE).unwrap();

@@ -1,6 +1,7 @@
 //! Wrong calls: each is refused with the fitting kind, says something, and changes nothing.
 
 use mnemex_core::attend::Attention;
+use mnemex_core::bias::Bias;
 use mnemex_core::block::Schema;
 use mnemex_core::config::{Evict, MAX_DIM, MAX_LANES, NonFinite, Values};
 use mnemex_core::gather::Wanted;
@@ -224,7 +225,7 @@ fn questions_that_cannot_be_answered() {
     }
 
     let attend = |bank: &Bank, k, scale, softcap| {
-        let attention = Attention { k, logit: Logit { scale, softcap }, with_hits: false };
+        let attention = Attention { k, logit: Logit { scale, softcap }, bias: Bias::None, with_hits: false };
         bank.snapshot().attend(&ask(&good), &attention, &Work::ALONE)
     };
     attend(&bank, Some(usize::MAX), 1.0, None).expect("attend clamps k to the longest lane");
