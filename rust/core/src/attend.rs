@@ -113,11 +113,11 @@ impl Snapshot {
             for (at, best_of_one) in best.iter().enumerate() {
                 ticker.tick()?;
                 best.get(at + 1).into_iter().for_each(near);
-                let logit = |hit: &Best| {
-                    let logit = attention.logit.of(hit.score);
-                    bias.map_or(Ok(logit), |bias| Ok(biased(logit, bias.of(row, hit.id)?)))
-                };
-                let logits = best_of_one.iter().map(logit).collect::<Result<_>>()?;
+                let mut logits: Vec<f32> = best_of_one.iter().map(|hit| attention.logit.of(hit.score)).collect();
+                if let Some(bias) = bias {
+                    let ids: Vec<i64> = best_of_one.iter().map(|hit| hit.id).collect();
+                    logits.iter_mut().zip(bias.of(row, &ids)?).for_each(|(z, bias)| *z = biased(*z, bias));
+                }
                 weighed.push(self.weigh(schema, unit, best_of_one, logits));
             }
             Ok(weighed)

@@ -73,18 +73,31 @@ impl ColumnBias {
         Ok(ColumnBias { at, name: name.to_owned(), refuse })
     }
 
-    /// What is added to the logit of an entry.
-    pub(crate) fn of(&self, row: &Row, id: i64) -> Result<f32> {
-        let bias = match row.columns.get(self.at) {
-            Some(AnyColumn::F32(column)) => column.get(id),
-            _ => 0.0,
+    /// What is added to the logits of entries.
+    pub(crate) fn of(&self, row: &Row, ids: &[i64]) -> Result<Vec<f32>> {
+        let biases: Vec<f32> = match row.columns.get(self.at) {
+            Some(AnyColumn::F32(column)) => match run(ids).and_then(|n| column.run(ids[0], n)) {
+                Some(run) => run.to_vec(),
+                None => ids.iter().map(|&id| column.get(id)).collect(),
+            },
+            _ => vec![0.0; ids.len()],
         };
-        ensure(!(self.refuse && (bias.is_nan() || bias == f32::INFINITY)), Kind::NonFinite, || {
-            format!(
-                "bias: the column {:?} has {bias} at id {id}: leave that entry out with where=, or write a number or -inf",
-                self.name
-            )
-        })?;
-        Ok(bias)
+        let bad = |bias: &f32| bias.is_nan() || *bias == f32::INFINITY;
+        match biases.iter().position(bad).filter(|_| self.refuse) {
+            None => Ok(biases),
+            Some(at) => {
+                let (name, bias, id) = (&self.name, biases[at], ids[at]);
+                let message = format!(
+                    "bias: the column {name:?} has {bias} at id {id}: leave that entry out with where=, or write a number \
+                     or -inf"
+                );
+                Err(Error::new(Kind::NonFinite, message))
+            }
+        }
     }
+}
+
+/// How many ids there are, if they follow one another.
+fn run(ids: &[i64]) -> Option<usize> {
+    Some(ids.len()).filter(|&n| n > 0 && ids.iter().zip(ids[0]..).all(|(&id, next)| id == next))
 }

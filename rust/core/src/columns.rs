@@ -184,3 +184,31 @@ impl AnyColumn {
         each!(self, column => column.page_bytes().collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_come_back_across_pages_and_nothing_lies_between_distant_ones() {
+        let mut column = Column::new(|id| -id);
+        let numbers: Vec<i64> = (0..1300).map(|i| i * i).collect();
+        column.set(500, &numbers);
+        column.set(1 << 60, &[7]);
+        for id in [0, 499, 500, 511, 512, 1023, 1024, 1799, 1800, (1 << 60) - 1, 1 << 60, (1 << 60) + 1] {
+            let given = if id == 1 << 60 {
+                Some(7)
+            } else {
+                usize::try_from(id - 500).ok().and_then(|i| numbers.get(i).copied())
+            };
+            assert_eq!(column.get(id), given.unwrap_or(-id));
+        }
+        assert_eq!(column.page_bytes().count(), 5);
+        assert_eq!(column.run(512, 512), Some(&numbers[12..524]));
+        assert!(column.run(500, 64).is_none(), "a run lies in one page");
+        assert!(column.run(5000, 1).is_none(), "a page that is not there has no run");
+        column.drop_below(1024);
+        column.drop_from(1 << 60);
+        assert_eq!([512, 1023, 1024, 1 << 60].map(|id| column.get(id)), [-512, -1023, numbers[524], -(1 << 60)]);
+    }
+}

@@ -221,15 +221,14 @@ impl<'s> Reduction<'s> {
         }
         let absent = if self.in_range(pieces) { Vec::new() } else { self.settle(pieces, ticker)? };
         let last_seen = self.packed.before.iter().copied().max().unwrap_or(0);
-        let seen = ids.iter().take_while(|&&id| id < last_seen);
-        let biases = self.how.bias.map(|bias| seen.map(|&id| bias.of(self.row, id)).collect::<Result<Vec<f32>>>());
-        let biases = biases.transpose()?.unwrap_or_default();
+        let seen = &ids[..ids.partition_point(|&id| id < last_seen)];
+        let biases = self.how.bias.map(|bias| bias.of(self.row, seen)).transpose()?.unwrap_or_default();
         part.out.fill(0.0);
         for (at, panel) in self.panels.floats_mut().chunks_exact_mut(rows * PANEL).enumerate() {
             let logits = &mut panel[..ids.len() * PANEL];
             (kernels.logits)(logits, self.how.logit);
-            for (z, bias) in logits.chunks_exact_mut(PANEL).zip(&biases) {
-                z.iter_mut().for_each(|z| *z = biased(*z, *bias));
+            for (z, &bias) in logits.chunks_exact_mut(PANEL).zip(&biases) {
+                z.iter_mut().for_each(|z| *z = biased(*z, bias));
             }
             for place in absent.iter().filter(|&&place| place / (rows * PANEL) == at) {
                 logits[place % (rows * PANEL)] = f32::NEG_INFINITY;
