@@ -73,7 +73,8 @@ def word(name: str, x: object, known: tuple[str, ...]) -> str:
     raise ArgumentError(f"{name}={x!r} is not known; expected one of {', '.join(map(repr, known))}")
 
 
-def _array(name: str, x: object) -> NDArray[Any]:
+def any_array(name: str, x: object) -> NDArray[Any]:
+    """Take whatever numpy makes an array of."""
     try:
         return np.asarray(x)
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:
@@ -82,7 +83,7 @@ def _array(name: str, x: object) -> NDArray[Any]:
 
 def ints(name: str, x: IntsLike) -> NDArray[np.int64]:
     """Take whole numbers as a contiguous int64 array of any shape."""
-    array = _array(name, x)
+    array = any_array(name, x)
     if array.size == 0 and array.dtype == np.float64 and not isinstance(x, np.ndarray):
         array = array.astype(np.int64)  # numpy's type for an empty list
     if array.dtype.kind not in "iu":
@@ -96,7 +97,7 @@ def rows(name: str, x: IntsLike | None, n_rows: int) -> NDArray[np.int64] | None
     """Take row numbers, or a boolean mask over the rows."""
     if x is None:
         return None
-    array = _array(name, x)
+    array = any_array(name, x)
     if array.dtype == bool:
         if array.shape != (n_rows,):
             raise ShapeError(f"{name} is a mask of shape {array.shape}; the bank has {n_rows} rows")
@@ -115,7 +116,7 @@ def side(name: str, x: object, shape: tuple[int, int], dtype: type, *, one_lane:
     if x is None:
         return None
     if dtype is bool:
-        array = _array(name, x)
+        array = any_array(name, x)
         if array.dtype.kind not in "bi" or (array.dtype.kind == "i" and not np.isin(array, (0, 1)).all()):
             raise DtypeError(f"{name} is {array.dtype}; expected booleans")
         array = array.astype(bool)
@@ -124,20 +125,3 @@ def side(name: str, x: object, shape: tuple[int, int], dtype: type, *, one_lane:
     if array.shape != shape and not (one_lane and array.shape == shape[1:]):
         raise ShapeError(f"{name} has shape {array.shape}; expected [rows, T] = {list(shape)}")
     return np.ascontiguousarray(array.reshape(-1))
-
-
-def bitmap(where: IntsLike | None, end: int) -> NDArray[np.bool_] | None:
-    """Take a list of ids, or bitmaps by id, as bitmaps `[1 or rows, n]`; no id is `end` or more."""
-    if where is None:
-        return None
-    array = _array("where", where)
-    if array.dtype == bool:
-        if array.ndim not in (1, 2):
-            raise ShapeError(f"where has shape {array.shape}; expected a bitmap by id, [n] or [rows, n]")
-        return np.ascontiguousarray(np.atleast_2d(array))
-    ids = ints("where", where)
-    if ids.ndim != 1:
-        raise ShapeError(f"where has shape {ids.shape}; expected a list of ids")
-    bits = np.zeros((1, end), bool)
-    bits[0, ids[(ids >= 0) & (ids < end)]] = True
-    return bits

@@ -12,7 +12,7 @@ class NativeBank:
     """
     The key/value memory of one attention layer.
     """
-    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | None, metric: str, key_codec: str | None, value_codec: str | None, evict: str, nonfinite: str) -> NativeBank: ...
+    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | None, metric: str, key_codec: str | None, value_codec: str | None, evict: str, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]]) -> NativeBank: ...
     def commit(self, /, threads: SupportsIndex | None) -> tuple[int, list[Incomplete], int]:
         """
         Publish what is staged.
@@ -56,7 +56,7 @@ class NativeBank:
         """
         The version as it is.
         """
-    def stage(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None], threads: SupportsIndex | None) -> Incomplete:
+    def stage(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None, SupportsGetItem[int, tuple[str, Incomplete]]], threads: SupportsIndex | None) -> Incomplete:
         """
         Stage tokens; the ids `[rows, T]`.
         """
@@ -64,7 +64,7 @@ class NativeBank:
         """
         Keep ids below `ends`: one number, or one per named row.
         """
-    def write(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None], threads: SupportsIndex | None) -> tuple[int, list[Incomplete], int]:
+    def write(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None, SupportsGetItem[int, tuple[str, Incomplete]]], threads: SupportsIndex | None) -> tuple[int, list[Incomplete], int]:
         """
         Stage tokens and publish what is staged; a failure leaves none of the tokens.
         """
@@ -74,7 +74,7 @@ class NativeSnapshot:
     """
     A frozen version of a bank.
     """
-    def attend(self, /, queries: tuple[Incomplete, str], k: SupportsIndex | None, rows: Incomplete | None, scale: SupportsFloat | SupportsIndex, softcap: SupportsFloat | SupportsIndex | None, before: Incomplete | None, allowed: Incomplete | None, with_hits: bool, nonfinite: str | None, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, tuple[tuple[Incomplete, Incomplete, Incomplete | None, Incomplete], Incomplete] | None]:
+    def attend(self, /, queries: tuple[Incomplete, str], k: SupportsIndex | None, rows: Incomplete | None, scale: SupportsFloat | SupportsIndex, softcap: SupportsFloat | SupportsIndex | None, bias: Incomplete | str | None, before: Incomplete | None, allowed: Incomplete | None, predicates: SupportsGetItem[int, tuple[str, str, Incomplete]], with_hits: bool, nonfinite: str | None, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, tuple[tuple[Incomplete, Incomplete, Incomplete | None, Incomplete], Incomplete] | None]:
         """
         Attention: out, lse and, if asked for, hits and mass.
         """
@@ -83,18 +83,26 @@ class NativeSnapshot:
         """
         Names of the codecs of keys and values; None until the first write decides.
         """
+    def column(self, /, name: str, rows: Incomplete, ids: Incomplete) -> Incomplete:
+        """
+        The numbers of a column at n places.
+        """
+    @property
+    def columns(self, /) -> list[tuple[str, str]]:
+        """
+        Names and types of the columns beside id, label and position.
+        """
     def copy(self, /) -> NativeBank:
         """
         An independent bank.
         """
+    def find(self, /, allowed: Incomplete | None, predicates: SupportsGetItem[int, tuple[str, str, Incomplete]], rows: Incomplete | None, threads: SupportsIndex | None) -> list[Incomplete]:
+        """
+        Ids of the entries of each row that meet every condition.
+        """
     def gather(self, /, rows: Incomplete, heads: Incomplete, ids: Incomplete, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete | None]:
         """
         Keys and values `[n, dim]` of n places.
-        """
-    @property
-    def id_end(self, /) -> int:
-        """
-        One past the largest id of any row.
         """
     def lengths(self, /) -> Incomplete:
         """
@@ -110,7 +118,7 @@ class NativeSnapshot:
         """
         Rows.
         """
-    def search(self, /, queries: tuple[Incomplete, str], k: SupportsIndex, rows: Incomplete | None, before: Incomplete | None, allowed: Incomplete | None, nonfinite: str | None, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, Incomplete | None, Incomplete]:
+    def search(self, /, queries: tuple[Incomplete, str], k: SupportsIndex, rows: Incomplete | None, before: Incomplete | None, allowed: Incomplete | None, predicates: SupportsGetItem[int, tuple[str, str, Incomplete]], nonfinite: str | None, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, Incomplete | None, Incomplete]:
         """
         The best k: scores, ids, labels (if any entry has one) and the bank row of each query row.
         """

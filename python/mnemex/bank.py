@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from mnemex import _arguments as arguments
-from mnemex import parts
+from mnemex import _columns, parts
 from mnemex._arrays import vectors
 from mnemex._native import NativeBank, NativeSnapshot
 from mnemex.errors import ArgumentError, DtypeError
@@ -15,9 +15,12 @@ from mnemex.reads import Reads
 from mnemex.results import Receipt
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from mnemex._arrays import ArrayLike, IntsLike
+    from mnemex._columns import ColumnLike
 
 NONFINITE = ("raise", "keep", "skip")
 
@@ -67,6 +70,9 @@ class Bank(Reads):
         "append": every token becomes an entry.
     evict
         "fifo": the oldest go; "error": a write beyond the capacity is refused.
+    columns
+        Numbers that entries have beside id, label and position: "float32", "int64" or "bool" by name, as in
+        `{"prior": "float32"}`; an entry that is given none has 0, or False.
     nonfinite
         "raise": NaN and infinity are refused; "keep": they are stored, and a NaN score is never returned; "skip": such
         tokens are left unwritten.
@@ -112,6 +118,7 @@ class Bank(Reads):
         index: str | parts.Flat = "flat",
         write: str | parts.Append = "append",
         evict: str | parts.Fifo = "fifo",
+        columns: Mapping[str, str] | None = None,
         nonfinite: str = "raise",
         threads: int | None = None,
     ) -> None:
@@ -137,6 +144,7 @@ class Bank(Reads):
             if isinstance(evict, str) and evict == "error"
             else arguments.part("evict", evict, parts.EVICTS),
             nonfinite=arguments.word("nonfinite", nonfinite, NONFINITE),
+            columns=_columns.declared(columns),
         )
         self._open(native, threads)
 
@@ -170,6 +178,7 @@ class Bank(Reads):
         positions: IntsLike | None = None,
         mask: ArrayLike | None = None,
         labels: IntsLike | None = None,
+        columns: Mapping[str, ColumnLike] | None = None,
         nonfinite: str | None = None,
         threads: int | None = None,
     ) -> NDArray[np.int64]:
@@ -190,6 +199,9 @@ class Bank(Reads):
             `[rows, T]`: False tokens are not written and may hold anything.
         labels
             `[rows, T]` whole numbers of yours, which hits bring back; None: -1.
+        columns
+            `[rows, T]` for any of the columns that the bank declares, of their types (float32 takes float16 too). NaN
+            and infinity are stored as they are. Tokens have 0, or False, in a column that is not given.
         nonfinite
             For this call, instead of the bank's.
         threads
@@ -203,11 +215,18 @@ class Bank(Reads):
 
         Raises
         ------
-        ShapeError, DtypeError, RowError, NonFinite, CapacityError
+        ShapeError, DtypeError, RowError, NonFinite, CapacityError, ArgumentError
             What was staged before stays as it was.
         """
         tokens = self._tokens(
-            keys, values, rows=rows, positions=positions, mask=mask, labels=labels, nonfinite=nonfinite
+            keys,
+            values,
+            rows=rows,
+            positions=positions,
+            mask=mask,
+            labels=labels,
+            columns=columns,
+            nonfinite=nonfinite,
         )
         ids = self._native.stage(tokens, self._threads_of(threads))
         return ids[0] if self._one_lane and len(keys.shape) == 2 else ids
@@ -221,6 +240,7 @@ class Bank(Reads):
         positions: IntsLike | None = None,
         mask: ArrayLike | None = None,
         labels: IntsLike | None = None,
+        columns: Mapping[str, ColumnLike] | None = None,
         nonfinite: str | None = None,
     ) -> tuple[Any, ...]:
         """Check what `stage` and `write` take, for the native module."""
@@ -235,6 +255,7 @@ class Bank(Reads):
             arguments.side("labels", labels, shape, np.int64, one_lane=self._one_lane),
             arguments.side("positions", positions, shape, np.int64, one_lane=self._one_lane),
             None if nonfinite is None else arguments.word("nonfinite", nonfinite, NONFINITE),
+            _columns.given(columns, self.columns, shape, one_lane=self._one_lane),
         )
 
     def commit(self) -> Receipt:
@@ -247,7 +268,7 @@ class Bank(Reads):
         values: ArrayLike | None = None,
         *,
         threads: int | None = None,
-        **how: IntsLike | ArrayLike | str | None,
+        **how: IntsLike | ArrayLike | Mapping[str, ColumnLike] | str | None,
     ) -> Receipt:
         """Stage and commit as one step; takes what `stage` takes.
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from mnemex import _arguments as arguments
+from mnemex import _entries, _where
 from mnemex._arrays import vectors
-from mnemex.errors import ArgumentError, IdError, ShapeError
+from mnemex.errors import ArgumentError, DtypeError
 from mnemex.results import Hits, Partial
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from mnemex._arrays import ArrayLike, IntsLike
+    from mnemex._entries import Columns, Vectors
     from mnemex._native import NativeSnapshot
+    from mnemex._where import Where
 
 ANSWER_LIMIT = 2**31
 
@@ -75,6 +79,11 @@ class Reads:
         return self._config[5]
 
     @property
+    def columns(self) -> dict[str, str]:
+        """Types of the bank's own columns by name; "id", "label" and "position" are there beside them."""
+        return dict(self._native_snapshot().columns)
+
+    @property
     def version(self) -> int:
         """Number of the version; ascending."""
         return self._native_snapshot().version
@@ -110,7 +119,7 @@ class Reads:
         *,
         rows: IntsLike | None = None,
         before: IntsLike | None = None,
-        where: IntsLike | None = None,
+        where: Where | None = None,
         nonfinite: str | None = None,
         threads: int | None = None,
     ) -> Hits:
@@ -131,7 +140,11 @@ class Reads:
         before
             int64 `[rows, T]`: query t of row r sees only ids below `before[r, t]`.
         where
-            Only these ids are seen: a list of ids, or a bitmap by id, `[n]` for all or `[rows, n]` for each query row.
+            What is seen. A list of ids (those that are not there are passed over); a bitmap by id, `[n]` for all or
+            `[rows, n]` for each query row; or a condition `(column, op, value)`, or a list of such, all of which must
+            hold: columns are "id", "label", "position" and the bank's own, ops `< <= > >= == !=`, and `in` for a list.
+            Integer columns are compared exactly, with floats too; what a float32 column is compared with is rounded to
+            float32 first, so that a stored 0.1 equals 0.1. NaN is unequal to everything. Bools take `== != in`.
         nonfinite
             For this call, instead of the bank's: "keep" lets queries hold NaN or infinity.
         threads
@@ -146,10 +159,9 @@ class Reads:
         query, flat, at, seen = self._query(queries, rows, before)
         if k > ANSWER_LIMIT:
             raise ArgumentError(f"k={k} makes an answer of more than 2**31 entries: ask for less")
-        native = self._native_snapshot()
-        found = native.search(
-            query, k, at, seen, arguments.bitmap(where, native.id_end), nonfinite, self._threads_of(threads)
-        )
+        allowed, conditions = _where.parse(where)
+        native, threads = self._native_snapshot(), self._threads_of(threads)
+        found = native.search(query, k, at, seen, allowed, conditions, nonfinite, threads)
         return _hits(found, flat=flat)
 
     def attend(
@@ -160,15 +172,16 @@ class Reads:
         rows: IntsLike | None = None,
         scale: float | None = None,
         softcap: float | None = None,
+        bias: str | IntsLike | list[float] | None = None,
         before: IntsLike | None = None,
-        where: IntsLike | None = None,
+        where: Where | None = None,
         hits: bool = False,
         nonfinite: str | None = None,
         threads: int | None = None,
     ) -> Partial:
         """Attend to exactly the entries that `search` finds; None: to every entry.
 
-        logit = scale * score, then softcap * tanh(logit / softcap); weights are the softmax of the logits.
+        logit = scale * score, then softcap * tanh(logit / softcap), then + bias; weights are the softmax of the logits.
 
         Parameters
         ----------
@@ -180,6 +193,9 @@ class Reads:
             None: key_dim ** -0.5.
         softcap
             None: logits are not bent.
+        bias
+            One number per query head, or the name of a float32 column, added to the logits; which k entries are taken
+            does not change. Minus infinity: no weight.
         hits
             Also report what was attended.
 
@@ -194,9 +210,12 @@ class Reads:
         scale = self.key_dim**-0.5 if scale is None else arguments.real("scale", scale)
         softcap = None if softcap is None else arguments.real("softcap", softcap, positive=True)
         query, flat, at, seen = self._query(queries, rows, before)
+        bias = bias if bias is None or isinstance(bias, str) else _bias(bias)
+        allowed, conditions = _where.parse(where)
         native, threads = self._native_snapshot(), self._threads_of(threads)
-        allowed = arguments.bitmap(where, native.id_end)
-        out, lse, found = native.attend(query, k, at, scale, softcap, seen, allowed, hits, nonfinite, threads)
+        out, lse, found = native.attend(
+            query, k, at, scale, softcap, bias, seen, allowed, conditions, hits, nonfinite, threads
+        )
         if flat:
             out, lse = out[0, 0], lse[0, 0]
         if found is None:
@@ -204,14 +223,28 @@ class Reads:
         mass = found[1][0, 0] if flat else found[1]
         return Partial(out, lse, _hits(found[0], flat=flat), mass)
 
+    @overload
+    def gather(
+        self, wanted: Hits | IntsLike, rows: IntsLike | None = None, *, threads: int | None = None
+    ) -> tuple[Vectors, Vectors | None]: ...
+    @overload
     def gather(
         self,
         wanted: Hits | IntsLike,
         rows: IntsLike | None = None,
         *,
+        columns: Sequence[str],
         threads: int | None = None,
-    ) -> tuple[NDArray[np.float32] | NDArray[np.float16], NDArray[np.float32] | NDArray[np.float16] | None]:
-        """Read stored keys and values.
+    ) -> tuple[Vectors, Vectors | None, Columns]: ...
+    def gather(
+        self,
+        wanted: Hits | IntsLike,
+        rows: IntsLike | None = None,
+        columns: Sequence[str] = (),
+        *,
+        threads: int | None = None,
+    ) -> tuple[Vectors, Vectors | None] | tuple[Vectors, Vectors | None, Columns]:
+        """Read stored keys and values, and columns if any are named.
 
         Parameters
         ----------
@@ -220,51 +253,61 @@ class Reads:
             dim]`; `[n]` for a bank of one lane, giving `[n, dim]`.
         rows
             Bank row of each row of ids; None: all.
+        columns
+            Names of columns to read along: "id", "label", "position", the bank's own.
 
         Returns
         -------
         keys, values
             float32, or float16 from a bank of float16; values are None where the bank has none.
+        columns
+            With `columns=` only: an array of the column's type for each name, of the shape of the hits or ids. At
+            padding id, label and position are -1, the bank's own 0 or False.
 
         Raises
         ------
         IdError
             An id that is not there.
+        ArgumentError
+            A column that is not there.
         """
-        native = self._native_snapshot()
-        if isinstance(wanted, Hits):
-            ids = wanted.ids if wanted.ids.ndim > 2 else wanted.ids[None, None]
-            shape, bank_rows = wanted.ids.shape, wanted.rows
-            if ids.shape[1] % self.heads or ids.shape[0] != len(bank_rows) or (bank_rows >= native.rows).any():
-                raise ShapeError(
-                    f"hits of shape {shape} do not come from this bank of {native.rows} rows, {self.heads} heads"
-                )
-            heads = np.arange(ids.shape[1], dtype=np.int64) // (ids.shape[1] // self.heads)
-        else:
-            ids = arguments.ints("ids", wanted)
-            one = ids.ndim == 1 and self._one_lane
-            ids = ids[None] if one else ids
-            if ids.ndim != 2:
-                raise ShapeError(f"ids have shape {ids.shape}; expected [rows, n], or [n] of a bank of one lane")
-            if (ids < 0).any():
-                raise IdError(f"ids name {int(ids.min())}; ids are 0 and up")
-            named = arguments.rows("rows", rows, native.rows)
-            bank_rows = np.arange(native.rows, dtype=np.int64) if named is None else named
-            if len(bank_rows) != len(ids):
-                raise ShapeError(f"ids have {len(ids)} rows; expected {len(bank_rows)}, one for each bank row read")
-            heads = np.arange(self.heads, dtype=np.int64)
-            ids = np.broadcast_to(ids[:, None], (len(ids), self.heads, ids.shape[1]))
-            shape = ids.shape[2:] if one else ids.shape
-        place_rows, place_heads = (
-            np.broadcast_to(bank_rows[:, None], ids.shape[:2]),
-            np.broadcast_to(heads, ids.shape[:2]),
+        keys, values, named = _entries.gather(
+            self._native_snapshot(), wanted, rows, columns, heads=self.heads, threads=self._threads_of(threads)
         )
-        each = int(np.prod(ids.shape[2:]))
-        flat_rows, flat_heads = (np.repeat(x.reshape(-1), each) for x in (place_rows, place_heads))
-        keys, values = native.gather(
-            flat_rows, flat_heads, np.ascontiguousarray(ids).reshape(-1), self._threads_of(threads)
-        )
-        return _vectors(keys, shape), None if values is None else _vectors(values, shape)
+        return (keys, values, named) if columns else (keys, values)
+
+    def find(
+        self,
+        labels: IntsLike | None = None,
+        where: Where | None = None,
+        rows: IntsLike | None = None,
+        *,
+        threads: int | None = None,
+    ) -> list[NDArray[np.int64]]:
+        """List the ids of entries by label or by what their columns say, without looking at a key.
+
+        Parameters
+        ----------
+        labels
+            Entries with any of these labels; None: any label.
+        where
+            As for `search`; bitmaps are one for all rows, or one per row looked through. With `labels`, both hold.
+        rows
+            Bank rows to look through; None: all.
+        threads
+            For this call, instead of the bank's.
+
+        Returns
+        -------
+        ids
+            One int64 array per row, ascending. An entry counts while any head of its row has it.
+
+        Raises
+        ------
+        ShapeError, DtypeError, RowError, ArgumentError
+            A wrong argument.
+        """
+        return _entries.find(self._native_snapshot(), labels, where, rows, threads=self._threads_of(threads))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Save as a folder of Arrow IPC files and a manifest, atomically; `mnemex.open` reads it back.
@@ -290,6 +333,17 @@ class Reads:
         return query, flat, arguments.rows("rows", rows, self.rows), seen  # type: ignore[return-value]
 
 
+def _bias(x: object) -> NDArray[np.float32]:
+    """Take one number per query head; how many is the native module's to check."""
+    numbers = arguments.any_array("bias", x)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "fiu":
+        raise DtypeError(
+            f"bias is {numbers.dtype} of shape {numbers.shape}; expected one number per query head, or a column's name"
+        )
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(numbers, np.float32)
+
+
 def _hits(
     found: tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64] | None, NDArray[np.int64]], *, flat: bool
 ) -> Hits:
@@ -297,8 +351,3 @@ def _hits(
     if flat:
         scores, ids, labels = scores[0, 0], ids[0, 0], None if labels is None else labels[0, 0]
     return Hits(scores, ids, rows, labels)
-
-
-def _vectors(x: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.float32] | NDArray[np.float16]:
-    numbers = x.view(np.float16) if x.dtype == np.uint16 else x
-    return numbers.reshape(*shape, x.shape[-1])  # type: ignore[return-value]

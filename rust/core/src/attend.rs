@@ -4,9 +4,10 @@ use mnemex_kernels::prefetch::prefetch;
 use mnemex_kernels::softmax::Logit;
 
 use crate::bank::Snapshot;
+use crate::bias::{Bias, ColumnBias, biased};
 use crate::block::Schema;
 use crate::codec::Codec;
-use crate::config::Values;
+use crate::config::{NonFinite, Values};
 use crate::dense;
 use crate::error::{Error, Kind, Result, ensure, filled};
 use crate::input::all_finite;
@@ -16,11 +17,13 @@ use crate::search::Hits;
 use crate::work::Work;
 
 /// How scores become weights.
-pub struct Attention {
+pub struct Attention<'a> {
     /// Entries per query; None: every entry. Clamped to the longest lane.
     pub k: Option<usize>,
     /// From score to logit.
     pub logit: Logit,
+    /// What is added to the logits.
+    pub bias: Bias<'a>,
     /// Whether to report what was attended.
     pub with_hits: bool,
 }
@@ -58,6 +61,8 @@ impl Snapshot {
         check_logit(&attention.logit)?;
         ensure(attention.k != Some(0), Kind::Argument, || "k=0 must be at least 1, or None for every entry".into())?;
         let queries = Queries::check(self, query)?;
+        let refuse = query.nonfinite.unwrap_or(config.nonfinite) == NonFinite::Raise;
+        let column = attention.bias.check(self, queries.heads, refuse)?;
         let longest = self.version.longest();
         let k = attention.k.unwrap_or(longest).min(longest);
         let n = queries.len();
@@ -66,12 +71,16 @@ impl Snapshot {
         let mut partial = Partial { shape, out: filled(0.0, n * dim)?, lse: filled(f32::NEG_INFINITY, n)?, hits: None };
         if let Some(schema) = self.version.schema.as_ref().filter(|_| k > 0) {
             if k == longest && !attention.with_hits {
-                dense::attend(self, schema, &queries, attention.logit, work, &mut partial)?;
+                let how = dense::How { logit: attention.logit, bias: column.as_ref() };
+                dense::attend(self, schema, &queries, how, work, &mut partial)?;
             } else {
-                self.attend_best(schema, &queries, k, attention, work, &mut partial)?;
+                self.attend_best(schema, &queries, k, (attention, column.as_ref()), work, &mut partial)?;
             }
         } else if attention.with_hits {
             partial.hits = Some((self.hits(&queries, k, &[])?, filled(0.0, n * k)?));
+        }
+        if let Bias::Heads(bias) = attention.bias {
+            partial.add(bias);
         }
         for at in (0..n).filter(|&at| !all_finite(queries.get(at))) {
             partial.out[at * dim..][..dim].fill(f32::NAN);
@@ -85,7 +94,7 @@ impl Snapshot {
         schema: &Schema,
         queries: &Queries,
         k: usize,
-        attention: &Attention,
+        (attention, bias): (&Attention, Option<&ColumnBias>),
         work: &Work,
         partial: &mut Partial,
     ) -> Result<()> {
@@ -96,6 +105,7 @@ impl Snapshot {
         let work = work.for_size(queries.len() * k * self.config().value_dim());
         let weighed = work.map(units.len(), |at, ticker| {
             let (unit, best) = &units[at];
+            let row = &*self.version.rows[queries.rows[unit.row]];
             let mut weighed = Vec::with_capacity(best.len());
             // The values of one query come near while the one before it is weighed.
             let near = |hits: &Vec<Best>| hits.iter().for_each(|hit| prefetch(unit.value(schema, hit)));
@@ -103,7 +113,12 @@ impl Snapshot {
             for (at, best_of_one) in best.iter().enumerate() {
                 ticker.tick()?;
                 best.get(at + 1).into_iter().for_each(near);
-                weighed.push(self.weigh(schema, unit, best_of_one, attention));
+                let mut logits: Vec<f32> = best_of_one.iter().map(|hit| attention.logit.of(hit.score)).collect();
+                if let Some(bias) = bias {
+                    let ids: Vec<i64> = best_of_one.iter().map(|hit| hit.id).collect();
+                    logits.iter_mut().zip(bias.of(row, &ids)?).for_each(|(z, bias)| *z = biased(*z, bias));
+                }
+                weighed.push(self.weigh(schema, unit, best_of_one, logits));
             }
             Ok(weighed)
         })?;
@@ -125,14 +140,15 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Softmax over hits in the order of their scores; the logits come from canonical scores.
-    fn weigh(&self, schema: &Schema, unit: &Unit, best: &[Best], attention: &Attention) -> Weighed {
+    /// Softmax over hits in the order of their scores; their logits come from canonical scores.
+    fn weigh(&self, schema: &Schema, unit: &Unit, best: &[Best], logits: Vec<f32>) -> Weighed {
         let kernels = self.shared.kernels;
         let dim = self.config().value_dim();
-        let mut mass: Vec<f32> = best.iter().map(|hit| attention.logit.of(hit.score)).collect();
+        let mut mass = logits;
         let max = mass.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mut out = vec![0.0; dim];
-        if max == f32::NEG_INFINITY {
+        if max == f32::NEG_INFINITY && !mass.iter().any(|z| z.is_nan()) {
+            mass.fill(0.0);
             return Weighed { out, lse: max, mass };
         }
         let mut sum = 0.0;
@@ -157,6 +173,27 @@ impl Snapshot {
             }
         }
         Weighed { out, lse: max + sum.ln(), mass }
+    }
+}
+
+impl Partial {
+    /// Adds a number per query head to the logits of what was attended: only the log-sum-exp moves, unless it is minus
+    /// infinity, which leaves nothing.
+    fn add(&mut self, bias: &[f32]) {
+        let [_, heads, tokens] = self.shape;
+        let dim = self.out.len().checked_div(self.lse.len()).unwrap_or(0);
+        for at in 0..self.lse.len() {
+            let bias = bias[at / tokens % heads];
+            self.lse[at] += bias;
+            if bias == f32::NEG_INFINITY {
+                self.lse[at] = bias;
+                self.out[at * dim..][..dim].fill(0.0);
+                if let Some((hits, mass)) = &mut self.hits {
+                    let k = hits.shape[3];
+                    mass[at * k..][..k].fill(0.0);
+                }
+            }
+        }
     }
 }
 

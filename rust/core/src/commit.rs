@@ -167,6 +167,9 @@ fn publish(
             if staged.has_positions {
                 row.positions.set(staged.id_lo, &staged.positions);
             }
+            for (column, numbers) in staged.columns.given() {
+                row.column_mut(&shared.config.columns, column).set(staged.id_lo, numbers);
+            }
             row.drop_old_columns();
         }
     }

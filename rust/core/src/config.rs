@@ -2,6 +2,7 @@
 
 use mnemex_kernels::canonical::Metric;
 
+use crate::cells::{Declared, check_declared};
 use crate::codec::Codec;
 use crate::error::{Kind, Result, ensure};
 
@@ -57,6 +58,8 @@ pub struct Config {
     pub evict: Evict,
     /// What to do about NaN and infinity where a call does not say.
     pub nonfinite: NonFinite,
+    /// The caller's columns, beside id, label and position.
+    pub columns: Vec<Declared>,
 }
 
 /// Widest key or value; keeps every size product far from overflow.
@@ -89,6 +92,7 @@ impl Config {
         }
         ensure(self.heads >= 1, Kind::Argument, || "heads=0 must be at least 1".into())?;
         ensure(self.capacity != Some(0), Kind::Argument, || "capacity=0 must be at least 1, or None".into())?;
+        check_declared(&self.columns)?;
         check_lanes(rows, self.heads)
     }
 }

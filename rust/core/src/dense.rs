@@ -15,14 +15,15 @@ use mnemex_kernels::{Keys, PANEL};
 
 use crate::attend::Partial;
 use crate::bank::Snapshot;
+use crate::bias::{ColumnBias, biased};
 use crate::block::Schema;
 use crate::error::Result;
 use crate::first_pass::rule;
 use crate::input::all_finite;
-use crate::list::Ref;
 use crate::piece::{Piece, pieces};
 use crate::plane::Plane;
-use crate::query::{Packed, Queries, Unit};
+use crate::query::{Packed, Queries, Unit, Visible};
+use crate::version::Row;
 use crate::work::{Ticker, Work};
 
 /// Ids of one softmax step.
@@ -75,23 +76,31 @@ fn weighed(x: f32, share: f32) -> f32 {
     if share == 0.0 && !x.is_finite() { 0.0 } else { x * share }
 }
 
+/// How scores become logits.
+#[derive(Clone, Copy)]
+pub(crate) struct How<'s> {
+    pub(crate) logit: Logit,
+    /// What is added.
+    pub(crate) bias: Option<&'s ColumnBias>,
+}
+
 /// Attends to all entries that each query may see.
 pub(crate) fn attend(
     snapshot: &Snapshot,
     schema: &Schema,
     queries: &Queries,
-    logit: Logit,
+    how: How,
     work: &Work,
     partial: &mut Partial,
 ) -> Result<()> {
     let work = &work.for_size(queries.operations(snapshot));
-    let units = queries.units(snapshot, schema, UNIT_QUERIES);
+    let units = queries.units(snapshot, schema, UNIT_QUERIES, work)?;
     let jobs: Vec<(usize, i64)> = (units.iter().enumerate())
         .flat_map(|(at, unit)| stretches(&unit.refs).into_iter().map(move |first| (at, first)))
         .collect();
     let sums = work.map(jobs.len(), |at, ticker| {
         let (unit, first) = jobs[at];
-        Reduction::new(snapshot, schema, queries, &units[unit], logit)?.stretch(first, ticker)
+        Reduction::new(snapshot, schema, queries, &units[unit], how)?.stretch(first, ticker)
     })?;
     let mut whole: Vec<Option<Sums>> = units.iter().map(|_| None).collect();
     for ((unit, _), sums) in jobs.iter().zip(sums) {
@@ -116,9 +125,9 @@ pub(crate) fn attend(
 }
 
 /// The first ids of the stretches that hold entries: ids can be far apart, and the stretches between cost nothing.
-fn stretches(refs: &[&Ref]) -> Vec<i64> {
+fn stretches(refs: &[Visible]) -> Vec<i64> {
     let mut firsts: Vec<i64> = Vec::new();
-    for r in refs {
+    for Visible { r, .. } in refs {
         let ends = [r.id_lo, r.id_hi() - 1];
         let gaps = r.offsets.as_ref().map_or(0..0, |offsets| 0..offsets.len());
         for id in gaps.map(|slot| r.id(slot)).chain(ends) {
@@ -139,7 +148,8 @@ struct Reduction<'s> {
     schema: &'s Schema,
     queries: &'s Queries<'s>,
     unit: &'s Unit<'s>,
-    logit: Logit,
+    row: &'s Row,
+    how: How<'s>,
     packed: Packed,
     /// Score panels of `SPAN` rows.
     panels: Plane,
@@ -154,11 +164,13 @@ impl<'s> Reduction<'s> {
         schema: &'s Schema,
         queries: &'s Queries,
         unit: &'s Unit,
-        logit: Logit,
+        how: How<'s>,
     ) -> Result<Self> {
         let packed = Packed::new(snapshot, queries, unit, true)?;
         let panels = Plane::zeroed(unit.n.next_multiple_of(PANEL) * SPAN as usize * size_of::<f32>())?;
-        Ok(Reduction { snapshot, schema, queries, unit, logit, packed, panels, scratch: Vec::new(), careful: false })
+        let row = &snapshot.version.rows[queries.rows[unit.row]];
+        let scratch = Vec::new();
+        Ok(Reduction { snapshot, schema, queries, unit, row, how, packed, panels, scratch, careful: false })
     }
 
     /// Reduces one stretch; again and with care where something not finite came out of it.
@@ -178,9 +190,8 @@ impl<'s> Reduction<'s> {
         let lanes = self.unit.n.next_multiple_of(PANEL);
         let stride = self.snapshot.config().value_dim().next_multiple_of(PANEL);
         let (mut sums, mut part) = (Sums::empty(lanes, stride), Sums::empty(lanes, stride));
-        let here = |r: &&&Ref| r.id_lo < first + STRETCH && r.id_hi() > first;
-        let visible = |r: &&'s Ref| (*r, self.queries.visible(self.unit.row, r));
-        let refs: Vec<(&Ref, u64)> = self.unit.refs.iter().filter(here).map(visible).collect();
+        let here = |seen: &&Visible| seen.r.id_lo < first + STRETCH && seen.r.id_hi() > first;
+        let refs: Vec<Visible> = self.unit.refs.iter().filter(here).copied().collect();
         for span in (first..first + STRETCH).step_by(SPAN as usize) {
             ticker.tick()?;
             let pieces = pieces(&refs, span, span + SPAN);
@@ -209,10 +220,16 @@ impl<'s> Reduction<'s> {
             }
         }
         let absent = if self.in_range(pieces) { Vec::new() } else { self.settle(pieces, ticker)? };
+        let last_seen = self.packed.before.iter().copied().max().unwrap_or(0);
+        let seen = &ids[..ids.partition_point(|&id| id < last_seen)];
+        let biases = self.how.bias.map(|bias| bias.of(self.row, seen)).transpose()?.unwrap_or_default();
         part.out.fill(0.0);
         for (at, panel) in self.panels.floats_mut().chunks_exact_mut(rows * PANEL).enumerate() {
             let logits = &mut panel[..ids.len() * PANEL];
-            (kernels.logits)(logits, self.logit);
+            (kernels.logits)(logits, self.how.logit);
+            for (z, &bias) in logits.chunks_exact_mut(PANEL).zip(&biases) {
+                z.iter_mut().for_each(|z| *z = biased(*z, bias));
+            }
             for place in absent.iter().filter(|&&place| place / (rows * PANEL) == at) {
                 logits[place % (rows * PANEL)] = f32::NEG_INFINITY;
             }

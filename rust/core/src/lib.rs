@@ -9,6 +9,8 @@
 //!
 //! No I/O here, no clock but the interrupt poll, no thread but those of [`work`].
 
+pub mod bias;
+pub mod cells;
 pub mod codec;
 pub mod config;
 pub mod error;
@@ -27,7 +29,9 @@ pub mod write;
 pub mod attend;
 pub mod bank;
 pub mod commit;
+pub mod find;
 pub mod gather;
+pub mod predicate;
 pub mod query;
 pub mod restore;
 pub mod search;
@@ -37,6 +41,7 @@ mod arena;
 mod columns;
 mod dense;
 mod extent;
+mod filter;
 mod first_pass;
 mod piece;
 mod plane;

@@ -6,6 +6,7 @@ use mnemex_kernels::tile::ROW_GROUP;
 
 use crate::block::{BLOCK_ROWS, Block, Layout, Schema};
 use crate::list::{Ref, first_rows};
+use crate::query::Visible;
 
 /// Entries of a span that are scored in one kernel call, ids ascending: at most 64.
 pub(crate) enum Piece<'v> {
@@ -33,9 +34,9 @@ impl Piece<'_> {
 }
 
 /// The pieces of the ids from `id_lo` to below `id_hi`, in id order, out of references and their visible rows.
-pub(crate) fn pieces<'v>(refs: &[(&'v Ref, u64)], id_lo: i64, id_hi: i64) -> Vec<Piece<'v>> {
+pub(crate) fn pieces<'v>(refs: &[Visible<'v>], id_lo: i64, id_hi: i64) -> Vec<Piece<'v>> {
     let mut runs: Vec<(&Ref, u64)> = (refs.iter())
-        .map(|(r, visible)| (*r, visible & first_rows(r.rows_below(id_hi)) & !first_rows(r.rows_below(id_lo))))
+        .map(|&Visible { r, rows }| (r, rows & first_rows(r.rows_below(id_hi)) & !first_rows(r.rows_below(id_lo))))
         .filter(|(_, live)| *live != 0)
         .collect();
     runs.sort_by_key(|(r, _)| r.id_lo);

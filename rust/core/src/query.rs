@@ -9,11 +9,14 @@ use crate::bank::Snapshot;
 use crate::block::Schema;
 use crate::config::NonFinite;
 use crate::error::{Error, Kind, Result, ensure};
+use crate::filter::Filter;
 use crate::input::{Input, VectorReader, all_finite, check_shape, non_finite};
 use crate::lane::Lane;
-use crate::list::{List, Ref};
+use crate::list::Ref;
 use crate::plane::Plane;
+use crate::predicate::Predicate;
 use crate::reservoir::Best;
+use crate::work::Work;
 
 /// Booleans by id, row after row.
 #[derive(Clone, Copy)]
@@ -36,6 +39,8 @@ pub struct Query<'a> {
     pub before: Option<&'a [i64]>,
     /// Bitmaps by id, one for all query rows or one per row: a query sees ids that are true there. Ids beyond are false.
     pub allowed: Option<Bitmaps<'a>>,
+    /// What must hold of an entry for it to be seen: all of it.
+    pub predicates: &'a [Predicate<'a>],
     /// None: the bank's.
     pub nonfinite: Option<NonFinite>,
 }
@@ -49,8 +54,15 @@ pub(crate) struct Queries<'a> {
     /// Query heads per key/value head.
     pub(crate) group: usize,
     before: Option<&'a [i64]>,
-    allowed: Option<Bitmaps<'a>>,
+    filter: Filter<'a>,
     data: Vec<f32>,
+}
+
+/// A block, and the rows of it that a query row sees; at least one.
+#[derive(Clone, Copy)]
+pub(crate) struct Visible<'v> {
+    pub(crate) r: &'v Ref,
+    pub(crate) rows: u64,
 }
 
 /// A run of queries of one query row that read one lane.
@@ -62,13 +74,13 @@ pub(crate) struct Unit<'v> {
     /// Queries.
     pub(crate) n: usize,
     /// What may hold their answers.
-    pub(crate) refs: Arc<Vec<&'v Ref>>,
+    pub(crate) refs: Arc<Vec<Visible<'v>>>,
 }
 
 impl<'v> Unit<'v> {
     /// The stored bytes of a hit's value.
     pub(crate) fn value(&self, schema: &Schema, hit: &Best) -> &'v [u8] {
-        self.refs[(hit.place / 64) as usize].block.value_bytes(schema, (hit.place % 64) as usize)
+        self.refs[(hit.place / 64) as usize].r.block.value_bytes(schema, (hit.place % 64) as usize)
     }
 }
 
@@ -94,14 +106,7 @@ impl<'a> Queries<'a> {
             return Err(Error::new(Kind::Row, format!("rows name row {row}; the bank has {n_bank_rows} rows")));
         }
 
-        if let Some(allowed) = &query.allowed {
-            ensure(allowed.rows == 1 || allowed.rows == n_rows, Kind::Shape, || {
-                format!("where has {} bitmaps for {n_rows} query rows: give one for all, or one per row", allowed.rows)
-            })?;
-            ensure(allowed.rows.checked_mul(allowed.ids) == Some(allowed.bits.len()), Kind::Shape, || {
-                format!("where has {} numbers for {} rows of {} ids", allowed.bits.len(), allowed.rows, allowed.ids)
-            })?;
-        }
+        let filter = Filter::check(&config.columns, query.predicates, query.allowed, n_rows)?;
         if let Some(before) = query.before {
             ensure(before.len() == n_rows * tokens, Kind::Shape, || {
                 format!("before has {} numbers; expected [rows, T] = [{n_rows}, {tokens}]", before.len())
@@ -122,16 +127,7 @@ impl<'a> Queries<'a> {
                 }
             }
         }
-        Ok(Queries {
-            rows,
-            heads,
-            tokens,
-            dim,
-            group: heads / config.heads,
-            before: query.before,
-            allowed: query.allowed,
-            data,
-        })
+        Ok(Queries { rows, heads, tokens, dim, group: heads / config.heads, before: query.before, filter, data })
     }
 
     /// Queries in all.
@@ -157,35 +153,45 @@ impl<'a> Queries<'a> {
         self.before.map_or(i64::MAX, |before| before[row * self.tokens + at % self.tokens])
     }
 
-    /// The live rows of a block that queries of this row may see.
-    pub(crate) fn visible(&self, row: usize, r: &Ref) -> u64 {
-        let Some(allowed) = &self.allowed else { return r.live };
-        let allowed = &allowed.bits[if allowed.rows == 1 { 0 } else { row } * allowed.ids..][..allowed.ids];
-        let sees = |slot: &usize| usize::try_from(r.id(*slot)).is_ok_and(|id| allowed.get(id) == Some(&true));
-        r.live_slots().filter(sees).fold(0, |mask, slot| mask | 1 << slot)
-    }
-
-    /// Units of at most `most` queries, with the references that the index wants scanned.
-    pub(crate) fn units<'v>(&self, snapshot: &'v Snapshot, schema: &Schema, most: usize) -> Vec<Unit<'v>> {
+    /// Units of at most `most` queries, with what they see of the lists that the index wants scanned.
+    pub(crate) fn units<'v>(
+        &self,
+        snapshot: &'v Snapshot,
+        schema: &Schema,
+        most: usize,
+        work: &Work,
+    ) -> Result<Vec<Unit<'v>>> {
         let per_lane = self.group * self.tokens;
+        let masks = self.filter.masks(snapshot, &self.rows, work)?;
         let mut units = Vec::new();
         for (row, &bank_row) in self.rows.iter().enumerate() {
             for (head, lane) in snapshot.version.rows[bank_row].lanes.iter().enumerate() {
-                let everything: Arc<Vec<&Ref>> = Arc::new(lane.lists().iter().flat_map(List::refs).collect());
+                let lists = visible(lane, masks.as_ref().map(|masks| masks[row][head].as_slice()));
+                let everything = Arc::new(lists.concat());
                 let base = (row * self.heads + head * self.group) * self.tokens;
                 for first in (0..per_lane).step_by(most) {
                     let n = most.min(per_lane - first);
                     let queries = &self.data[(base + first) * self.dim..][..n * self.dim];
                     let refs = match snapshot.shared.index.probe(schema, lane, queries) {
                         None => Arc::clone(&everything),
-                        Some(lists) => Arc::new(lists.iter().flat_map(|&list| lane.lists()[list].refs()).collect()),
+                        Some(probed) => Arc::new(probed.iter().flat_map(|&list| &lists[list]).copied().collect()),
                     };
                     units.push(Unit { row, first: base + first, n, refs });
                 }
             }
         }
-        units
+        Ok(units)
     }
+}
+
+/// What a lane's lists show under masks of their references, in order; None: whatever lives.
+fn visible<'v>(lane: &'v Lane, masks: Option<&[u64]>) -> Vec<Vec<Visible<'v>>> {
+    let mut masks = masks.map(|masks| masks.iter());
+    let mut of = |r: &'v Ref| {
+        let rows = masks.as_mut().map_or(Some(&r.live), Iterator::next).copied().unwrap_or(0);
+        Visible { r, rows }
+    };
+    lane.lists().iter().map(|list| list.refs().map(&mut of).filter(|seen| seen.rows != 0).collect()).collect()
 }
 
 /// The queries of one unit as kernels take them.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use mnemex_kernels::Kernels;
 
 use crate::block::{Encoded, Layout, Schema};
+use crate::cells::{Declared, Numbers};
 use crate::columns::Column;
 use crate::error::{Error, Kind, Result, ensure};
 use crate::lane::{Arrival, Lane};
@@ -98,13 +99,38 @@ impl<'s> RowBuilder<'s> {
         set(&mut self.row.positions, self.row.next_id, positions);
     }
 
+    /// Gives entries that were added to a head their numbers in the `at`-th of the declared columns.
+    ///
+    /// # Errors
+    /// When the numbers are of another type or not as many as the ids, or a head before this one has an entry with
+    /// another number.
+    pub fn column(
+        &mut self,
+        head: usize,
+        ids: &[i64],
+        (declared, at): (&[Declared], usize),
+        numbers: Numbers,
+    ) -> Result<()> {
+        let name = &declared[at].name;
+        ensure(numbers.len() == ids.len(), Kind::Shape, || {
+            format!("{} ids come with {} numbers of the column {name:?}", ids.len(), numbers.len())
+        })?;
+        self.row.column_mut(declared, at);
+        let Row { lanes, columns, .. } = &mut self.row;
+        let fixed = |id| lanes.iter().take(head).any(|lane| lane.locate(id).is_some());
+        let restored = columns[at].restore(ids, numbers, fixed);
+        ensure(restored == Some(true), Kind::Argument, || {
+            format!("the column {name:?} has another type, or different numbers of one id: heads must agree")
+        })
+    }
+
     /// The row.
     pub fn finish(self) -> Arc<Row> {
         Arc::new(self.row)
     }
 }
 
-fn set(column: &mut Column, next_id: i64, numbers: impl IntoIterator<Item = (i64, i64)>) {
+fn set(column: &mut Column<i64>, next_id: i64, numbers: impl IntoIterator<Item = (i64, i64)>) {
     for (id, number) in numbers {
         column.set(id, &[number]);
     }

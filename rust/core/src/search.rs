@@ -10,7 +10,7 @@ use crate::codec::Codec;
 use crate::error::{Kind, Result, ensure, filled};
 use crate::first_pass::{FirstPass, GROUP, Scratch};
 use crate::list::{Ref, first_rows};
-use crate::query::{Packed, Queries, Query, Unit};
+use crate::query::{Packed, Queries, Query, Unit, Visible};
 use crate::reservoir::{Best, Reservoir};
 use crate::work::{Ticker, Work};
 
@@ -99,7 +99,7 @@ impl Snapshot {
         let lanes = queries.rows.len() * self.config().heads;
         let parts = if work.threads == 1 { 1 } else { (2 * work.threads).div_ceil(lanes.max(1)) };
         let most = (queries.len() / lanes.max(1)).div_ceil(parts).next_multiple_of(GROUP).min(UNIT_QUERIES);
-        let units = queries.units(self, schema, most.max(GROUP));
+        let units = queries.units(self, schema, most.max(GROUP), work)?;
         let blocks = units.iter().map(|unit| unit.refs.len()).sum::<usize>();
         let size = blocks.div_ceil(work.threads).max(SHARD_BLOCKS);
         let shards: Vec<(usize, std::ops::Range<usize>)> = (units.iter().enumerate())
@@ -186,13 +186,13 @@ impl<'s> Scan<'s> {
         // Newest first: neighbours in time are alike, so an early look at them raises the floors that keep the rest out.
         for at in refs.rev() {
             ticker.tick()?;
-            let r = self.unit.refs[at];
-            let live = self.queries.visible(self.unit.row, r) & first_rows(r.rows_below(last_seen));
+            let Visible { r, rows } = self.unit.refs[at];
+            let live = rows & first_rows(r.rows_below(last_seen));
             if live == 0 {
                 continue;
             }
             let mut keys = self.pass.load(r, &mut scratch)?;
-            keys.then(at.checked_sub(1).map_or(&[], |next| self.unit.refs[next].block.all_keys()));
+            keys.then(at.checked_sub(1).map_or(&[], |next| self.unit.refs[next].r.block.all_keys()));
             let block = Seen { at, reach: r.block.reach(), lost: keys.lost(), by_all: r.id_hi() <= first_seen };
             for first in (0..self.unit.n).step_by(self.pass.group()) {
                 self.thresholds(first, &block, &mut thresholds);
@@ -218,10 +218,10 @@ impl<'s> Scan<'s> {
     /// with many more groups than k hardly any of the best k share one.
     fn sample(&mut self, refs: std::ops::Range<usize>, scratch: &mut Scratch) -> Result<()> {
         let first_seen = self.pass.packed.before.iter().copied().min().unwrap_or(0);
-        let whole =
-            |r: &&&Ref| r.id_hi() <= first_seen && self.queries.visible(self.unit.row, r) == first_rows(r.block.len());
+        let whole = |seen: &&Visible| seen.r.id_hi() <= first_seen && seen.rows == first_rows(seen.r.block.len());
         let n = (refs.len() / 4).clamp(*SAMPLE_BLOCKS.start(), *SAMPLE_BLOCKS.end());
-        let blocks: Vec<&Ref> = self.unit.refs[refs].iter().rev().take(2 * n).filter(whole).take(n).copied().collect();
+        let newest = self.unit.refs[refs].iter().rev().take(2 * n);
+        let blocks: Vec<&Ref> = newest.filter(whole).take(n).map(|seen| seen.r).collect();
         let enough = |&per: &usize| blocks.iter().map(|r| r.block.len() / per).sum::<usize>() >= 4 * self.k;
         let Some(per) = [16, 4, 1].into_iter().find(enough) else { return Ok(()) };
         let groups = blocks.iter().map(|r| r.block.len().div_ceil(per)).sum::<usize>();
@@ -266,7 +266,7 @@ impl<'s> Scan<'s> {
 
     /// Hands what passed of a block to the reservoirs.
     fn take(&mut self, first: usize, block: &Seen, passes: &mut Vec<Pass>) {
-        let r = self.unit.refs[block.at];
+        let r = self.unit.refs[block.at].r;
         let mut reservoirs = std::mem::take(&mut self.reservoirs);
         for pass in passes.drain(..) {
             let (query, slot) = (first + pass.query as usize, pass.row as usize);
@@ -293,12 +293,12 @@ impl<'s> Scan<'s> {
 
     /// The stored bytes of one key.
     fn key(&self, place: u64) -> &'s [u8] {
-        self.unit.refs[(place / 64) as usize].block.key_bytes(self.schema, (place % 64) as usize)
+        self.unit.refs[(place / 64) as usize].r.block.key_bytes(self.schema, (place % 64) as usize)
     }
 
     /// The canonical score of one entry, and its id.
     fn exact(&mut self, query: usize, place: u64) -> (f32, i64) {
-        let (r, slot) = (self.unit.refs[(place / 64) as usize], (place % 64) as usize);
+        let (r, slot) = (self.unit.refs[(place / 64) as usize].r, (place % 64) as usize);
         let bytes = self.key(place);
         let q = self.queries.get(self.unit.first + query);
         let norm = self.pass.packed.norms[query];

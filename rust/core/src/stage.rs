@@ -6,6 +6,7 @@ use mnemex_kernels::Kernels;
 
 use crate::bank::Shared;
 use crate::block::{Encoded, Schema};
+use crate::cells::{Numbers, StagedColumns, check_given};
 use crate::codec::Codec;
 use crate::config::{Evict, NonFinite, Values};
 use crate::error::{Error, Kind, Result, ensure};
@@ -27,6 +28,8 @@ pub struct Tokens<'a> {
     pub labels: Option<&'a [i64]>,
     /// `[rows * T]`
     pub positions: Option<&'a [i64]>,
+    /// `[rows * T]` for each named column; the tokens have 0, or false, in the others.
+    pub columns: &'a [(&'a str, Numbers<'a>)],
     /// None: the bank's.
     pub nonfinite: Option<NonFinite>,
 }
@@ -46,6 +49,7 @@ pub(crate) struct StagedRow {
     pub(crate) lanes: Vec<Encoded>,
     pub(crate) labels: Vec<i64>,
     pub(crate) positions: Vec<i64>,
+    pub(crate) columns: StagedColumns,
     pub(crate) has_labels: bool,
     pub(crate) has_positions: bool,
 }
@@ -89,6 +93,7 @@ impl Staging {
                 staged.lanes.iter_mut().for_each(|lane| lane.truncate(n));
                 staged.labels.truncate(n);
                 staged.positions.truncate(n);
+                staged.columns.truncate(n);
             }
             (staged.has_labels, staged.has_positions) = (has_labels, has_positions);
             true
@@ -101,7 +106,8 @@ impl Staging {
     }
 
     pub(crate) fn nbytes(&self) -> usize {
-        self.rows.values().flat_map(|row| row.lanes.iter().map(Encoded::nbytes)).sum()
+        let row = |row: &StagedRow| row.lanes.iter().map(Encoded::nbytes).sum::<usize>() + row.columns.nbytes();
+        self.rows.values().map(row).sum()
     }
 
     /// Adds one call's tokens; on an error nothing was added.
@@ -146,6 +152,10 @@ impl Staging {
                 ids[at * n_tokens + t] = id;
             }
             self.extend_row(row, id_lo, lanes, tokens, at * n_tokens, written);
+            if let Some(staged) = self.rows.get_mut(&row) {
+                let (n, chosen) = (staged.len() - written.len(), written.iter().map(|&t| at * n_tokens + t));
+                staged.columns.extend(&config.columns, n, tokens.columns, chosen);
+            }
         }
         let call = StagedIds { rows: n_rows, ids };
         self.calls.push(call.clone());
@@ -177,6 +187,7 @@ impl Staging {
             lanes: vec![Encoded::default(); n_heads],
             labels: Vec::new(),
             positions: Vec::new(),
+            columns: StagedColumns::default(),
             has_labels: false,
             has_positions: false,
         });
@@ -216,6 +227,7 @@ impl Staging {
                 format!("{name} have {} numbers; expected [rows, T] = [{}, {}]", len.unwrap_or(0), shape[0], shape[2])
             })?;
         }
+        check_given(&config.columns, tokens.columns, [shape[0], shape[2]])?;
         match (config.values, &tokens.values) {
             (Values::Dim(dim), Some(values)) => {
                 check_shape("values", values.shape(), [Some(shape[0]), Some(shape[1]), Some(shape[2]), Some(dim)])

@@ -7,7 +7,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::block::Schema;
-use crate::columns::{Absent, Column};
+use crate::cells::{Cells, Declared};
+use crate::columns::{AnyColumn, Column};
 use crate::lane::Lane;
 
 /// The lanes of one row, its id counter and its columns.
@@ -15,8 +16,10 @@ use crate::lane::Lane;
 pub struct Row {
     pub(crate) lanes: Vec<Lane>,
     pub(crate) next_id: i64,
-    pub(crate) labels: Column,
-    pub(crate) positions: Column,
+    pub(crate) labels: Column<i64>,
+    pub(crate) positions: Column<i64>,
+    /// The caller's, in the order in which they were declared; none before the first is given.
+    pub(crate) columns: Vec<AnyColumn>,
 }
 
 impl Row {
@@ -24,8 +27,9 @@ impl Row {
         Row {
             lanes: vec![Lane::default(); heads],
             next_id,
-            labels: Column::new(Absent::MinusOne),
-            positions: Column::new(Absent::Id),
+            labels: Column::new(|_| -1),
+            positions: Column::new(|id| id),
+            columns: Vec::new(),
         }
     }
 
@@ -59,6 +63,22 @@ impl Row {
         !self.positions.is_absent()
     }
 
+    /// The numbers of ids in the `at`-th of the declared columns; 0 or false where none was given.
+    pub fn cells(&self, declared: &[Declared], at: usize, ids: &[i64]) -> Cells {
+        match self.columns.get(at) {
+            Some(column) => column.cells(ids),
+            None => Cells::absent(declared[at].dtype, ids.len()),
+        }
+    }
+
+    /// The `at`-th of the declared columns, to be written to.
+    pub(crate) fn column_mut(&mut self, declared: &[Declared], at: usize) -> &mut AnyColumn {
+        if self.columns.is_empty() {
+            self.columns = declared.iter().map(|declared| AnyColumn::new(declared.dtype)).collect();
+        }
+        &mut self.columns[at]
+    }
+
     /// Keeps ids below `end`.
     pub(crate) fn truncate(&mut self, end: i64) {
         for lane in &mut self.lanes {
@@ -66,6 +86,7 @@ impl Row {
         }
         self.labels.drop_from(end);
         self.positions.drop_from(end);
+        self.columns.iter_mut().for_each(|column| column.drop_from(end));
     }
 
     /// Columns forget what no lane can hold any more.
@@ -73,6 +94,7 @@ impl Row {
         let oldest = self.lanes.iter().filter_map(|lane| lane.nth_oldest(0)).min().unwrap_or(self.next_id);
         self.labels.drop_below(oldest);
         self.positions.drop_below(oldest);
+        self.columns.iter_mut().for_each(|column| column.drop_below(oldest));
     }
 }
 
@@ -103,9 +125,11 @@ impl Version {
         let mut total = self.rows.capacity() * size_of::<Arc<Row>>();
         let mut add = |address: *const u8, bytes: usize| total += if seen.insert(address) { bytes } else { 0 };
         for row in &self.rows {
-            add(Arc::as_ptr(row).cast(), size_of::<Row>() + row.lanes.capacity() * size_of::<Lane>());
-            for (address, bytes) in row.labels.page_bytes().chain(row.positions.page_bytes()) {
-                add(address.cast(), bytes);
+            let lists = row.lanes.capacity() * size_of::<Lane>() + row.columns.capacity() * size_of::<AnyColumn>();
+            add(Arc::as_ptr(row).cast(), size_of::<Row>() + lists);
+            let own = row.columns.iter().flat_map(AnyColumn::page_bytes);
+            for (address, bytes) in row.labels.page_bytes().chain(row.positions.page_bytes()).chain(own) {
+                add(address, bytes);
             }
             for list in row.lanes.iter().flat_map(Lane::lists) {
                 for (address, bytes) in list.page_bytes() {

@@ -13,6 +13,7 @@ use arrow_ipc::reader::{FileDecoder, read_footer_length};
 use arrow_ipc::{Block, root_as_footer};
 use arrow_schema::{ArrowError, SchemaRef};
 use mnemex_core::block::Schema;
+use mnemex_core::cells::Declared;
 use mnemex_core::restore::{Entries, RowBuilder};
 use mnemex_core::version::Row;
 
@@ -28,14 +29,14 @@ const TRAILER_BYTES: usize = 10;
 /// Reads the stored rows of a bank.
 pub(crate) fn read_rows(
     file: &mut DataFile,
-    schema: &Schema,
+    (schema, own): (&Schema, &[Declared]),
     bank: &BankEntry,
     interrupt: &Interrupt,
 ) -> Result<Vec<Arc<Row>>> {
-    let columns = table::columns(schema);
+    let columns = table::columns(schema, own);
     let (decoder, blocks) = read_footer(file, &columns)?;
     let all_finite = bank.file.all_finite;
-    let mut reader = Reader { file, decoder, schema, all_finite, interrupt, blocks: blocks.iter().peekable() };
+    let mut reader = Reader { file, decoder, schema, own, all_finite, interrupt, blocks: blocks.iter().peekable() };
     let rows = bank.stored.iter().enumerate().map(|(at, row)| reader.row(at, row)).collect::<Result<Vec<_>>>()?;
     match reader.blocks.peek() {
         None => Ok(rows),
@@ -83,6 +84,7 @@ struct Reader<'a> {
     file: &'a mut DataFile,
     decoder: FileDecoder,
     schema: &'a Schema,
+    own: &'a [Declared],
     all_finite: bool,
     interrupt: &'a Interrupt<'a>,
     blocks: Peekable<Iter<'a, Block>>,
@@ -110,6 +112,13 @@ impl Reader<'_> {
                     return Err(self.file.fail(format!("row {at}, head {head} does not have {count} entries")));
                 }
                 builder.append(head, expected, &entries).map_err(|error| refused(self.file, error))?;
+                for (at, declared) in self.own.iter().enumerate() {
+                    let array = batch.columns().get(table::first_own(schema) + at);
+                    let cells = array.and_then(|array| table::cells(declared.dtype, array));
+                    let cells = cells.ok_or_else(|| self.file.fail("holds nulls in a column"))?;
+                    let column = builder.column(head, entries.ids, (self.own, at), cells.view());
+                    column.map_err(|error| refused(self.file, error))?;
+                }
                 let known = self.numbers(&batch, row, entries.ids, &mut lane);
                 known.ok_or_else(|| self.file.fail(format!("row {at} has labels or positions that were not given")))?;
                 left -= n;

@@ -10,6 +10,7 @@ use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, SchemaRef};
 use mnemex_core::Snapshot;
 use mnemex_core::block::Schema;
+use mnemex_core::cells::Declared;
 use mnemex_core::lane::Lane;
 use mnemex_core::list::Ref;
 use mnemex_core::version::Row;
@@ -68,13 +69,13 @@ pub(crate) fn stored_rows(snapshot: &Snapshot) -> (Vec<&Arc<Row>>, Vec<u32>) {
 /// Writes rows; whether all their numbers are finite. `failed` words what the operating system answers.
 pub(crate) fn write_rows(
     out: &mut impl Write,
-    schema: &Schema,
+    (schema, own): (&Schema, &[Declared]),
     rows: &[&Arc<Row>],
     interrupt: &Interrupt,
     failed: impl Fn(io::Error) -> Error,
 ) -> Result<bool> {
     let failed = |error| failed(io_error(error));
-    let columns = table::columns(schema);
+    let columns = table::columns(schema, own);
     let mut writer = FileWriter::try_new(out, &columns).map_err(&failed)?;
     let mut all_finite = true;
     for (at, row) in rows.iter().enumerate() {
@@ -82,7 +83,7 @@ pub(crate) fn write_rows(
             for entries in entries(lane).chunks(table::batch_rows(schema)) {
                 interrupt.poll()?;
                 let place = (at as i32, head as i32);
-                let (batch, finite) = batch(&columns, schema, row, place, entries).map_err(&failed)?;
+                let (batch, finite) = batch(&columns, (schema, own), row, place, entries).map_err(&failed)?;
                 all_finite &= finite;
                 writer.write(&batch).map_err(&failed)?;
             }
@@ -114,7 +115,7 @@ fn entries(lane: &Lane) -> Vec<(&Ref, usize)> {
 
 fn batch(
     columns: &SchemaRef,
-    schema: &Schema,
+    (schema, own): (&Schema, &[Declared]),
     row: &Row,
     (at, head): (i32, i32),
     entries: &[(&Ref, usize)],
@@ -125,7 +126,7 @@ fn batch(
     let mut arrays: Vec<ArrayRef> = vec![
         Arc::new(Int32Array::from_value(at, ids.len())),
         Arc::new(Int32Array::from_value(head, ids.len())),
-        Arc::new(Int64Array::from(ids)),
+        Arc::new(Int64Array::from(ids.clone())),
         Arc::new(labels),
         Arc::new(positions),
     ];
@@ -141,5 +142,6 @@ fn batch(
         finite &= table::all_finite(layout.codec, &bytes);
         arrays.push(table::vectors(&layout, bytes.into())?);
     }
+    arrays.extend((0..own.len()).map(|at| table::array(row.cells(own, at, &ids))));
     Ok((RecordBatch::try_new(Arc::clone(columns), arrays)?, finite))
 }

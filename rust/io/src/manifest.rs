@@ -4,6 +4,7 @@
 //! checksum, so that no change goes unnoticed, however harmless it would be to a reader of JSON.
 
 use mnemex_core::block::Schema;
+use mnemex_core::cells::{ColumnType, Declared};
 use mnemex_core::config::{Evict, NonFinite, Values};
 use mnemex_core::{Codec, Config, Metric};
 use serde::{Deserialize, Serialize};
@@ -125,6 +126,17 @@ pub(crate) struct ConfigEntry {
     evict: Evict,
     #[serde(with = "NonFiniteEntry")]
     nonfinite: NonFinite,
+    /// The caller's columns.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    columns: Vec<ColumnEntry>,
+}
+
+/// A column of the caller's.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ColumnEntry {
+    name: String,
+    dtype: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -178,6 +190,9 @@ impl ConfigEntry {
             value_codec: name(config.value_codec),
             evict: config.evict,
             nonfinite: config.nonfinite,
+            columns: (config.columns.iter())
+                .map(|column| ColumnEntry { name: column.name.clone(), dtype: column.dtype.name().to_owned() })
+                .collect(),
         }
     }
 
@@ -193,7 +208,16 @@ impl ConfigEntry {
             value_codec: codec(&self.value_codec)?,
             evict: self.evict,
             nonfinite: self.nonfinite,
+            columns: self.columns.iter().map(ColumnEntry::declared).collect::<Result<_, _>>()?,
         })
+    }
+}
+
+impl ColumnEntry {
+    fn declared(&self) -> Result<Declared, String> {
+        let ColumnEntry { name, dtype } = self;
+        let unknown = || format!("the column {name:?} is of {dtype:?}, which this version of mnemex does not know");
+        Ok(Declared { name: name.clone(), dtype: ColumnType::named(dtype).ok_or_else(unknown)? })
     }
 }
 

@@ -65,7 +65,7 @@ fn open_bank(
     if file.sha256(interrupt)? != entry.file.sha256 {
         return Err(file.fail("was altered, or is of another save: its checksum does not hold; restore it from a copy"));
     }
-    let stored = read_rows(&mut file, &schema_or_default(&config, schema), entry, interrupt)?;
+    let stored = read_rows(&mut file, (&schema_or_default(&config, schema), &config.columns), entry, interrupt)?;
     let rows = entry.rows.iter().map(|&row| Arc::clone(&stored[row as usize])).collect();
     Ok(Bank::from_rows(config, rows, schema)?)
 }

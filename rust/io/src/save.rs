@@ -51,8 +51,8 @@ pub fn save(path: &Path, contents: &Contents, overwrite: bool, work: &Work) -> R
 fn save_bank(draft: &Draft, name: String, bank: &Snapshot, interrupt: &Interrupt) -> Result<BankEntry> {
     let schema = schema_or_default(bank.config(), bank.version().schema);
     let (stored, rows) = stored_rows(bank);
-    let (all_finite, bytes, sha256) =
-        draft.file(&name, |out, failed| write_rows(out, &schema, &stored, interrupt, failed))?;
+    let (all_finite, bytes, sha256) = draft
+        .file(&name, |out, failed| write_rows(out, (&schema, &bank.config().columns), &stored, interrupt, failed))?;
     let entry = |row: &std::sync::Arc<mnemex_core::version::Row>| RowEntry {
         next_id: row.next_id(),
         has_labels: row.has_labels(),

@@ -1,13 +1,14 @@
-//! The columns of a data file, and how the vectors of a codec stand in them.
+//! The columns of a data file, and how vectors of a codec and numbers of a caller's column stand in them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow_array::types::{Float16Type, Float32Type, UInt16Type};
-use arrow_array::{Array, ArrayRef, FixedSizeListArray, PrimitiveArray};
+use arrow_array::types::{Float16Type, Float32Type, Int64Type, UInt16Type};
+use arrow_array::{Array, ArrayRef, BooleanArray, FixedSizeListArray, Float32Array, Int64Array, PrimitiveArray};
 use arrow_buffer::{Buffer, ScalarBuffer};
 use arrow_schema::{ArrowError, DataType, Field, Schema as ArrowSchema, SchemaRef};
 use mnemex_core::block::{Layout, Schema};
+use mnemex_core::cells::{Cells, ColumnType, Declared};
 use mnemex_core::{Codec, Config};
 
 /// Most entries of one record batch.
@@ -23,8 +24,8 @@ pub(crate) fn schema_or_default(config: &Config, schema: Option<Schema>) -> Sche
     schema.unwrap_or_else(|| Schema::of(config, default(config.key_codec), default(config.value_codec)))
 }
 
-/// The columns: row, head, id, label, position, key and, where values are stored, value.
-pub(crate) fn columns(schema: &Schema) -> SchemaRef {
+/// The columns: row, head, id, label, position, key, where values are stored value, and the caller's.
+pub(crate) fn columns(schema: &Schema, own: &[Declared]) -> SchemaRef {
     let mut fields = vec![
         Field::new("row", DataType::Int32, false),
         Field::new("head", DataType::Int32, false),
@@ -34,7 +35,39 @@ pub(crate) fn columns(schema: &Schema) -> SchemaRef {
         vector_field("key", &schema.key),
     ];
     fields.extend(schema.value.map(|layout| vector_field("value", &layout)));
+    fields.extend(own.iter().map(|column| {
+        let data_type = match column.dtype {
+            ColumnType::F32 => DataType::Float32,
+            ColumnType::I64 => DataType::Int64,
+            ColumnType::Bool => DataType::Boolean,
+        };
+        Field::new(&column.name, data_type, false)
+    }));
     Arc::new(ArrowSchema::new(fields))
+}
+
+/// Where the first of the caller's columns is.
+pub(crate) fn first_own(schema: &Schema) -> usize {
+    6 + usize::from(schema.value.is_some())
+}
+
+/// A column of the caller's.
+pub(crate) fn array(cells: Cells) -> ArrayRef {
+    match cells {
+        Cells::F32(x) => Arc::new(Float32Array::from(x)),
+        Cells::I64(x) => Arc::new(Int64Array::from(x)),
+        Cells::Bool(x) => Arc::new(BooleanArray::from(x)),
+    }
+}
+
+/// The numbers of a column of the caller's; None where it is of another type, or has nulls.
+pub(crate) fn cells(dtype: ColumnType, column: &ArrayRef) -> Option<Cells> {
+    let column = Some(column).filter(|column| column.null_count() == 0)?.as_any();
+    Some(match dtype {
+        ColumnType::F32 => Cells::F32(column.downcast_ref::<PrimitiveArray<Float32Type>>()?.values().to_vec()),
+        ColumnType::I64 => Cells::I64(column.downcast_ref::<PrimitiveArray<Int64Type>>()?.values().to_vec()),
+        ColumnType::Bool => Cells::Bool(column.downcast_ref::<BooleanArray>()?.values().iter().collect()),
+    })
 }
 
 fn item_field(codec: Codec) -> Field {

@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Int32Type, Int64Type};
-use arrow_array::{Array, ArrayRef, FixedSizeListArray, Float32Array, Int32Array, Int64Array, RecordBatch};
+use arrow_array::{
+    Array, ArrayRef, BooleanArray, FixedSizeListArray, Float32Array, Int32Array, Int64Array, RecordBatch,
+};
 use arrow_ipc::reader::FileReader;
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{DataType, Field, Schema};
@@ -88,6 +90,13 @@ fn manifests_that_lie_are_refused() {
         ("/banks/0/config/metric", json!("hamming")),
         ("/banks/0/config/key_codec", json!("f16")),
         ("/banks/0/config/key_codec", json!("pq8")),
+        ("/banks/0/config/columns", json!([])),
+        ("/banks/0/config/columns/0/name", json!("page")),
+        ("/banks/0/config/columns/0/name", json!("other")),
+        ("/banks/0/config/columns/0/name", json!("label")),
+        ("/banks/0/config/columns/0/name", json!("")),
+        ("/banks/0/config/columns/0/dtype", json!("int64")),
+        ("/banks/0/config/columns/0/dtype", json!("float64")),
         ("/banks/0/codecs", json!(null)),
         ("/banks/0/codecs/key", json!("f16")),
         ("/banks/0/codecs/value", json!(null)),
@@ -113,7 +122,10 @@ fn manifests_that_lie_are_refused() {
         ("/banks/0/file/sha256", json!("")),
     ] {
         let (parent, key) = pointer.rsplit_once('/').unwrap();
-        reseal(&save, |body| body.pointer_mut(parent).unwrap()[key] = value.clone());
+        reseal(&save, |body| match body.pointer_mut(parent).unwrap() {
+            Value::Array(values) => values[key.parse::<usize>().unwrap()] = value.clone(),
+            parent => parent[key] = value.clone(),
+        });
         refused(open(&save), &format!("{pointer} = {value}"));
         put(&save.join("manifest.json"), &whole);
     }
@@ -173,6 +185,7 @@ fn data_files_that_lie_are_refused() {
     };
     let labels = a.column(3).as_primitive::<Int64Type>().iter().enumerate();
     let with_null: Int64Array = labels.map(|(i, label)| label.filter(|_| i != 2)).collect();
+    let unseen: BooleanArray = (0..a.num_rows()).map(|i| (i != 2).then_some(false)).collect();
     let heads: Int32Array = (0..a.num_rows() as i32).map(|i| i / 4).collect();
     for (case, batches) in [
         ("no entries of head 1", vec![a.clone()]),
@@ -193,6 +206,11 @@ fn data_files_that_lie_are_refused() {
         (
             "labels with nulls",
             vec![with_column(&a, 3, Arc::new(with_null), true), with_column(&b, 3, Arc::clone(b.column(3)), true)],
+        ),
+        ("a column that differs by head", vec![a.clone(), with_i64(&b, 8, |page| page[2] = 99)]),
+        (
+            "a column with nulls",
+            vec![with_column(&a, 9, Arc::new(unseen), true), with_column(&b, 9, Arc::clone(b.column(9)), true)],
         ),
         ("keys that are not finite", vec![with_column(&a, 5, list(2, floats.clone()), false), b.clone()]),
         ("keys of another length", vec![with_column(&a, 5, list(1, floats[..7].to_vec()), false)]),
@@ -227,6 +245,7 @@ fn data_files_with_any_byte_changed_never_do_more_than_hold_other_numbers() {
                         rows: None,
                         before: None,
                         allowed: None,
+                        predicates: &[],
                         nonfinite: None,
                     };
                     bank.search(&query, 3, &mnemex_core::work::Work::ALONE).unwrap();

@@ -50,6 +50,7 @@ fn empty_banks_come_back_empty_and_open_to_any_type() {
         mask: None,
         labels: None,
         positions: None,
+        columns: &[],
         nonfinite: None,
     };
     opened.stage(&tokens, &Work::ALONE).unwrap();
@@ -122,6 +123,7 @@ fn numbers_that_are_not_finite_come_back_where_they_were_kept() {
         mask: None,
         labels: None,
         positions: None,
+        columns: &[],
         nonfinite: None,
     };
     bank.stage(&tokens, &Work::ALONE).unwrap();

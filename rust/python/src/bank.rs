@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 
 use crate::arrays::{Flat, Vectors, array, rows, slice};
 use crate::call::run;
+use crate::columns::{ColumnArray, declared, given};
 use crate::error::raised;
 use crate::snapshot::NativeSnapshot;
 
@@ -52,7 +53,7 @@ fn receipt_parts(py: Python<'_>, receipt: Receipt) -> PyResult<ReceiptParts<'_>>
     Ok((receipt.version, ids, receipt.evicted))
 }
 
-/// Tokens as the facade gives them: keys, values, rows, mask, labels, positions, nonfinite.
+/// Tokens as the facade gives them: keys, values, rows, mask, labels, positions, nonfinite, columns by name.
 #[derive(FromPyObject)]
 struct Given<'py>(
     Vectors<'py>,
@@ -62,6 +63,7 @@ struct Given<'py>(
     Option<Flat<'py, i64>>,
     Option<Flat<'py, i64>>,
     Option<String>,
+    Vec<(String, ColumnArray<'py>)>,
 );
 
 impl Given<'_> {
@@ -71,8 +73,9 @@ impl Given<'_> {
         threads: Option<usize>,
         call: impl FnOnce(&Tokens, &Work) -> Result<T> + Send,
     ) -> PyResult<T> {
-        let Given(keys, values, rows, mask, labels, positions, nonfinite) = self;
+        let Given(keys, values, rows, mask, labels, positions, nonfinite, columns) = self;
         let rows = self::rows(rows.as_ref())?;
+        let columns = given(columns)?;
         let tokens = Tokens {
             keys: keys.view()?,
             values: values.as_ref().map(Vectors::view).transpose()?,
@@ -81,6 +84,7 @@ impl Given<'_> {
             labels: slice(labels.as_ref())?,
             positions: slice(positions.as_ref())?,
             nonfinite: nonfinite.as_deref().map(nonfinite_named).transpose()?,
+            columns: &columns,
         };
         run(py, threads, |work| call(&tokens, work))
     }
@@ -89,7 +93,7 @@ impl Given<'_> {
 #[pymethods]
 impl NativeBank {
     #[new]
-    #[pyo3(signature = (*, rows, heads, key_dim, value_dim, key_is_value, capacity, metric, key_codec, value_codec, evict, nonfinite))]
+    #[pyo3(signature = (*, rows, heads, key_dim, value_dim, key_is_value, capacity, metric, key_codec, value_codec, evict, nonfinite, columns))]
     #[expect(clippy::too_many_arguments, reason = "what a bank is made of")]
     fn new(
         rows: usize,
@@ -103,6 +107,7 @@ impl NativeBank {
         value_codec: Option<&str>,
         evict: &str,
         nonfinite: &str,
+        columns: Vec<(String, String)>,
     ) -> PyResult<NativeBank> {
         let config = Config {
             heads,
@@ -127,6 +132,7 @@ impl NativeBank {
                 _ => return Err(unknown("evict", evict, "fifo, error")),
             },
             nonfinite: nonfinite_named(nonfinite)?,
+            columns: declared(columns)?,
         };
         Bank::new(config, rows).map(NativeBank).map_err(raised)
     }

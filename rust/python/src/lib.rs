@@ -6,6 +6,7 @@
 mod arrays;
 mod bank;
 mod call;
+mod columns;
 mod error;
 mod files;
 mod snapshot;

@@ -1,8 +1,10 @@
 //! Reads, of a bank's version.
 
 use mnemex_core::attend::Attention;
+use mnemex_core::bias::Bias;
 use mnemex_core::config::NonFinite;
 use mnemex_core::gather::{Vectors as Gathered, Wanted};
+use mnemex_core::predicate::Predicate;
 use mnemex_core::query::{Bitmaps, Query};
 use mnemex_core::search::Hits;
 use mnemex_core::{Codec, Snapshot};
@@ -13,6 +15,7 @@ use pyo3::prelude::*;
 use crate::arrays::{Flat, Vectors, array, rows, slice};
 use crate::bank::{NativeBank, nonfinite_named};
 use crate::call::run;
+use crate::columns::{CellArray, Condition, cell_array, predicates};
 
 /// A frozen version of a bank.
 #[pyclass(frozen, module = "mnemex._native")]
@@ -53,7 +56,7 @@ fn vector_array(py: Python<'_>, vectors: Gathered, n: usize, dim: usize) -> PyRe
 #[pymethods]
 impl NativeSnapshot {
     /// The best k: scores, ids, labels (if any entry has one) and the bank row of each query row.
-    #[pyo3(signature = (queries, k, rows, before, allowed, nonfinite, threads))]
+    #[pyo3(signature = (queries, k, rows, before, allowed, predicates, nonfinite, threads))]
     #[expect(clippy::too_many_arguments, reason = "the arguments of the Python call")]
     fn search<'py>(
         &self,
@@ -63,17 +66,20 @@ impl NativeSnapshot {
         rows: Option<Flat<'py, i64>>,
         before: Option<Flat<'py, i64>>,
         allowed: Option<PyReadonlyArray2<'py, bool>>,
+        predicates: Vec<Condition<'py>>,
         nonfinite: Option<&str>,
         threads: Option<usize>,
     ) -> PyResult<HitArrays<'py>> {
         let rows = self::rows(rows.as_ref())?;
-        let query = query(&queries, rows.as_deref(), slice(before.as_ref())?, allowed.as_ref(), nonfinite)?;
+        let predicates = self::predicates(&predicates)?;
+        let seen = (slice(before.as_ref())?, allowed.as_ref(), predicates.as_slice());
+        let query = query(&queries, rows.as_deref(), seen, nonfinite)?;
         let hits = run(py, threads, |work| self.0.search(&query, k, work))?;
         hit_arrays(py, hits)
     }
 
     /// Attention: out, lse and, if asked for, hits and mass.
-    #[pyo3(signature = (queries, k, rows, scale, softcap, before, allowed, with_hits, nonfinite, threads))]
+    #[pyo3(signature = (queries, k, rows, scale, softcap, bias, before, allowed, predicates, with_hits, nonfinite, threads))]
     #[expect(clippy::too_many_arguments, reason = "the arguments of the Python call")]
     #[expect(clippy::type_complexity, reason = "a tuple that the facade names")]
     fn attend<'py>(
@@ -84,8 +90,10 @@ impl NativeSnapshot {
         rows: Option<Flat<'py, i64>>,
         scale: f32,
         softcap: Option<f32>,
+        bias: Option<BiasArray<'py>>,
         before: Option<Flat<'py, i64>>,
         allowed: Option<PyReadonlyArray2<'py, bool>>,
+        predicates: Vec<Condition<'py>>,
         with_hits: bool,
         nonfinite: Option<&str>,
         threads: Option<usize>,
@@ -95,8 +103,15 @@ impl NativeSnapshot {
         Option<(HitArrays<'py>, Bound<'py, PyArray4<f32>>)>,
     )> {
         let rows = self::rows(rows.as_ref())?;
-        let query = query(&queries, rows.as_deref(), slice(before.as_ref())?, allowed.as_ref(), nonfinite)?;
-        let attention = Attention { k, logit: Logit { scale, softcap }, with_hits };
+        let predicates = self::predicates(&predicates)?;
+        let seen = (slice(before.as_ref())?, allowed.as_ref(), predicates.as_slice());
+        let query = query(&queries, rows.as_deref(), seen, nonfinite)?;
+        let bias = match &bias {
+            None => Bias::None,
+            Some(BiasArray::Heads(numbers)) => Bias::Heads(numbers.as_slice()?),
+            Some(BiasArray::Column(name)) => Bias::Column(name),
+        };
+        let attention = Attention { k, logit: Logit { scale, softcap }, bias, with_hits };
         let partial = run(py, threads, |work| self.0.attend(&query, &attention, work))?;
         let [r, h, t] = partial.shape;
         let hits = match partial.hits {
@@ -131,6 +146,42 @@ impl NativeSnapshot {
         Ok((keys, values))
     }
 
+    /// The numbers of a column at n places.
+    #[pyo3(signature = (name, rows, ids))]
+    fn column<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        rows: Flat<'py, i64>,
+        ids: Flat<'py, i64>,
+    ) -> PyResult<CellArray<'py>> {
+        let (rows, ids) = (self::rows(Some(&rows))?.unwrap_or_default(), ids.as_slice()?);
+        let cells = run(py, Some(1), |_| self.0.column(name, &rows, ids))?;
+        cell_array(py, cells)
+    }
+
+    /// Ids of the entries of each row that meet every condition.
+    #[pyo3(signature = (allowed, predicates, rows, threads))]
+    fn find<'py>(
+        &self,
+        py: Python<'py>,
+        allowed: Option<PyReadonlyArray2<'py, bool>>,
+        predicates: Vec<Condition<'py>>,
+        rows: Option<Flat<'py, i64>>,
+        threads: Option<usize>,
+    ) -> PyResult<Vec<Bound<'py, PyArray1<i64>>>> {
+        let rows = self::rows(rows.as_ref())?;
+        let (predicates, allowed) = (self::predicates(&predicates)?, allowed.as_ref().map(bitmaps).transpose()?);
+        let found = run(py, threads, |work| self.0.find(&predicates, allowed, rows.as_deref(), work))?;
+        Ok(found.into_iter().map(|ids| PyArray1::from_vec(py, ids)).collect())
+    }
+
+    /// Names and types of the columns beside id, label and position.
+    #[getter]
+    fn columns(&self) -> Vec<(String, &'static str)> {
+        self.0.config().columns.iter().map(|column| (column.name.clone(), column.dtype.name())).collect()
+    }
+
     /// Live entries `[rows, heads]`.
     fn lengths<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
         let lengths = self.0.lengths();
@@ -147,12 +198,6 @@ impl NativeSnapshot {
     #[getter]
     fn rows(&self) -> usize {
         self.0.version().rows.len()
-    }
-
-    /// One past the largest id of any row.
-    #[getter]
-    fn id_end(&self) -> i64 {
-        self.0.version().rows.iter().map(|row| row.next_id()).max().unwrap_or(0)
     }
 
     /// Number of the version.
@@ -178,18 +223,28 @@ impl NativeSnapshot {
     }
 }
 
+/// A number per query head, or the name of a column.
+#[derive(FromPyObject)]
+enum BiasArray<'py> {
+    Heads(Flat<'py, f32>),
+    Column(String),
+}
+
+fn bitmaps<'a>(array: &'a PyReadonlyArray2<'_, bool>) -> PyResult<Bitmaps<'a>> {
+    let [rows, ids] = *array.shape() else { unreachable!("two dimensions") };
+    Ok(Bitmaps { bits: array.as_slice()?, rows, ids })
+}
+
+/// What queries see: ids below, bitmaps by id, conditions.
+type Seen<'a, 'py> = (Option<&'a [i64]>, Option<&'a PyReadonlyArray2<'py, bool>>, &'a [Predicate<'a>]);
+
 fn query<'a>(
     queries: &'a Vectors,
     rows: Option<&'a [usize]>,
-    before: Option<&'a [i64]>,
-    allowed: Option<&'a PyReadonlyArray2<'_, bool>>,
+    (before, allowed, predicates): Seen<'a, '_>,
     nonfinite: Option<&str>,
 ) -> PyResult<Query<'a>> {
     let nonfinite: Option<NonFinite> = nonfinite.map(nonfinite_named).transpose()?;
-    let bitmaps = |array: &'a PyReadonlyArray2<'_, bool>| {
-        let [rows, ids] = *array.shape() else { unreachable!("two dimensions") };
-        Ok::<_, PyErr>(Bitmaps { bits: array.as_slice()?, rows, ids })
-    };
     let allowed = allowed.map(bitmaps).transpose()?;
-    Ok(Query { queries: queries.view()?, rows, before, allowed, nonfinite })
+    Ok(Query { queries: queries.view()?, rows, before, allowed, predicates, nonfinite })
 }

@@ -20,7 +20,7 @@ const UNSAFE: [(&str, &str); 4] = [
 ];
 
 /// Python files between the native module and the user.
-const FACADES: [&str; 5] = ["bank", "build", "files", "memory", "reads"];
+const FACADES: [&str; 6] = ["_entries", "bank", "build", "files", "memory", "reads"];
 
 /// Python modules that only some installations have, or that cost an import; and the folders that are built on them.
 const OPTIONAL: [&str; 11] = [

@@ -1,5 +1,6 @@
 //! Every read of a version beside the same read of plain vectors.
 
+use crate::bias::Bias;
 use mnemex_kernels::softmax::Logit;
 use ndarray::Array4;
 
@@ -38,7 +39,14 @@ pub(super) fn agree(snapshot: &Snapshot, plain: &Plain, seed: u64) {
     let queries = numbers(seed, [n, config.heads, T, config.key_dim]);
     let before: Vec<i64> = (0..n * T).map(|at| (seed >> (at % 8)) as i64 % 64).collect();
     for before in [None, Some(&before[..])] {
-        let query = Query { queries: Input::F32(queries.view()), rows: None, before, allowed: None, nonfinite: None };
+        let query = Query {
+            queries: Input::F32(queries.view()),
+            rows: None,
+            before,
+            allowed: None,
+            predicates: &[],
+            nonfinite: None,
+        };
         for k in [1, 3, 50] {
             let hits = snapshot.search(&query, k, &Work::ALONE).unwrap();
             let sight = |row: usize, t: usize| before.map_or(i64::MAX, |before| before[row * T + t]);
@@ -105,7 +113,8 @@ fn attends_the_same(
 ) {
     let (heads, dim) = (snapshot.config().heads, snapshot.config().value_dim());
     let logit = Logit { scale: 0.5, softcap: None };
-    let part = snapshot.attend(query, &Attention { k, logit, with_hits: false }, &Work::ALONE).unwrap();
+    let part =
+        snapshot.attend(query, &Attention { k, logit, bias: Bias::None, with_hits: false }, &Work::ALONE).unwrap();
     for at in 0..part.lse.len() {
         let (row, head, t) = (at / (T * heads), at / T % heads, at % T);
         let q = query_of(queries, [row, head, t]);

@@ -126,6 +126,7 @@ impl Machine {
             value_codec: Some(setting.codec),
             evict: Evict::Fifo,
             nonfinite: NonFinite::Raise,
+            columns: Vec::new(),
         };
         let capacity = setting.capacity.map_or(usize::MAX, |capacity| capacity as usize);
         let threshold = 9.0;
@@ -219,6 +220,7 @@ impl Machine {
             mask: Some(&masks),
             labels: labels.then_some(&labelled),
             positions: positions.then_some(&placed),
+            columns: &[],
             nonfinite: None,
         };
         let ids = self.bank.stage(&tokens, &Work::ALONE).unwrap().ids;

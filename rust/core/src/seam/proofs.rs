@@ -100,6 +100,7 @@ fn eight_beams_cost_eight_tails() {
         mask: None,
         labels: None,
         positions: None,
+        columns: &[],
         nonfinite: None,
     };
     machine.bank.stage(&tokens, &Work::ALONE).unwrap();
@@ -129,7 +130,14 @@ fn an_index_that_looks_at_one_list_finds_only_what_is_there() {
     let mut machine = Machine::with_index(Setting::PLAIN, Box::new(Pages { size: 10, newest_only: true }), 1);
     machine.write(25, 1);
     let queries = Array4::from_elem((1, HEADS, 1, KEY_DIM), 1.0f32);
-    let query = Query { queries: Input::F32(queries.view()), rows: None, before: None, allowed: None, nonfinite: None };
+    let query = Query {
+        queries: Input::F32(queries.view()),
+        rows: None,
+        before: None,
+        allowed: None,
+        predicates: &[],
+        nonfinite: None,
+    };
     let hits = machine.bank.snapshot().search(&query, 25, &Work::ALONE).unwrap();
     assert!(hits.ids.iter().all(|&id| id == -1 || id >= 20));
     assert_eq!(hits.ids.iter().filter(|&&id| id >= 20).count(), HEADS * 5);

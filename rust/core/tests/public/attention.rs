@@ -1,6 +1,7 @@
 //! Attention beside the oracle, and its bits for any way in which entries came to lie in blocks.
 
 use mnemex_core::attend::{Attention, Partial};
+use mnemex_core::bias::Bias;
 use mnemex_core::config::Values;
 use mnemex_core::work::Work;
 use mnemex_core::{Bank, Codec, Config};
@@ -29,7 +30,7 @@ fn attention_is_softmax_over_what_search_takes() {
                 bank.delete(&[3, 5, 64, 299], None).unwrap();
                 for (k, softcap) in [(Some(1), None), (Some(9), Some(2.0)), (None, None), (None, Some(1.5))] {
                     let logit = Logit { scale: 0.7, softcap };
-                    let asked = Attention { k, logit, with_hits: false };
+                    let asked = Attention { k, logit, bias: Bias::None, with_hits: false };
                     let part = bank.snapshot().attend(&ask(&queries), &asked, &Work::ALONE).unwrap();
                     agrees(&bank, slow, &queries, &asked, &part);
                     let asked = Attention { with_hits: true, ..asked };

@@ -1,5 +1,6 @@
 //! A call that is interrupted, after any number of polls, leaves no trace; asked again it does its work.
 
+use mnemex_core::bias::Bias;
 use std::cell::Cell;
 
 use mnemex_core::config::Values;
@@ -48,7 +49,7 @@ fn reading() {
     assert_eq!(found, snapshot.search(&ask(&queries), 5, &Work::ALONE).unwrap());
     for k in [Some(5), None] {
         let logit = mnemex_kernels::softmax::Logit { scale: 0.5, softcap: None };
-        let attention = mnemex_core::attend::Attention { k, logit, with_hits: false };
+        let attention = mnemex_core::attend::Attention { k, logit, bias: Bias::None, with_hits: false };
         let attended = until_it_gets_through(&bank, |work| snapshot.attend(&ask(&queries), &attention, work));
         assert_eq!(attended, attend(&snapshot, &ask(&queries), k, &Work::ALONE));
     }

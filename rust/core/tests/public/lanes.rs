@@ -1,6 +1,7 @@
 //! Short ways to make banks, fill them, ask them, and read everything out of them.
 
 use mnemex_core::attend::{Attention, Partial};
+use mnemex_core::bias::Bias;
 use mnemex_core::config::{Evict, NonFinite, Values};
 use mnemex_core::gather::{Vectors, Wanted};
 use mnemex_core::input::Input;
@@ -32,6 +33,7 @@ pub(crate) fn config(metric: Metric, key_dim: usize, values: Values) -> Config {
         value_codec: None,
         evict: Evict::Fifo,
         nonfinite: NonFinite::Raise,
+        columns: Vec::new(),
     }
 }
 
@@ -44,6 +46,7 @@ pub(crate) fn tokens<'a>(keys: &'a Array4<f32>, values: Option<&'a Array4<f32>>)
         mask: None,
         labels: None,
         positions: None,
+        columns: &[],
         nonfinite: None,
     }
 }
@@ -68,12 +71,19 @@ pub(crate) fn write(
 }
 
 pub(crate) fn ask(queries: &Array4<f32>) -> Query<'_> {
-    Query { queries: Input::F32(queries.view()), rows: None, before: None, allowed: None, nonfinite: None }
+    Query {
+        queries: Input::F32(queries.view()),
+        rows: None,
+        before: None,
+        allowed: None,
+        predicates: &[],
+        nonfinite: None,
+    }
 }
 
 pub(crate) fn attend(snapshot: &Snapshot, query: &Query, k: Option<usize>, work: &Work) -> Partial {
     let logit = Logit { scale: 0.5, softcap: None };
-    snapshot.attend(query, &Attention { k, logit, with_hits: false }, work).unwrap()
+    snapshot.attend(query, &Attention { k, logit, bias: Bias::None, with_hits: false }, work).unwrap()
 }
 
 pub(crate) fn bits(x: &[f32]) -> Vec<u32> {

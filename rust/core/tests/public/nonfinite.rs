@@ -2,6 +2,7 @@
 //! It then says what attention over as many best entries says.
 
 use mnemex_core::attend::{Attention, Partial};
+use mnemex_core::bias::Bias;
 use mnemex_core::config::{NonFinite, Values};
 use mnemex_core::query::{Bitmaps, Query};
 use mnemex_core::work::Work;
@@ -32,8 +33,9 @@ fn keeping(metric: Metric) -> Config {
 
 /// Attention over everything, and over as many best entries as there are.
 fn both(bank: &Bank, query: &Query, logit: Logit) -> [Partial; 2] {
-    [false, true]
-        .map(|with_hits| bank.snapshot().attend(query, &Attention { k: None, logit, with_hits }, &Work::ALONE).unwrap())
+    [false, true].map(|with_hits| {
+        bank.snapshot().attend(query, &Attention { k: None, logit, bias: Bias::None, with_hits }, &Work::ALONE).unwrap()
+    })
 }
 
 const PLAIN: Logit = Logit { scale: 0.5, softcap: None };

@@ -1,10 +1,13 @@
 //! Wrong calls: each is refused with the fitting kind, says something, and changes nothing.
 
 use mnemex_core::attend::Attention;
+use mnemex_core::bias::Bias;
 use mnemex_core::block::Schema;
+use mnemex_core::cells::{ColumnType, Declared, MAX_COLUMNS, Numbers};
 use mnemex_core::config::{Evict, MAX_DIM, MAX_LANES, NonFinite, Values};
 use mnemex_core::gather::Wanted;
 use mnemex_core::input::Input;
+use mnemex_core::predicate::{Op, Predicate, Value};
 use mnemex_core::query::{Bitmaps, Query};
 use mnemex_core::restore::{Entries, RowBuilder};
 use mnemex_core::stage::Tokens;
@@ -20,7 +23,8 @@ const DIM: usize = 5;
 const VALUE_DIM: usize = 3;
 
 fn setting() -> Config {
-    Config { heads: HEADS, ..config(Metric::Dot, DIM, Values::Dim(VALUE_DIM)) }
+    let columns = vec![Declared { name: "prior".into(), dtype: ColumnType::F32 }];
+    Config { heads: HEADS, columns, ..config(Metric::Dot, DIM, Values::Dim(VALUE_DIM)) }
 }
 
 /// Two rows of four entries.
@@ -224,7 +228,7 @@ fn questions_that_cannot_be_answered() {
     }
 
     let attend = |bank: &Bank, k, scale, softcap| {
-        let attention = Attention { k, logit: Logit { scale, softcap }, with_hits: false };
+        let attention = Attention { k, logit: Logit { scale, softcap }, bias: Bias::None, with_hits: false };
         bank.snapshot().attend(&ask(&good), &attention, &Work::ALONE)
     };
     attend(&bank, Some(usize::MAX), 1.0, None).expect("attend clamps k to the longest lane");
@@ -245,4 +249,44 @@ fn questions_that_cannot_be_answered() {
     harmless(&bank, Kind::Argument, |bank| gather(bank, &[0], &[HEADS], &[0]));
     harmless(&bank, Kind::Shape, |bank| gather(bank, &[0], &[0], &[0, 1]));
     harmless(&bank, Kind::Shape, |bank| gather(bank, &[0, 0], &[0], &[0, 1]));
+}
+
+#[test]
+fn columns_and_conditions_that_cannot_be() {
+    let declared = |name: &str| Declared { name: name.into(), dtype: ColumnType::Bool };
+    for names in [vec![""], vec!["id"], vec!["value"], vec!["a", "b", "a"], vec!["a"; MAX_COLUMNS + 1]] {
+        let columns = names.into_iter().map(declared).collect();
+        refused(Kind::Argument, Bank::new(Config { columns, ..setting() }, 1));
+    }
+    let bank = filled(setting());
+    let k = Array4::from_elem((2, HEADS, 2, DIM), 1.0f32);
+    let v = Array4::from_elem((2, HEADS, 2, VALUE_DIM), 1.0f32);
+    let prior = ("prior", Numbers::F32(&[0.5; 4]));
+    for (kind, columns) in [
+        (Kind::Argument, vec![("nobody", Numbers::F32(&[0.5; 4]))]),
+        (Kind::Argument, vec![prior, prior]),
+        (Kind::Dtype, vec![("prior", Numbers::I64(&[1; 4]))]),
+        (Kind::Shape, vec![("prior", Numbers::F32(&[0.5; 3]))]),
+    ] {
+        let bad = Tokens { columns: &columns, ..tokens(&k, Some(&v)) };
+        harmless(&bank, kind, |bank| bank.stage(&bad, &Work::ALONE));
+        harmless(&bank, kind, |bank| bank.write(&bad, &Work::ALONE));
+    }
+    let queries = Array4::from_elem((2, HEADS, 2, DIM), 1.0f32);
+    for (kind, column, op, value) in [
+        (Kind::Argument, "nobody", Op::Less, Value::I64(&[1])),
+        (Kind::Argument, "id", Op::Less, Value::I64(&[])),
+        (Kind::Argument, "prior", Op::Equal, Value::F64(&[1.0, 2.0])),
+        (Kind::Dtype, "prior", Op::In, Value::Bool(&[true])),
+        (Kind::Dtype, "label", Op::Equal, Value::Bool(&[true])),
+    ] {
+        let condition = [Predicate { column, op, value }];
+        let query = Query { predicates: &condition, ..ask(&queries) };
+        harmless(&bank, kind, |bank| bank.snapshot().search(&query, 1, &Work::ALONE));
+        harmless(&bank, kind, |bank| bank.snapshot().find(&condition, None, None, &Work::ALONE));
+    }
+    harmless(&bank, Kind::Row, |bank| bank.snapshot().find(&[], None, Some(&[2]), &Work::ALONE));
+    harmless(&bank, Kind::Argument, |bank| bank.snapshot().column("nobody", &[0], &[0]));
+    harmless(&bank, Kind::Row, |bank| bank.snapshot().column("id", &[2], &[0]));
+    harmless(&bank, Kind::Shape, |bank| bank.snapshot().column("id", &[0, 1], &[0]));
 }
