@@ -32,7 +32,7 @@ def parse(where: object) -> Parsed:
         raise DtypeError(f"where={where!r}: {_EXPECTED}")
     if isinstance(where, tuple) and where and isinstance(where[0], str):
         return None, [_condition(where)]
-    if isinstance(where, (list, tuple)) and any(isinstance(x, tuple) and x and isinstance(x[0], str) for x in where):
+    if isinstance(where, (list, tuple)) and any(_names_a_column(part) for part in where):
         return None, [_condition(part) for part in where]
     array = arguments.any_array("where", where)
     if array.dtype == bool:
@@ -43,6 +43,10 @@ def parse(where: object) -> Parsed:
     if ids.ndim != 1:
         raise ShapeError(f"where has shape {ids.shape}; expected a list of ids")
     return None, [("id", "in", ids)]
+
+
+def _names_a_column(part: object) -> bool:
+    return isinstance(part, (tuple, list)) and len(part) > 0 and isinstance(part[0], str)
 
 
 def _condition(part: object) -> tuple[str, str, NDArray[Any]]:

@@ -140,11 +140,12 @@ class Reads:
         before
             int64 `[rows, T]`: query t of row r sees only ids below `before[r, t]`.
         where
-            What is seen. A list of ids (those that are not there are passed over); a bitmap by id, `[n]` for all or
-            `[rows, n]` for each query row; or a condition `(column, op, value)`, or a list of such, all of which must
-            hold: columns are "id", "label", "position" and the bank's own, ops `< <= > >= == !=`, and `in` for a list.
-            Integer columns are compared exactly, with floats too; what a float32 column is compared with is rounded to
-            float32 first, so that a stored 0.1 equals 0.1. NaN is unequal to everything. Bools take `== != in`.
+            What is seen. A list of ids: those that are not there are passed over, an empty list shows nothing. A bitmap
+            by id, `[n]` for all or `[rows, n]` for each query row. Or a condition `(column, op, value)`, or a list of
+            such, all of which must hold: columns are "id", "label", "position" and the bank's own, ops
+            `< <= > >= == !=`, and `in` for a list. Integer columns are compared exactly, with floats too. What a
+            float32 column is compared with is rounded to float32 first, so that a stored 0.1 equals 0.1. NaN is
+            unequal to everything. Bools take `== != in`.
         nonfinite
             For this call, instead of the bank's: "keep" lets queries hold NaN or infinity.
         threads

@@ -196,6 +196,7 @@ def test_what_comparisons_mean_at_the_edges():
         (("seen", "in", [False, True]), [0, 1, 2, 3, 4]),
         ([("seen", "==", True), ("kind", ">", 0)], [0]),
         ([], []),
+        ([["seen", "==", True], ["kind", ">", 0]], [0]),
         (range(2, 9), [2, 3, 4]),
     ]:
         assert bank.find(where=where)[0].tolist() == ids, where

@@ -15,6 +15,7 @@ use crate::codec::Codec;
 use crate::config::Config;
 use crate::extent::Demand;
 use crate::input::Input;
+use crate::predicate::{Op, Predicate, Value};
 use crate::query::Query;
 use crate::work::Work;
 
@@ -141,6 +142,12 @@ fn an_index_that_looks_at_one_list_finds_only_what_is_there() {
     let hits = machine.bank.snapshot().search(&query, 25, &Work::ALONE).unwrap();
     assert!(hits.ids.iter().all(|&id| id == -1 || id >= 20));
     assert_eq!(hits.ids.iter().filter(|&&id| id >= 20).count(), HEADS * 5);
+    // A condition is asked of the right block of the right list.
+    let late = [Predicate { column: "id", op: Op::AtLeast, value: Value::I64(&[23]) }];
+    let hits = machine.bank.snapshot().search(&Query { predicates: &late, ..query }, 25, &Work::ALONE).unwrap();
+    let mut shown: Vec<i64> = hits.ids.into_iter().filter(|&id| id >= 0).collect();
+    shown.sort_unstable();
+    assert_eq!(shown, [[23; HEADS], [24; HEADS]].concat());
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod attention;
 mod data;
 mod exactness;
+mod filters;
 mod interruption;
 mod lanes;
 mod nonfinite;
