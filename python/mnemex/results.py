@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -80,11 +80,21 @@ class Receipt:
     version
         Number of the version that was published; ascending.
     ids
-        One int64 `[rows, T]` array per stage call (`[T]` where `stage` gave that); -1: masked out.
+        One int64 `[rows, T]` array per stage call (`[T]` where `stage` gave that); -1: not written, or taken back.
     evicted
-        Entries, over all lanes, that the evict policy ended.
+        Entries, over all lanes, that the evict policy ended, or kept from being written.
     """
 
     version: int
     ids: list[NDArray[np.int64]]
     evicted: int
+    _landed: Callable[[], list[NDArray[np.int64]]] = field(repr=False)
+
+    @property
+    def landed(self) -> list[NDArray[np.int64]]:
+        """Where each token ended: one int64 `[rows, heads, T]` array per stage call (`[T]` where `stage` gave that).
+
+        It is the token's own id unless a policy merged it into another entry; -1: it was not written, a later token
+        replaced it, or the same commit evicted it. The arrays are made when they are asked for.
+        """
+        return self._landed()

@@ -283,6 +283,11 @@ impl Block {
         }
     }
 
+    /// Bytes of memory held for keys and for values of their own.
+    pub(crate) fn plane_bytes(&self) -> (usize, usize) {
+        (self.key.nbytes(), self.value.nbytes())
+    }
+
     /// Bytes of memory held.
     pub(crate) fn nbytes(&self) -> usize {
         size_of::<Block>() + self.key.nbytes() + self.value.nbytes() + 4 * self.scale.capacity()

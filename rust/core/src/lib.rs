@@ -28,17 +28,22 @@ pub mod attend;
 pub mod bank;
 pub mod commit;
 pub mod gather;
+pub mod labels;
 pub mod query;
 pub mod restore;
 pub mod search;
 pub mod stage;
+pub mod stats;
+pub mod usage;
 
 mod columns;
 mod dense;
 mod first_pass;
+mod landing;
 mod piece;
 mod plane;
 mod reservoir;
+mod rollback;
 #[cfg(test)]
 mod seam;
 

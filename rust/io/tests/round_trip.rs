@@ -49,8 +49,10 @@ fn empty_banks_come_back_empty_and_open_to_any_type() {
         rows: None,
         mask: None,
         labels: None,
+        on_duplicate: None,
         positions: None,
         nonfinite: None,
+        one_lane: false,
     };
     opened.stage(&tokens, &Work::ALONE).unwrap();
     opened.commit(&Work::ALONE).unwrap();
@@ -121,8 +123,10 @@ fn numbers_that_are_not_finite_come_back_where_they_were_kept() {
         rows: None,
         mask: None,
         labels: None,
+        on_duplicate: None,
         positions: None,
         nonfinite: None,
+        one_lane: false,
     };
     bank.stage(&tokens, &Work::ALONE).unwrap();
     bank.commit(&Work::ALONE).unwrap();

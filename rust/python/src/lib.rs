@@ -8,6 +8,7 @@ mod bank;
 mod call;
 mod error;
 mod files;
+mod receipt;
 mod snapshot;
 
 use pyo3::prelude::*;
@@ -29,6 +30,8 @@ mod _native {
     use crate::files::open;
     #[pymodule_export]
     use crate::files::save;
+    #[pymodule_export]
+    use crate::receipt::NativeReceipt;
     #[pymodule_export]
     use crate::snapshot::NativeSnapshot;
 }
