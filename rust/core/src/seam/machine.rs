@@ -292,12 +292,14 @@ impl Machine {
                 self.plain.staged = before;
                 return;
             }
-            let id = staged.as_ref().unwrap().ids[at];
-            if !masks[at] || (!known.is_empty() && on_duplicate == Some(OnDuplicate::Skip)) {
-                assert_eq!(id, -1);
+            let unwritten = !masks[at] || (!known.is_empty() && on_duplicate == Some(OnDuplicate::Skip));
+            let id = if unwritten { -1 } else { self.plain.next_id(rows[i]) };
+            if let Ok(staged) = &staged {
+                assert_eq!(staged.ids[at], id, "ids ascend without gaps and never come back");
+            }
+            if unwritten {
                 continue;
             }
-            assert_eq!(id, self.plain.next_id(rows[i]), "ids ascend without gaps and never come back");
             let entry = |head: usize| {
                 let vector = |x: &ndarray::Array4<f32>| x.slice(ndarray::s![i, head, token, ..]).to_vec();
                 Entry { id, key: vector(&keys), value: vector(&values) }
