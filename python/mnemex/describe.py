@@ -97,8 +97,13 @@ class Described:
     def _repr_html_(self) -> str:
         stats = self.stats()
         rows = [(name, escape(text)) for name, text in _facts(stats)]
-        share = stats.used if stats.used is not None else 1 - stats.dead if stats.blocks else 0.0
-        of = "of the capacity" if stats.used is not None else "of the written rows are live"
+        share: float | None
+        if stats.used is not None:
+            share, of = stats.used, "of the capacity"
+        elif stats.blocks:
+            share, of = 1 - stats.dead, "of the rows in blocks are live"
+        else:
+            share, of = None, ""
         return _table(type(self).__name__, None, [*rows, ("occupancy", _bar(share, of))])
 
 
@@ -128,8 +133,10 @@ class DescribedLayers:
 
     def _repr_html_(self) -> str:
         bars = ["" if stats.used is None else _bar(stats.used, "") for stats in self.stats().values()]
-        rows = [[*map(escape, row), bar] for row, bar in zip(self._rows(), bars, strict=True)]
-        return _table(self._title(), [*_COLUMNS, "occupancy"], rows)
+        # The bar says what share is used.
+        cells = [[*row[:_USED], *row[_USED + 1 :]] for row in [_COLUMNS, *self._rows()]]
+        rows = [[*map(escape, row), bar] for row, bar in zip(cells[1:], bars, strict=True)]
+        return _table(self._title(), [*cells[0], "occupancy"], rows)
 
     def _rows(self) -> list[list[str]]:
         """List the cells of each layer, in the order of `_COLUMNS`."""
@@ -147,10 +154,12 @@ class DescribedLayers:
         stats = self.stats()
         distinct = {id(self[layer]): each for layer, each in stats.items()}.values()
         entries, size = sum(each.entries for each in distinct), sum(each.nbytes for each in distinct)
-        return f"{type(self).__name__}: {entries:,} entries in {len(stats)} layers, {_size(size)}"
+        held = f"{_count(entries, 'entry', 'entries')} in {_count(len(stats), 'layer')}"
+        return f"{type(self).__name__}: {held}, {_size(size)}"
 
 
 _COLUMNS = ["layer", "rows", "heads", "entries", "longest lane", "capacity", "used", "size"]
+_USED = _COLUMNS.index("used")
 
 
 def _facts(stats: Stats) -> list[tuple[str, str]]:
@@ -165,18 +174,22 @@ def _facts(stats: Stats) -> list[tuple[str, str]]:
     full = "none" if stats.used is None else f"{stats.capacity:,} entries per lane, {_percent(stats.used)} used"
     median = f"{stats.live_median:,.10g}"
     return [
-        ("entries", f"{stats.entries:,} in {lanes:,} lanes: {stats.rows:,} rows, {stats.heads} heads"),
+        ("entries", f"{stats.entries:,} in {_count(lanes, 'lane')}: {_count(stats.rows, 'row')}, {_count(stats.heads, 'head')}"),
         ("per lane", f"{stats.live_min:,} to {stats.live_max:,}, median {median}"),
         ("capacity", f"{full}; beyond it: {stats.evict}" if stats.used is not None else full),
         ("metric", stats.metric),
         ("keys", f"{stats.key_dim} numbers, {stats.key_codec or 'auto'}, {_size(stats.key_bytes)}"),
         ("values", values),
-        ("beside them", f"{_size(stats.side_bytes)}, and {_size(stats.staged_bytes)} staged"),
+        ("side data", f"{_size(stats.side_bytes)}, and {_size(stats.staged_bytes)} staged"),
         ("together", _size(stats.nbytes)),
         ("blocks", f"{stats.blocks:,}, {_percent(stats.dead)} of their rows dead"),
-        ("history", f"version {stats.version:,}, {stats.commits:,} commits, {stats.evictions:,} evictions"),
-        ("usage", f"{stats.touches:,} touches, mass {stats.mass:.6g}"),
+        ("history", f"version {stats.version:,}, {_count(stats.commits, 'commit')}, {_count(stats.evictions, 'eviction')}"),
+        ("usage", f"{_count(stats.touches, 'touch', 'touches')}, mass {stats.mass:.6g}"),
     ]
+
+
+def _count(n: int, one: str, many: str | None = None) -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
 def _size(n: int) -> str:
@@ -199,20 +212,21 @@ def _percent(share: float) -> str:
     return f"{text.removesuffix('.0')} %"
 
 
-def _bar(share: float, of: str) -> str:
-    """Draw a share. Colours are the page's own text colour, so that it shows on light and dark pages alike."""
-    filled = min(max(100 * share, 0.0), 100.0)
+def _bar(share: float | None, of: str) -> str:
+    """Draw a share, None where there is nothing; in the page's own text colour, so that any background will do."""
+    filled = min(max(100 * (share or 0.0), 0.0), 100.0)
+    text = "nothing is stored" if share is None else f"{_percent(share)} {of}".strip()
     return (
         '<span style="display:inline-block;vertical-align:middle;width:10em;height:0.8em;margin-right:0.6em;'
         'border:1px solid currentColor;border-radius:2px">'
         f'<span style="display:block;height:100%;width:{filled:.1f}%;background:currentColor;opacity:0.6"></span></span>'
-        f"{escape(f'{_percent(share)} {of}'.strip())}"
+        f"{escape(text)}"
     )
 
 
 def _table(title: str, columns: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:
     """Lay cells of HTML out; without columns, the first cell of a row is its head."""
-    style = "padding:0.15em 0.8em;border:none;color:inherit;background:transparent"
+    style = "padding:0.15em 0.8em;border:none;color:inherit;background:transparent;white-space:nowrap"
     left, right = f'style="{style};text-align:left"', f'style="{style};text-align:right"'
     head = ""
     if columns is not None:

@@ -139,9 +139,7 @@ impl Bank {
             let mut gone = ids.to_vec();
             if !labels.is_empty() {
                 let held = Held { row, staged: staging.rows.get(&at) };
-                let index = staging.label_index.entry(at).or_default();
-                index.catch_up(held);
-                gone.extend(labels.iter().flat_map(|&label| index.ids(label, held)));
+                gone.extend(staging.label_index.entry(at).or_default().named(labels, held));
             }
             for lane in &mut row.lanes {
                 for &id in &gone {

@@ -4,7 +4,7 @@
 //! may name entries that have ended, since ids are never used again, and every answer is looked up in the row; so nothing
 //! that ends entries needs to tell it. Only what takes staged ids back does.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::error::{Error, Kind, Result, ensure};
 use crate::lane::Lane;
@@ -31,11 +31,12 @@ const PAIR_BYTES: usize = 24;
 /// Pairs of an index that are not worth a sweep.
 const FEW: usize = 1024;
 
-/// The ids of each label of a row, those of ended entries included until they are met or swept.
+/// The ids of each label of a row: without those that a staged token replaces, and with those of ended entries until
+/// they are met or swept.
 #[derive(Default)]
 pub(crate) struct LabelIndex {
     pairs: BTreeSet<(i64, i64)>,
-    /// Every labelled entry with a smaller id is in `pairs`; None before the first use.
+    /// Every labelled entry with a smaller id, unless it is replaced, is in `pairs`; None before the first use.
     end: Option<i64>,
     /// Pairs at which those of ended entries are swept out.
     sweep_at: usize,
@@ -67,7 +68,7 @@ impl Held<'_> {
 
     fn label(&self, id: i64) -> i64 {
         match self.staged {
-            Some(staged) if id >= staged.id_lo => staged.labels[(id - staged.id_lo) as usize],
+            Some(staged) if id >= staged.id_lo => staged.label(id),
             _ => self.row.label(id),
         }
     }
@@ -76,7 +77,7 @@ impl Held<'_> {
 impl LabelIndex {
     /// Takes in the labels of ids that it does not cover yet: all of a row at first, later what was written since.
     pub(crate) fn catch_up(&mut self, held: Held) {
-        let labelled = |id: i64| Some((held.label(id), id)).filter(|(label, _)| *label != NO_LABEL);
+        let labelled = |id: i64| Some((held.label(id), id)).filter(|&(l, id)| l != NO_LABEL && !held.is_replaced(id));
         let first = self.end.unwrap_or_else(|| {
             // Ids may lie far apart here: only live ones are asked.
             let mut ids: Vec<i64> = held.row.lanes.iter().flat_map(Lane::live_ids).collect();
@@ -94,21 +95,42 @@ impl LabelIndex {
         }
     }
 
-    /// The entries with a label that no staged token replaces, ascending. The index must have caught up.
+    /// The entries with a label, ascending. The index must have caught up.
     pub(crate) fn ids(&mut self, label: i64, held: Held) -> Vec<i64> {
         let all: Vec<i64> = self.pairs.range((label, i64::MIN)..=(label, i64::MAX)).map(|&(_, id)| id).collect();
-        let (mut there, ended): (Vec<i64>, Vec<i64>) = all.into_iter().partition(|&id| held.has(id));
+        let (there, ended): (Vec<i64>, Vec<i64>) = all.into_iter().partition(|&id| held.has(id));
         ended.into_iter().for_each(|id| _ = self.pairs.remove(&(label, id)));
-        there.retain(|&id| !held.is_replaced(id));
         there
     }
 
-    /// Forgets staged ids, which will be given again: those of `labels`, from `id_lo` on.
-    pub(crate) fn take_back(&mut self, id_lo: i64, labels: &[i64]) {
-        for (id, &label) in (id_lo..).zip(labels) {
-            self.pairs.remove(&(label, id));
+    /// The entries with any of the labels, replaced ones too, in any order.
+    pub(crate) fn named(&mut self, labels: &[i64], held: Held) -> Vec<i64> {
+        self.catch_up(held);
+        let wanted: HashSet<i64> = labels.iter().copied().collect();
+        let replaced = held.staged.iter().flat_map(|staged| staged.replaced.keys().copied());
+        let mut ids: Vec<i64> = replaced.filter(|&id| wanted.contains(&held.label(id))).collect();
+        ids.extend(labels.iter().flat_map(|&label| self.ids(label, held)));
+        ids
+    }
+
+    /// Leaves out what tokens that were just staged replace.
+    pub(crate) fn leave_out(&mut self, staged: &StagedRow, replaced: &Replaced) {
+        for (&id, &by) in replaced {
+            self.pairs.remove(&(staged.label(by), id));
         }
-        self.end = self.end.map(|end| end.min(id_lo));
+    }
+
+    /// Forgets staged ids of `end` or more, which are about to be taken back and given again; what they were to replace is
+    /// back.
+    pub(crate) fn take_back(&mut self, staged: &StagedRow, end: i64) {
+        let end = end.max(staged.id_lo);
+        for id in end..staged.end() {
+            self.pairs.remove(&(staged.label(id), id));
+        }
+        for (&id, &by) in staged.replaced.iter().filter(|&(&id, &by)| by >= end && id < end) {
+            self.pairs.insert((staged.label(by), id));
+        }
+        self.end = self.end.map(|all| all.min(end));
     }
 
     /// Bytes of memory, about.

@@ -58,7 +58,7 @@ impl Staging {
         let n = (end - staged.id_lo).clamp(0, staged.len() as i64) as usize;
         if n < staged.len() {
             if let Some(index) = self.label_index.get_mut(&row) {
-                index.take_back(staged.id_lo + n as i64, &staged.labels[n..]);
+                index.take_back(staged, end);
             }
         }
         if n == 0 {

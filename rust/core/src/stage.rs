@@ -65,6 +65,11 @@ impl StagedRow {
     pub(crate) fn len(&self) -> usize {
         self.labels.len()
     }
+
+    /// The label of a staged id.
+    pub(crate) fn label(&self, id: i64) -> i64 {
+        self.labels[(id - self.id_lo) as usize]
+    }
 }
 
 /// Bytes that a touched entry takes while it is staged, about: a node of a tree, two thirds full.
@@ -138,7 +143,10 @@ impl Staging {
                 ids[at * n_tokens + t] = id;
             }
             let staged = self.extend_row(row, id_lo, lanes, tokens, at * n_tokens, written);
-            staged.replaced.extend(replaced);
+            staged.replaced.extend(&replaced);
+            if let Some(index) = self.label_index.get_mut(&row) {
+                index.leave_out(&self.rows[&row], &replaced);
+            }
         }
         let call = StagedIds { rows, ids, one_lane: tokens.one_lane };
         self.calls.push(call.clone());
