@@ -162,3 +162,9 @@ def weights(name: str, x: object, shape: tuple[int, ...]) -> NDArray[np.float64]
     if array.shape != shape:
         raise ShapeError(f"{name} has shape {array.shape}; expected {shape}, one number per hit")
     return np.ascontiguousarray(array, np.float64).reshape(-1)
+
+
+def ends(name: str, x: int | IntsLike) -> NDArray[np.int64]:
+    """Take one id, or one per row."""
+    each = x if np.ndim(x) else [x]  # type: ignore[arg-type]
+    return np.array([count(name, end, low=0) for end in each], np.int64)  # type: ignore[union-attr]

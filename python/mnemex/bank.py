@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mnemex._arrays import ArrayLike, IntsLike
-    from mnemex._native import NativeReceipt
 
 NONFINITE = ("raise", "keep", "skip")
 ON_DUPLICATE = ("raise", "skip", "replace")
@@ -262,7 +261,7 @@ class Bank(Reads):
 
     def commit(self) -> Receipt:
         """Publish everything staged as one version: all or nothing."""
-        return _receipt(self._native.commit(self._threads))
+        return Receipt._of(self._native.commit(self._threads))
 
     def write(
         self,
@@ -277,7 +276,7 @@ class Bank(Reads):
         Where it is refused, fails or is interrupted, nothing of it stays staged; what was staged before stays.
         """
         tokens = self._tokens(keys, values, **how)  # type: ignore[arg-type]
-        return _receipt(self._native.write(tokens, self._threads_of(threads)))
+        return Receipt._of(self._native.write(tokens, self._threads_of(threads)))
 
     def rollback(self, rows: IntsLike | None = None, end: int | IntsLike | None = None) -> None:
         """Drop what is staged, touches too; the ids are given again, and what was to be replaced stays.
@@ -297,7 +296,7 @@ class Bank(Reads):
         ShapeError, RowError, ArgumentError
             A wrong argument; everything stays staged.
         """
-        ends = None if end is None else _ends(end)
+        ends = None if end is None else arguments.ends("end", end)
         self._native.rollback(arguments.rows("rows", rows, self.rows), ends)
 
     def touch(self, hits: Hits, mass: ArrayLike | None = None) -> None:
@@ -334,9 +333,7 @@ class Bank(Reads):
 
     # ------------------------------------------------------------------ changes at once
 
-    def delete(
-        self, ids: IntsLike | None = None, labels: IntsLike | None = None, rows: IntsLike | None = None
-    ) -> None:
+    def delete(self, ids: IntsLike | None = None, labels: IntsLike | None = None, rows: IntsLike | None = None) -> None:
         """End entries by id, by label, or both, in the named rows or in all.
 
         What is not there is passed over. Staged tokens stay. Label -1, of entries that were given none, names nothing.
@@ -357,7 +354,7 @@ class Bank(Reads):
         StateError
             Tokens are staged.
         """
-        self._native.truncate(_ends(end), arguments.rows("rows", rows, self.rows))
+        self._native.truncate(arguments.ends("end", end), arguments.rows("rows", rows, self.rows))
 
     def reset(self, *, rows: IntsLike | None = None) -> None:
         """Empty the named rows, or all; ids go on.
@@ -397,19 +394,3 @@ def _codec(name: str, codec: str | parts.Codec) -> str | None:
     if isinstance(codec, str) and codec == "auto":
         return None
     return arguments.part(name, codec, parts.CODECS)
-
-
-def _ends(end: int | IntsLike) -> NDArray[np.int64]:
-    """Take one id, or one per row."""
-    ends = end if np.ndim(end) else [end]  # type: ignore[arg-type, list-item]
-    return np.array([arguments.count("end", x, low=0) for x in ends], np.int64)  # type: ignore[union-attr]
-
-
-def _receipt(native: NativeReceipt) -> Receipt:
-    one_lane = native.one_lane
-    ids = [x[0] if flat else x for x, flat in zip(native.ids(), one_lane, strict=True)]
-
-    def landed() -> list[NDArray[np.int64]]:
-        return [x[0, 0] if flat else x for x, flat in zip(native.landed(), one_lane, strict=True)]
-
-    return Receipt(native.version, ids, native.evicted, landed)

@@ -174,7 +174,10 @@ def _facts(stats: Stats) -> list[tuple[str, str]]:
     full = "none" if stats.used is None else f"{stats.capacity:,} entries per lane, {_percent(stats.used)} used"
     median = f"{stats.live_median:,.10g}"
     return [
-        ("entries", f"{stats.entries:,} in {_count(lanes, 'lane')}: {_count(stats.rows, 'row')}, {_count(stats.heads, 'head')}"),
+        (
+            "entries",
+            f"{stats.entries:,} in {_count(lanes, 'lane')}: {_count(stats.rows, 'row')}, {_count(stats.heads, 'head')}",
+        ),
         ("per lane", f"{stats.live_min:,} to {stats.live_max:,}, median {median}"),
         ("capacity", f"{full}; beyond it: {stats.evict}" if stats.used is not None else full),
         ("metric", stats.metric),
@@ -183,7 +186,10 @@ def _facts(stats: Stats) -> list[tuple[str, str]]:
         ("side data", f"{_size(stats.side_bytes)}, and {_size(stats.staged_bytes)} staged"),
         ("together", _size(stats.nbytes)),
         ("blocks", f"{stats.blocks:,}, {_percent(stats.dead)} of their rows dead"),
-        ("history", f"version {stats.version:,}, {_count(stats.commits, 'commit')}, {_count(stats.evictions, 'eviction')}"),
+        (
+            "history",
+            f"version {stats.version:,}, {_count(stats.commits, 'commit')}, {_count(stats.evictions, 'eviction')}",
+        ),
         ("usage", f"{_count(stats.touches, 'touch', 'touches')}, mass {stats.mass:.6g}"),
     ]
 
@@ -194,12 +200,14 @@ def _count(n: int, one: str, many: str | None = None) -> str:
 
 def _size(n: int) -> str:
     """Write bytes in the decimal unit that leaves one to three digits before the point."""
-    size, units = float(n), ["kB", "MB", "GB", "TB"]
-    if size < 1000:
+    if n < 1000:
         return f"{n} B"
-    while size >= 999.95 and units:
-        size, unit = size / 1000, units.pop(0)
-    return f"{size:.1f} {unit}"
+    size = n / 1000
+    for unit in ("kB", "MB", "GB"):
+        if size < 999.95:
+            return f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
 
 
 def _percent(share: float) -> str:
@@ -219,7 +227,8 @@ def _bar(share: float | None, of: str) -> str:
     return (
         '<span style="display:inline-block;vertical-align:middle;width:10em;height:0.8em;margin-right:0.6em;'
         'border:1px solid currentColor;border-radius:2px">'
-        f'<span style="display:block;height:100%;width:{filled:.1f}%;background:currentColor;opacity:0.6"></span></span>'
+        f'<span style="display:block;height:100%;width:{filled:.1f}%;background:currentColor;opacity:0.6"></span>'
+        "</span>"
         f"{escape(text)}"
     )
 

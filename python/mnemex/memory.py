@@ -6,9 +6,9 @@ import threading
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mnemex import _native
-from mnemex.bank import Bank, Snapshot, _receipt
 from mnemex.describe import DescribedLayers
 from mnemex.errors import ArgumentError, FormatError, StateError
+from mnemex.results import Receipt
 
 if TYPE_CHECKING:
     import os
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mnemex._arrays import ArrayLike, IntsLike
-    from mnemex.results import Hits, Receipt
+    from mnemex.bank import Bank, Snapshot
+    from mnemex.results import Hits
 
 
 class MemorySnapshot(DescribedLayers):
@@ -133,7 +134,8 @@ class Memory(DescribedLayers):
         with self._writing:
             banks = self._distinct()
             return [
-                _receipt(parts) for parts in _native.commit_all([bank._native for bank in banks], banks[0]._threads)
+                Receipt._of(native)
+                for native in _native.commit_all([bank._native for bank in banks], banks[0]._threads)
             ]
 
     def rollback(self, rows: IntsLike | None = None, end: int | IntsLike | None = None) -> None:
@@ -173,9 +175,7 @@ class Memory(DescribedLayers):
             for bank in banks:
                 getattr(bank, change)(*args, **how)
 
-    def delete(
-        self, ids: IntsLike | None = None, labels: IntsLike | None = None, rows: IntsLike | None = None
-    ) -> None:
+    def delete(self, ids: IntsLike | None = None, labels: IntsLike | None = None, rows: IntsLike | None = None) -> None:
         """End entries by id, by label, or both, in every layer: see `Bank.delete`."""
         self._each("delete", ids, labels, rows)
 

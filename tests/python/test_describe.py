@@ -22,7 +22,8 @@ class Page(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
-        assert tag not in ("script", "link", "img", "iframe") and not {"src", "href"} & dict(attrs).keys()
+        assert tag not in ("script", "link", "img", "iframe")
+        assert not {"src", "href"} & dict(attrs).keys()
         self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -56,7 +57,8 @@ def test_stats_count_entries_bytes_and_history():
     assert stats.staged_bytes > 4 * 2 * 64
     assert (stats.version, stats.commits, stats.evictions) == (2, 1, 8)
     frozen = bank.snapshot().stats()
-    assert frozen.staged_bytes == 0 and frozen.nbytes == bank.snapshot().nbytes
+    assert frozen.staged_bytes == 0
+    assert frozen.nbytes == bank.snapshot().nbytes
     with pytest.raises(AttributeError):
         stats.entries = 3  # type: ignore[misc]
 
@@ -97,7 +99,8 @@ def test_every_text_tells_the_size_and_nothing_of_the_content(options):
 def test_a_bar_shows_the_share_of_the_capacity():
     bank = mx.Bank(key_dim=4, capacity=4)
     bank.write(np.ones((3, 4), np.float32))
-    assert "width:75.0%" in bank._repr_html_() and "75 % of the capacity" in bank._repr_html_()
+    assert "width:75.0%" in bank._repr_html_()
+    assert "75 % of the capacity" in bank._repr_html_()
     assert "75 % used" in bank.describe()
 
 
@@ -111,4 +114,5 @@ def test_a_memory_describes_each_layer_and_counts_a_shared_bank_once():
         assert len({len(line) for line in [columns, *lines]}) == 1
         assert "as layer 2" in lines[2]
         text = Page(thing._repr_html_()).text
-        assert "33.8 %" in text and "as layer 2" in text
+        assert "33.8 %" in text
+        assert "as layer 2" in text

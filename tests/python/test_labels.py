@@ -27,7 +27,9 @@ def bank() -> mx.Bank:
 
 
 def test_raise_names_the_label_the_row_and_both_places(bank):
-    with pytest.raises(mx.ArgumentError, match=r"labels of row 0 hold label 20 at token 1, and entry 1 of the row has it"):
+    with pytest.raises(
+        mx.ArgumentError, match=r"labels of row 0 hold label 20 at token 1, and entry 1 of the row has it"
+    ):
         bank.stage(keys(2), labels=[30, 20], on_duplicate="raise")
     with pytest.raises(mx.ArgumentError, match=r"hold label 30 twice, at tokens 0 and 2"):
         bank.stage(keys(3), labels=[30, 40, 30], on_duplicate="raise")
@@ -49,7 +51,8 @@ def test_skip_keeps_the_first_of_a_call_and_gives_the_others_no_id(bank):
 def test_replace_ends_every_entry_with_the_label_and_the_last_one_stays(bank):
     first = bank.stage(keys(3), labels=[20, 30, 20], on_duplicate="replace")
     second = bank.stage(keys(1), labels=[30], on_duplicate="replace")
-    assert first.tolist() == [4, 5, 6] and second.tolist() == [7]
+    assert first.tolist() == [4, 5, 6]
+    assert second.tolist() == [7]
     assert labels(bank) == {0: 10, 1: 20, 2: 20, 3: -1}
     receipt = bank.commit()
     assert [x.tolist() for x in receipt.landed] == [[-1, -1, 6], [7]]

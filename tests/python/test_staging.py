@@ -96,7 +96,8 @@ def test_touches_count_at_commit_and_go_where_the_entry_goes(bank):
         bank.reorder([0, 1])
     held = bank.snapshot()
     receipt = bank.commit()
-    assert receipt.ids == [] and receipt.version == held.version + 1
+    assert receipt.ids == []
+    assert receipt.version == held.version + 1
     assert held.stats().touches == 0
     stats = bank.stats()
     assert stats.touches == part.hits.valid.sum()
@@ -162,16 +163,21 @@ def test_hits_and_partials_are_padded_unpack_and_keep_the_lane_shape():
     bank = mx.Bank(key_dim=4, value_dim="key")
     queries = keys(2)[0, 0]
     empty = bank.attend(queries, 3, hits=True)
-    assert not empty.out.any() and np.isneginf(empty.lse).all() and empty.hits.ids.shape == empty.mass.shape
+    assert not empty.out.any()
+    assert np.isneginf(empty.lse).all()
+    assert empty.hits.ids.shape == empty.mass.shape
     bank.write(keys(3)[0, 0], labels=[5, 6, 7])
     scores, ids = hits = bank.search(queries, 5)
     assert scores.shape == ids.shape == hits.labels.shape == hits.valid.shape == (2, 5)
     assert hits.rows.tolist() == [0]
     np.testing.assert_array_equal(hits.valid, [[True] * 3 + [False] * 2] * 2)
-    assert np.isneginf(scores[~hits.valid]).all() and (ids[~hits.valid] == -1).all()
-    assert (hits.labels[~hits.valid] == -1).all() and (hits.labels[hits.valid] == ids[hits.valid] + 5).all()
+    assert np.isneginf(scores[~hits.valid]).all()
+    assert (ids[~hits.valid] == -1).all()
+    assert (hits.labels[~hits.valid] == -1).all()
+    assert (hits.labels[hits.valid] == ids[hits.valid] + 5).all()
     out, lse = part = bank.attend(queries, 2, hits=True)
     assert (out.shape, lse.shape, part.mass.shape) == ((2, 4), (2,), (2, 2))
     np.testing.assert_allclose(part.mass.sum(-1), 1, rtol=1e-6)
     plain = bank.attend(queries, None)
-    assert plain.hits is None and plain.mass is None
+    assert plain.hits is None
+    assert plain.mass is None

@@ -33,8 +33,11 @@ impl Landing {
             }
         }
         own.sort_unstable_by_key(|run| run.start);
+        // What no run holds: between the runs, and behind the last.
         let mut next = 0;
-        for run in own.into_iter().chain([arrival.rows.len()..arrival.rows.len()]) {
+        let end = arrival.rows.len();
+        own.push(end..end);
+        for run in own {
             for token in next..run.start {
                 landing.elsewhere.entry(arrival.id_lo + token as i64).or_insert(-1);
             }

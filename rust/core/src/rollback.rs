@@ -56,10 +56,10 @@ impl Staging {
     pub(crate) fn cut(&mut self, row: usize, end: i64) {
         let Some(staged) = self.rows.get_mut(&row) else { return };
         let n = (end - staged.id_lo).clamp(0, staged.len() as i64) as usize;
-        if n < staged.len() {
-            if let Some(index) = self.label_index.get_mut(&row) {
-                index.take_back(staged, end);
-            }
+        if n < staged.len()
+            && let Some(index) = self.label_index.get_mut(&row)
+        {
+            index.take_back(staged, end);
         }
         if n == 0 {
             self.rows.remove(&row);

@@ -60,8 +60,8 @@ pub(super) fn step(scale: usize) -> impl Strategy<Value = Step> {
         1 => (row(), prop::collection::vec(-1..60 * scale as i64, 0..9), any::<bool>())
             .prop_map(|(row, ids, mass)| Step::Touch { row, ids, mass }),
         6 => Just(Step::Commit),
-        1 => Just(Step::Rollback),
-        2 => (row(), prop::option::of(0..9 * scale as i64)).prop_map(|(row, back)| Step::RollbackRow { row, back }),
+        2 => Just(Step::Rollback),
+        3 => (row(), prop::option::of(0..9 * scale as i64)).prop_map(|(row, back)| Step::RollbackRow { row, back }),
         2 => (row(), prop::collection::vec(-1..6i64, 0..3)).prop_map(|(row, labels)| Step::DeleteLabels { row, labels }),
         2 => (row(), prop::collection::vec(id(), 0..5 * scale)).prop_map(|(row, ids)| Step::Delete { row, ids }),
         1 => (row(), id()).prop_map(|(row, end)| Step::Truncate { row, end }),
@@ -263,12 +263,12 @@ impl Machine {
         on_duplicate: Option<OnDuplicate>,
         seed: u64,
     ) {
-        let on_duplicate = on_duplicate.filter(|_| labels);
+        let labels = labels || on_duplicate.is_some();
         let rows: Vec<usize> = (0..self.plain.rows.len()).filter(|&row| rows[row % rows.len()]).collect();
         let (n, t) = (rows.len(), mask.len());
         let (keys, values) = (numbers(seed, [n, HEADS, t, KEY_DIM]), numbers(!seed, [n, HEADS, t, VALUE_DIM]));
         let masks: Vec<bool> = (0..n * t).map(|at| mask[(at / t + at % t) % t]).collect();
-        let labelled: Vec<i64> = (0..n * t).map(|at| (seed % 5) as i64 + at as i64 % 3 - 1).collect();
+        let labelled: Vec<i64> = (0..n * t).map(|at| (seed % 3) as i64 + at as i64 % 3 - 1).collect();
         let placed: Vec<i64> = labelled.iter().map(|label| label * 1000).collect();
         let tokens = Tokens {
             keys: Input::F32(keys.view()),
