@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mnemex.bank import Bank, Snapshot
 from mnemex.build import BuildInfo, build_info
+from mnemex.describe import Stats
 from mnemex.errors import (
     ArgumentError,
     CapacityError,
@@ -71,6 +72,7 @@ __all__ = [
     "ShapeError",
     "Snapshot",
     "StateError",
+    "Stats",
     "Unsupported",
     "build_info",
     "merge",

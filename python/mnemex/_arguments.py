@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mnemex.errors import ArgumentError, DtypeError, RowError, ShapeError
+from mnemex.results import Hits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,3 +126,29 @@ def side(name: str, x: object, shape: tuple[int, int], dtype: type, *, one_lane:
     if array.shape != shape and not (one_lane and array.shape == shape[1:]):
         raise ShapeError(f"{name} has shape {array.shape}; expected [rows, T] = {list(shape)}")
     return np.ascontiguousarray(array.reshape(-1))
+
+
+def hits(x: object, heads: int, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Take hits of a bank of so many heads and rows; the bank rows, and ids `[rows, query_heads, T, k]`."""
+    if not isinstance(x, Hits):
+        raise DtypeError(f"hits are {type(x).__name__}; expected the Hits of a search, or the .hits of an attend")
+    ids = x.ids if x.ids.ndim > 2 else x.ids[None, None]
+    if ids.shape[1] % heads or ids.shape[0] != len(x.rows) or (x.rows >= n_rows).any():
+        raise ShapeError(f"hits of shape {x.ids.shape} do not come from this bank of {n_rows} rows, {heads} heads")
+    return x.rows, ids
+
+
+def weights(name: str, x: object, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Take one number per hit, flat; what they may be, the bank says."""
+    array = any_array(name, x)
+    if array.dtype.kind not in "fiu":
+        raise DtypeError(f"{name} is {array.dtype}; expected numbers, as Partial.mass")
+    if array.shape != shape:
+        raise ShapeError(f"{name} has shape {array.shape}; expected {shape}, one number per hit")
+    return np.ascontiguousarray(array, np.float64).reshape(-1)
+
+
+def ends(name: str, x: int | IntsLike) -> NDArray[np.int64]:
+    """Take one id, or one per row."""
+    each = x if np.ndim(x) else [x]  # type: ignore[arg-type]
+    return np.array([count(name, end, low=0) for end in each], np.int64)  # type: ignore[union-attr]

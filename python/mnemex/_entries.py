@@ -36,10 +36,8 @@ def gather(
     if isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
         raise DtypeError(f"columns={columns!r} must be a list of names")
     if isinstance(wanted, Hits):
-        ids = wanted.ids if wanted.ids.ndim > 2 else wanted.ids[None, None]
-        shape, bank_rows = wanted.ids.shape, wanted.rows
-        if ids.shape[1] % heads or ids.shape[0] != len(bank_rows) or (bank_rows >= native.rows).any():
-            raise ShapeError(f"hits of shape {shape} do not come from this bank of {native.rows} rows, {heads} heads")
+        bank_rows, ids = arguments.hits(wanted, heads, native.rows)
+        shape = wanted.ids.shape
         of_heads = np.arange(ids.shape[1], dtype=np.int64) // (ids.shape[1] // heads)
         entries, entries_shape = ids, shape
     else:

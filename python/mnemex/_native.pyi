@@ -5,7 +5,7 @@ Native part of mnemex; use the `mnemex` package.
 from _typeshed import Incomplete, SupportsGetItem
 from typing import SupportsFloat, SupportsIndex, final
 
-__all__ = ["NativeBank", "NativeSnapshot", "commit_all", "isa", "isas", "max_threads", "open", "save"]
+__all__ = ["NativeBank", "NativeReceipt", "NativeSnapshot", "commit_all", "isa", "isas", "max_threads", "open", "save"]
 
 @final
 class NativeBank:
@@ -22,9 +22,9 @@ class NativeBank:
         """
         What the bank is, as the keyword arguments that make it.
         """
-    def delete(self, /, ids: Incomplete, rows: Incomplete | None) -> None:
+    def delete(self, /, ids: Incomplete, labels: Incomplete, rows: Incomplete | None) -> None:
         """
-        End entries by id.
+        End entries by id, and by label.
         """
     def fork(self, /, repeats: SupportsIndex) -> None:
         """
@@ -48,9 +48,9 @@ class NativeBank:
         """
         Empty rows.
         """
-    def rollback(self, /) -> None:
+    def rollback(self, /, rows: Incomplete | None, ends: Incomplete | None) -> None:
         """
-        Drop what is staged.
+        Drop everything staged; of the named rows, or from `ends` on: one id, or one per row.
         """
     def snapshot(self, /) -> NativeSnapshot:
         """
@@ -60,6 +60,15 @@ class NativeBank:
         """
         Stage tokens; the ids `[rows, T]`.
         """
+    @property
+    def staged_nbytes(self, /) -> int:
+        """
+        Bytes of what is staged, and of what finds entries by label.
+        """
+    def touch(self, /, rows: Incomplete, heads: SupportsIndex, ids: Incomplete, mass: Incomplete | None) -> None:
+        """
+        Stage the use of found ids `[rows, heads, T * k]`, which lie in the given bank rows.
+        """
     def truncate(self, /, ends: Incomplete, rows: Incomplete | None) -> None:
         """
         Keep ids below `ends`: one number, or one per named row.
@@ -67,6 +76,35 @@ class NativeBank:
     def write(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None, SupportsGetItem[int, tuple[str, Incomplete]]], threads: SupportsIndex | None) -> tuple[int, list[Incomplete], int]:
         """
         Stage tokens and publish what is staged; a failure leaves none of the tokens.
+        """
+
+@final
+class NativeReceipt:
+    """
+    Result of a commit.
+    """
+    @property
+    def evicted(self, /) -> int:
+        """
+        Entries that the evict policy ended or kept from being written.
+        """
+    def ids(self, /) -> list[Incomplete]:
+        """
+        Ids `[rows, T]` of each stage call.
+        """
+    def landed(self, /) -> list[Incomplete]:
+        """
+        Where the tokens of each stage call ended, `[rows, heads, T]`.
+        """
+    @property
+    def one_lane(self, /) -> list[bool]:
+        """
+        Whether each stage call was given one lane.
+        """
+    @property
+    def version(self, /) -> int:
+        """
+        Number of the version.
         """
 
 @final
@@ -122,13 +160,18 @@ class NativeSnapshot:
         """
         The best k: scores, ids, labels (if any entry has one) and the bank row of each query row.
         """
+    def stats(self, /) -> tuple[int, int, int, int, int, int, int, int, int, float]:
+        """
+        Blocks, rows in them, dead rows of these; bytes of keys, of values, of everything; commits, evictions; touches and
+        the mass that they told of.
+        """
     @property
     def version(self, /) -> int:
         """
         Number of the version.
         """
 
-def commit_all(banks: SupportsGetItem[int, NativeBank], threads: SupportsIndex | None) -> list[tuple[int, list[Incomplete], int]]:
+def commit_all(banks: SupportsGetItem[int, NativeBank], threads: SupportsIndex | None) -> list[NativeReceipt]:
     """
     Publish what is staged in several banks at once.
     """

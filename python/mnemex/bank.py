@@ -12,7 +12,7 @@ from mnemex._arrays import vectors
 from mnemex._native import NativeBank, NativeSnapshot
 from mnemex.errors import ArgumentError, DtypeError
 from mnemex.reads import Reads
-from mnemex.results import Receipt
+from mnemex.results import Hits, Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mnemex._columns import ColumnLike
 
 NONFINITE = ("raise", "keep", "skip")
+ON_DUPLICATE = ("raise", "skip", "replace")
 
 
 class Snapshot(Reads):
@@ -167,6 +168,9 @@ class Bank(Reads):
         """Bytes of memory, staged tokens included, what is shared counted once."""
         return self._native.nbytes
 
+    def _staged_nbytes(self) -> int:
+        return self._native.staged_nbytes
+
     # ------------------------------------------------------------------ writes
 
     def stage(
@@ -179,6 +183,7 @@ class Bank(Reads):
         mask: ArrayLike | None = None,
         labels: IntsLike | None = None,
         columns: Mapping[str, ColumnLike] | None = None,
+        on_duplicate: str | None = None,
         nonfinite: str | None = None,
         threads: int | None = None,
     ) -> NDArray[np.int64]:
@@ -198,7 +203,13 @@ class Bank(Reads):
         mask
             `[rows, T]`: False tokens are not written and may hold anything.
         labels
-            `[rows, T]` whole numbers of yours, which hits bring back; None: -1.
+            `[rows, T]` whole numbers of yours, which hits bring back; None: -1, which is no label. They may repeat.
+        on_duplicate
+            What is done about a label that a live or staged entry of the row has, or an earlier token of the call.
+            None: nothing. "raise": the call is refused. "skip": the token is not written. "replace": every entry with
+            the label ends at commit, and the token is written under a new id; of several staged tokens the last stays.
+            -1 is never a duplicate. The first such call indexes the row's labels (about 24 bytes each, and a second for
+            some millions); later ones cost by their own tokens.
         columns
             `[rows, T]` for any of the columns that the bank declares, of their types (float32 takes float16 too). NaN
             and infinity are stored as they are. Tokens have 0, or False, in a column that is not given.
@@ -211,7 +222,8 @@ class Bank(Reads):
         -------
         ids
             int64 `[rows, T]` (`[T]` where keys were `[T, key_dim]`), ascending from 0 in each row, never used again
-            once committed; -1 for a token that is not written.
+            once committed; -1 for a token that is not written. "replace" gives every token an id, also one that a later
+            token replaces.
 
         Raises
         ------
@@ -226,10 +238,11 @@ class Bank(Reads):
             mask=mask,
             labels=labels,
             columns=columns,
+            on_duplicate=on_duplicate,
             nonfinite=nonfinite,
         )
         ids = self._native.stage(tokens, self._threads_of(threads))
-        return ids[0] if self._one_lane and len(keys.shape) == 2 else ids
+        return ids[0] if tokens[-1] else ids
 
     def _tokens(
         self,
@@ -241,6 +254,7 @@ class Bank(Reads):
         mask: ArrayLike | None = None,
         labels: IntsLike | None = None,
         columns: Mapping[str, ColumnLike] | None = None,
+        on_duplicate: str | None = None,
         nonfinite: str | None = None,
     ) -> tuple[Any, ...]:
         """Check what `stage` and `write` take, for the native module."""
@@ -253,14 +267,16 @@ class Bank(Reads):
             arguments.rows("rows", rows, self.rows),
             arguments.side("mask", mask, shape, bool, one_lane=self._one_lane),
             arguments.side("labels", labels, shape, np.int64, one_lane=self._one_lane),
+            None if on_duplicate is None else arguments.word("on_duplicate", on_duplicate, ON_DUPLICATE),
             arguments.side("positions", positions, shape, np.int64, one_lane=self._one_lane),
             None if nonfinite is None else arguments.word("nonfinite", nonfinite, NONFINITE),
             _columns.given(columns, self.columns, shape, one_lane=self._one_lane),
+            self._one_lane and len(keys.shape) == 2,
         )
 
     def commit(self) -> Receipt:
         """Publish everything staged as one version: all or nothing."""
-        return _receipt(self._native.commit(self._threads))
+        return Receipt._of(self._native.commit(self._threads))
 
     def write(
         self,
@@ -275,11 +291,50 @@ class Bank(Reads):
         Where it is refused, fails or is interrupted, nothing of it stays staged; what was staged before stays.
         """
         tokens = self._tokens(keys, values, **how)  # type: ignore[arg-type]
-        return _receipt(self._native.write(tokens, self._threads_of(threads)))
+        return Receipt._of(self._native.write(tokens, self._threads_of(threads)))
 
-    def rollback(self) -> None:
-        """Drop everything staged; the ids are given again."""
-        self._native.rollback()
+    def rollback(self, rows: IntsLike | None = None, end: int | IntsLike | None = None) -> None:
+        """Drop what is staged, touches too; the ids are given again, and what was to be replaced stays.
+
+        Parameters
+        ----------
+        rows
+            Only what is staged for these rows; None: all.
+        end
+            Only tokens with an id of `end` or more: one number, or one per row. Touches stay. The next token of the row
+            gets the id `end`. What was committed is not touched: `truncate` is for that.
+
+        In the receipt, dropped tokens have id -1; a call of which nothing is left is not listed.
+
+        Raises
+        ------
+        ShapeError, RowError, ArgumentError
+            A wrong argument; everything stays staged.
+        """
+        ends = None if end is None else arguments.ends("end", end)
+        self._native.rollback(arguments.rows("rows", rows, self.rows), ends)
+
+    def touch(self, hits: Hits, mass: ArrayLike | None = None) -> None:
+        """Stage that entries were used: a commit counts it, before it writes. Ids that are not there are passed over.
+
+        Evict policies that go by use read these counts; searching alone never changes a bank. Counts stay with an entry
+        through snapshots, copies, forks and reordering; they are not saved.
+
+        Parameters
+        ----------
+        hits
+            Of `search` or `attend` on this bank; an entry that several queries found is counted for each.
+        mass
+            Softmax weight of each hit, the shape of `hits.ids`, as `Partial.mass`; None: none is added.
+
+        Raises
+        ------
+        ShapeError, DtypeError, RowError, NonFinite
+            Nothing of the call is staged.
+        """
+        rows, ids = arguments.hits(hits, self.heads, self.rows)
+        weights = None if mass is None else arguments.weights("mass", mass, hits.ids.shape)
+        self._native.touch(rows, ids.shape[1], np.ascontiguousarray(ids).reshape(-1), weights)
 
     # ------------------------------------------------------------------ versions
 
@@ -293,9 +348,18 @@ class Bank(Reads):
 
     # ------------------------------------------------------------------ changes at once
 
-    def delete(self, ids: IntsLike, *, rows: IntsLike | None = None) -> None:
-        """End entries by id, in the named rows or in all; ids that are not there are passed over."""
-        self._native.delete(arguments.ints("ids", ids).reshape(-1), arguments.rows("rows", rows, self.rows))
+    def delete(self, ids: IntsLike | None = None, labels: IntsLike | None = None, rows: IntsLike | None = None) -> None:
+        """End entries by id, by label, or both, in the named rows or in all.
+
+        What is not there is passed over. Staged tokens stay. Label -1, of entries that were given none, names nothing.
+        """
+        if ids is None and labels is None:
+            raise ArgumentError("neither ids nor labels are given: name what is to be deleted")
+        gone, named = (
+            np.zeros(0, np.int64) if x is None else arguments.ints(name, x).reshape(-1)
+            for name, x in (("ids", ids), ("labels", labels))
+        )
+        self._native.delete(gone, named, arguments.rows("rows", rows, self.rows))
 
     def truncate(self, end: int | IntsLike, *, rows: IntsLike | None = None) -> None:
         """Keep ids below `end`, one number or one per row, in the named rows or in all.
@@ -305,8 +369,7 @@ class Bank(Reads):
         StateError
             Tokens are staged.
         """
-        ends = [arguments.count("end", x, low=0) for x in (end if np.ndim(end) else [end])]  # type: ignore[arg-type, union-attr]
-        self._native.truncate(np.array(ends, np.int64), arguments.rows("rows", rows, self.rows))
+        self._native.truncate(arguments.ends("end", end), arguments.rows("rows", rows, self.rows))
 
     def reset(self, *, rows: IntsLike | None = None) -> None:
         """Empty the named rows, or all; ids go on.
@@ -346,8 +409,3 @@ def _codec(name: str, codec: str | parts.Codec) -> str | None:
     if isinstance(codec, str) and codec == "auto":
         return None
     return arguments.part(name, codec, parts.CODECS)
-
-
-def _receipt(parts_: tuple[int, list[NDArray[np.int64]], int]) -> Receipt:
-    version, ids, evicted = parts_
-    return Receipt(version, ids, evicted)

@@ -6,8 +6,9 @@ import threading
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mnemex import _native
-from mnemex.bank import Bank, Snapshot, _receipt
+from mnemex.describe import DescribedLayers
 from mnemex.errors import ArgumentError, FormatError, StateError
+from mnemex.results import Receipt
 
 if TYPE_CHECKING:
     import os
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mnemex._arrays import ArrayLike, IntsLike
-    from mnemex.results import Receipt
+    from mnemex.bank import Bank, Snapshot
+    from mnemex.results import Hits
 
 
-class MemorySnapshot:
+class MemorySnapshot(DescribedLayers):
     """A frozen version of a memory: `snapshot[layer]` is a `Snapshot`."""
 
     def __init__(self, snapshots: Mapping[int, Snapshot]) -> None:
@@ -38,7 +40,7 @@ class MemorySnapshot:
         return sum(map(len, self._snapshots.values()))
 
 
-class Memory:
+class Memory(DescribedLayers):
     """The banks of one model by layer: `memory[layer]` is a `Bank`.
 
     Writes to any number of layers become visible together, at `commit`.
@@ -132,13 +134,19 @@ class Memory:
         with self._writing:
             banks = self._distinct()
             return [
-                _receipt(parts) for parts in _native.commit_all([bank._native for bank in banks], banks[0]._threads)
+                Receipt._of(native)
+                for native in _native.commit_all([bank._native for bank in banks], banks[0]._threads)
             ]
 
-    def rollback(self) -> None:
-        """Drop everything staged, in every bank."""
-        for bank in self._distinct():
-            bank.rollback()
+    def rollback(self, rows: IntsLike | None = None, end: int | IntsLike | None = None) -> None:
+        """Drop what is staged, in every bank; takes what `Bank.rollback` takes."""
+        with self._writing:
+            for bank in self._distinct():
+                bank.rollback(rows, end)
+
+    def touch(self, layer: int, hits: Hits, mass: ArrayLike | None = None) -> None:
+        """Stage that entries of one layer were used: see `Bank.touch`."""
+        self[layer].touch(hits, mass)
 
     # ------------------------------------------------------------------ versions
 
@@ -163,13 +171,13 @@ class Memory:
         with self._writing:
             banks = self._distinct()
             if change != "delete" and any(bank._native.has_staged for bank in banks):
-                raise StateError("tokens are staged: commit() or rollback() first")
+                raise StateError("tokens or touches are staged: commit() or rollback() first")
             for bank in banks:
                 getattr(bank, change)(*args, **how)
 
-    def delete(self, ids: IntsLike, *, rows: IntsLike | None = None) -> None:
-        """End entries by id, in every layer."""
-        self._each("delete", ids, rows=rows)
+    def delete(self, ids: IntsLike | None = None, labels: IntsLike | None = None, rows: IntsLike | None = None) -> None:
+        """End entries by id, by label, or both, in every layer: see `Bank.delete`."""
+        self._each("delete", ids, labels, rows)
 
     def truncate(self, end: int | IntsLike, *, rows: IntsLike | None = None) -> None:
         """Keep ids below `end`, one number or one per row, in every layer."""

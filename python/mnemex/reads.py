@@ -9,6 +9,7 @@ import numpy as np
 from mnemex import _arguments as arguments
 from mnemex import _entries, _where
 from mnemex._arrays import vectors
+from mnemex.describe import Described, Stats
 from mnemex.errors import ArgumentError, DtypeError
 from mnemex.results import Hits, Partial
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 ANSWER_LIMIT = 2**31
 
 
-class Reads:
+class Reads(Described):
     """Reads of one version: whatever is written meanwhile, a call sees one state from start to end."""
 
     _config: tuple[int, int, int | None, bool, int | None, str, str, str]
@@ -105,6 +106,45 @@ class Reads:
             f"<{type(self).__name__}: {len(self)} entries, rows={native.rows}, heads={self.heads}, "
             f"key_dim={self.key_dim}{values}, metric={self.metric}, {stored}, {native.nbytes:,} bytes>"
         )
+
+    def stats(self) -> Stats:
+        """Count what is there and what it costs; looks at every block."""
+        native, staged = self._native_snapshot(), self._staged_nbytes()
+        blocks, block_rows, dead, key, value, nbytes, commits, evictions, touches, mass = native.stats()
+        codecs, live = native.codecs, native.lengths()
+        has_values = self._config[2] is not None
+        entries = int(live.sum())
+        return Stats(
+            rows=native.rows,
+            heads=self.heads,
+            key_dim=self.key_dim,
+            value_dim=self.value_dim,
+            metric=self.metric,
+            evict=self._config[6],
+            key_codec=codecs[0],
+            value_codec=codecs[1] if has_values else None,
+            entries=entries,
+            live_min=int(live.min()) if live.size else 0,
+            live_median=float(np.median(live)) if live.size else 0.0,
+            live_max=int(live.max(initial=0)),
+            capacity=self.capacity,
+            used=None if self.capacity is None else entries / (self.capacity * live.size) if live.size else 0.0,
+            key_bytes=key,
+            value_bytes=value,
+            side_bytes=nbytes - key - value,
+            staged_bytes=staged,
+            nbytes=nbytes + staged,
+            blocks=blocks,
+            dead=dead / block_rows if block_rows else 0.0,
+            version=native.version,
+            commits=commits,
+            evictions=evictions,
+            touches=touches,
+            mass=mass,
+        )
+
+    def _staged_nbytes(self) -> int:
+        return 0
 
     @property
     def _one_lane(self) -> bool:

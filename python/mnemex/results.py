@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -53,13 +53,16 @@ class Partial:
     Attributes
     ----------
     out
-        float32 `[rows, query_heads, T, value_dim]`; 0 where nothing was attended.
+        float32 `[rows, query_heads, T, value_dim]` (`[T, value_dim]` from a bank of one lane); 0 where nothing was
+        attended.
     lse
-        float32 `[rows, query_heads, T]`: natural log of the sum of exponentials of the logits; -inf over nothing.
+        float32 `[rows, query_heads, T]` (`[T]` from a bank of one lane): natural log of the sum of exponentials of the
+        logits; -inf over nothing.
     hits
-        What was attended, with `hits=True`.
+        What was attended, with `hits=True`; else None.
     mass
-        float32, the shape of `hits.ids`: the softmax weight of each hit among the k.
+        float32, the shape of `hits.ids`: the softmax weight of each hit among the k, summing to 1; 0 where there is no
+        hit. None without `hits=True`.
     """
 
     out: NDArray[np.float32]
@@ -71,6 +74,19 @@ class Partial:
         return iter((self.out, self.lse))
 
 
+class _Commit(Protocol):
+    """What the native module tells of a commit."""
+
+    @property
+    def version(self) -> int: ...
+    @property
+    def evicted(self) -> int: ...
+    @property
+    def one_lane(self) -> list[bool]: ...
+    def ids(self) -> list[NDArray[np.int64]]: ...
+    def landed(self) -> list[NDArray[np.int64]]: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Receipt:
     """Result of a commit.
@@ -80,11 +96,31 @@ class Receipt:
     version
         Number of the version that was published; ascending.
     ids
-        One int64 `[rows, T]` array per stage call (`[T]` where `stage` gave that); -1: masked out.
+        One int64 `[rows, T]` array per stage call (`[T]` where `stage` gave that); -1: not written, or taken back.
     evicted
-        Entries, over all lanes, that the evict policy ended.
+        Entries, over all lanes, that the evict policy ended, or kept from being written.
     """
 
     version: int
     ids: list[NDArray[np.int64]]
     evicted: int
+    _landed: Callable[[], list[NDArray[np.int64]]] = field(repr=False)
+
+    @property
+    def landed(self) -> list[NDArray[np.int64]]:
+        """Where each token ended: one int64 `[rows, heads, T]` array per stage call (`[T]` where `stage` gave that).
+
+        It is the token's own id unless a policy merged it into another entry; -1: it was not written, a later token
+        replaced it, or the same commit evicted it. The arrays are made when they are asked for.
+        """
+        return self._landed()
+
+    @classmethod
+    def _of(cls, native: _Commit) -> Receipt:
+        one_lane = native.one_lane
+        ids = [x[0] if flat else x for x, flat in zip(native.ids(), one_lane, strict=True)]
+
+        def landed() -> list[NDArray[np.int64]]:
+            return [x[0, 0] if flat else x for x, flat in zip(native.landed(), one_lane, strict=True)]
+
+        return cls(native.version, ids, native.evicted, landed)

@@ -13,9 +13,10 @@ use crate::config::{Config, check_lanes};
 use crate::error::{Error, Kind, Result, ensure};
 use crate::evict::{EvictPolicy, Fifo};
 use crate::index::{Flat, Index};
+use crate::labels::Held;
 use crate::lane::Lane;
 use crate::stage::{StagedIds, Staging, Tokens};
-use crate::version::{Row, Version};
+use crate::version::{Counts, Row, Version};
 use crate::work::Work;
 use crate::write::{Append, WritePolicy};
 
@@ -73,7 +74,7 @@ impl Bank {
             && rows.iter().all(|row| row.lanes.len() == config.heads)
             && (schema.is_some() || rows.iter().all(|row| row.lanes.iter().all(Lane::is_empty)));
         ensure(fits, Kind::Shape, || "the rows or their schema do not fit the bank's heads, dims and metric".into())?;
-        let version = Version { rows, schema, number: 0 };
+        let version = Version { rows, schema, number: 0, counts: Counts::default() };
         Bank::with_parts(config, version, Box::new(Flat), Box::new(Append), Box::new(Fifo))
     }
 
@@ -116,11 +117,6 @@ impl Bank {
         staging.add(&self.shared, &version, tokens, work)
     }
 
-    /// Drops everything staged.
-    pub fn rollback(&self) {
-        *self.writer() = Staging::default();
-    }
-
     /// An independent bank that shares every block until one side writes.
     pub fn copy(&self) -> Bank {
         self.snapshot().copy()
@@ -131,9 +127,22 @@ impl Bank {
     /// # Errors
     /// When a row is not there.
     pub fn delete(&self, ids: &[i64], rows: Option<&[usize]>) -> Result<()> {
-        self.change_rows(true, rows, |_, row| {
+        self.delete_named(ids, &[], rows)
+    }
+
+    /// Ends entries by id and entries by label, as one version; what is not there is passed over, and staged tokens stay.
+    ///
+    /// # Errors
+    /// When a row is not there.
+    pub fn delete_named(&self, ids: &[i64], labels: &[i64], rows: Option<&[usize]>) -> Result<()> {
+        self.change_rows(true, rows, |_, (at, row), staging| {
+            let mut gone = ids.to_vec();
+            if !labels.is_empty() {
+                let held = Held { row, staged: staging.rows.get(&at) };
+                gone.extend(staging.label_index.entry(at).or_default().named(labels, held));
+            }
             for lane in &mut row.lanes {
-                for &id in ids {
+                for &id in &gone {
                     lane.kill(id);
                 }
             }
@@ -145,7 +154,7 @@ impl Bank {
     /// # Errors
     /// When a row is not there or anything is staged.
     pub fn truncate(&self, end: i64, rows: Option<&[usize]>) -> Result<()> {
-        self.change_rows(false, rows, |_, row| row.truncate(end))
+        self.change_rows(false, rows, |_, (_, row), _| row.truncate(end))
     }
 
     /// Keeps ids below `ends[i]` in the i-th of the named rows.
@@ -157,7 +166,7 @@ impl Bank {
         ensure(ends.len() == n, Kind::Shape, || {
             format!("end has {} numbers for {n} rows: give one per row", ends.len())
         })?;
-        self.change_rows(false, rows, |at, row| row.truncate(ends[at]))
+        self.change_rows(false, rows, |i, (_, row), _| row.truncate(ends[i]))
     }
 
     /// Empties rows; their ids go on.
@@ -165,16 +174,16 @@ impl Bank {
     /// # Errors
     /// When a row is not there or anything is staged.
     pub fn reset(&self, rows: Option<&[usize]>) -> Result<()> {
-        self.change_rows(false, rows, |_, row| *row = Row::empty(row.lanes.len(), row.next_id))
+        self.change_rows(false, rows, |_, (_, row), _| *row = Row::empty(row.lanes.len(), row.next_id))
     }
 
     fn change_rows(
         &self,
         with_staged: bool,
         rows: Option<&[usize]>,
-        mut change: impl FnMut(usize, &mut Row),
+        mut change: impl FnMut(usize, (usize, &mut Row), &mut Staging),
     ) -> Result<()> {
-        let staging = self.writer();
+        let mut staging = self.writer();
         ensure(with_staged || staging.is_empty(), Kind::State, still_staged)?;
         let mut version = self.version.write().unwrap_or_else(PoisonError::into_inner);
         let n = version.rows.len();
@@ -183,9 +192,9 @@ impl Bank {
         }
         let version = Arc::make_mut(&mut version);
         let every: Vec<usize> = (0..n).collect();
-        for (at, &row) in rows.unwrap_or(&every).iter().enumerate() {
-            let row = Arc::make_mut(&mut version.rows[row]);
-            change(at, row);
+        for (i, &at) in rows.unwrap_or(&every).iter().enumerate() {
+            let row = Arc::make_mut(&mut version.rows[at]);
+            change(i, (at, row), &mut staging);
             row.drop_old_columns();
         }
         version.number += 1;
@@ -197,7 +206,7 @@ impl Bank {
     /// # Errors
     /// When a row is not there, there would be too many lanes, or anything is staged.
     pub fn reorder(&self, index: &[usize]) -> Result<()> {
-        self.rearrange(&self.writer(), index.len(), |at| index[at])
+        self.rearrange(&mut self.writer(), index.len(), |at| index[at])
     }
 
     /// Repeats each row `repeats` times in place.
@@ -209,13 +218,13 @@ impl Bank {
             "repeats=0 must be at least 1: fork(r) makes r copies of each row".into()
         })?;
         // Rows are counted under the writer's lock, where nobody else can change them.
-        let staging = self.writer();
+        let mut staging = self.writer();
         let n = self.snapshot().version.rows.len();
-        self.rearrange(&staging, n.saturating_mul(repeats), |at| at / repeats)
+        self.rearrange(&mut staging, n.saturating_mul(repeats), |at| at / repeats)
     }
 
     /// Row i of `n` becomes a copy of row `source(i)`.
-    fn rearrange(&self, staging: &Staging, n: usize, source: impl Fn(usize) -> usize) -> Result<()> {
+    fn rearrange(&self, staging: &mut Staging, n: usize, source: impl Fn(usize) -> usize) -> Result<()> {
         ensure(staging.is_empty(), Kind::State, still_staged)?;
         check_lanes(n, self.shared.config.heads)?;
         let mut version = self.version.write().unwrap_or_else(PoisonError::into_inner);
@@ -225,6 +234,8 @@ impl Bank {
         }
         let version = Arc::make_mut(&mut version);
         version.rows = (0..n).map(|at| Arc::clone(&version.rows[source(at)])).collect();
+        // It goes by number of the row.
+        staging.label_index.clear();
         version.number += 1;
         Ok(())
     }
@@ -246,7 +257,7 @@ fn best_kernels() -> Result<&'static Kernels> {
 }
 
 fn still_staged() -> String {
-    "tokens are staged: commit() or rollback() first".into()
+    "tokens or touches are staged: commit() or rollback() first".into()
 }
 
 impl Snapshot {

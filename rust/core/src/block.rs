@@ -289,6 +289,11 @@ impl Block {
         }
     }
 
+    /// Bytes of keys and of values of their own, room for more rows included.
+    pub(crate) fn plane_bytes(&self) -> (usize, usize) {
+        (self.key.bytes().len(), self.value.bytes().len())
+    }
+
     /// What the block holds, by address, and the bytes of each; several blocks may hold the same.
     pub(crate) fn parts(&self) -> [(*const u8, usize); 3] {
         let own = size_of::<Block>() + 4 * self.scale.capacity();

@@ -5,14 +5,18 @@
 //! what they touch. Where a snapshot was taken since the plan, a last block is copied there after all.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use crate::bank::{Bank, Shared};
 use crate::block::Schema;
 use crate::error::Result;
 use crate::evict::Decided;
+use crate::labels::Replaced;
+use crate::landing::Landing;
 use crate::lane::{Arrival, Edit, Lane, Prepared};
 use crate::stage::{StagedIds, StagedRow, Staging, Tokens};
+use crate::usage::Touches;
 use crate::version::Version;
 use crate::work::{Ticker, Work};
 use crate::write::View;
@@ -26,6 +30,10 @@ pub struct Receipt {
     pub ids: Vec<StagedIds>,
     /// Entries, over all lanes, that the evict policy ended or kept from being written.
     pub evicted: usize,
+    /// Key/value heads.
+    pub(crate) heads: usize,
+    /// Of each row in which tokens arrived, by head.
+    pub(crate) landings: BTreeMap<usize, Vec<Landing>>,
 }
 
 /// Arriving tokens of one lane.
@@ -34,6 +42,10 @@ struct Job<'a> {
     schema: &'a Schema,
     lane: &'a Lane,
     arrival: Arrival<'a>,
+    replaced: &'a Replaced,
+    touches: Option<&'a Touches>,
+    /// Number of the version to be.
+    number: u64,
     /// Whether another version has this lane too.
     held: bool,
 }
@@ -85,14 +97,18 @@ fn commit_locked(banks: &[&Bank], staged: &mut [MutexGuard<Staging>], work: &Wor
         banks.iter().map(|bank| bank.version.write().unwrap_or_else(PoisonError::into_inner)).collect();
     let mut receipts = Vec::with_capacity(banks.len());
     for ((bank, staging), version) in banks.iter().zip(&*staged).zip(&mut versions) {
-        let evicted =
-            if staging.is_empty() { 0 } else { publish(&bank.shared, Arc::make_mut(version), staging, &mut plan) };
-        receipts.push(Receipt { version: version.number, ids: Vec::new(), evicted });
+        let mut receipt =
+            Receipt { version: 0, ids: Vec::new(), evicted: 0, heads: bank.config().heads, landings: BTreeMap::new() };
+        if !staging.is_empty() {
+            publish(&bank.shared, Arc::make_mut(version), staging, &mut plan, &mut receipt);
+        }
+        receipt.version = version.number;
+        receipts.push(receipt);
     }
     // Readers need not wait for what was staged to be freed.
     drop(versions);
     for (receipt, staging) in receipts.iter_mut().zip(staged) {
-        receipt.ids = std::mem::take(&mut **staging).calls;
+        receipt.ids = staging.clear();
     }
     Ok(receipts)
 }
@@ -109,13 +125,19 @@ fn plan(banks: &[&Bank], staged: &[MutexGuard<Staging>], work: &Work) -> Result<
     let (mut jobs, mut size) = (Vec::new(), 0);
     for ((bank, staging), version) in banks.iter().zip(staged).zip(&versions) {
         let Some(schema) = &staging.schema else { continue };
-        for (row, staged) in arriving(staging) {
-            let row = &version.rows[row];
+        for (at, staged) in arriving(staging) {
+            let row = &version.rows[at];
             let held = Arc::strong_count(version) > 1 || Arc::strong_count(row) > 1;
             size += staged.len() * row.lanes.len() * schema.key.dim;
-            jobs.extend(row.lanes.iter().zip(&staged.lanes).map(|(lane, rows)| {
-                let arrival = Arrival { id_lo: staged.id_lo, rows };
-                Job { shared: &bank.shared, schema, lane, arrival, held }
+            jobs.extend(row.lanes.iter().zip(&staged.lanes).enumerate().map(|(head, (lane, rows))| Job {
+                shared: &bank.shared,
+                schema,
+                lane,
+                arrival: Arrival { id_lo: staged.id_lo, rows },
+                replaced: &staged.replaced,
+                touches: staging.touches.get(&(at, head)),
+                number: version.number + 1,
+                held,
             }));
         }
     }
@@ -123,12 +145,18 @@ fn plan(banks: &[&Bank], staged: &[MutexGuard<Staging>], work: &Work) -> Result<
 }
 
 impl Job<'_> {
-    /// Write policy, then eviction, then routing: edits, with everything built that can fail.
+    /// Replacement, write policy, then eviction, then routing: edits, with everything built that can fail.
     fn plan(&self, ticker: &Ticker) -> Result<Prepared> {
         ticker.tick()?;
-        let Job { shared, schema, lane, arrival, held } = *self;
-        let view = View { schema, kernels: shared.kernels, lane, arrival };
+        let Job { shared, schema, lane, arrival, replaced, touches, number, held } = *self;
+        let tokens = self.tokens();
+        // Deleted ones, and what another head alone has, are not there to be replaced.
+        let in_lane = replaced.range(..arrival.id_lo).map(|(&id, _)| id).filter(|&id| lane.locate(id).is_some());
+        let replaced: Vec<i64> = in_lane.collect();
+        let kernels = shared.kernels;
+        let view = View { schema, kernels, lane, arrival, tokens: &tokens, replaced: &replaced, number, touches };
         let (mut edits, runs) = shared.write.plan(view);
+        edits.extend(replaced.iter().map(|&id| Edit::Replace { id }));
         let mut leaving: Vec<i64> = edits.iter().filter_map(Edit::ends).collect();
         leaving.sort_unstable();
         let after = lane.len() - leaving.len() + runs.iter().map(ExactSizeIterator::len).sum::<usize>();
@@ -143,22 +171,41 @@ impl Job<'_> {
         }
         lane.prepare(schema, arrival, edits, held, ticker)
     }
+
+    /// Runs of the arriving tokens that no later one replaces.
+    fn tokens(&self) -> Vec<Range<usize>> {
+        let Arrival { id_lo, rows } = self.arrival;
+        let (mut runs, mut start) = (Vec::new(), 0);
+        let gone = self.replaced.range(id_lo..).map(|(id, _)| (id - id_lo) as usize);
+        for gone in gone.chain([rows.len()]) {
+            if start < gone {
+                runs.push(start..gone);
+            }
+            start = gone + 1;
+        }
+        runs
+    }
 }
 
-/// Performs a plan on the version; cannot fail. Returns how many entries the evict policy ended.
+/// Performs a plan on the version; cannot fail.
 fn publish(
     shared: &Shared,
     version: &mut Version,
     staging: &Staging,
     plan: &mut impl Iterator<Item = Prepared>,
-) -> usize {
-    let mut evicted = 0;
+    receipt: &mut Receipt,
+) {
+    for (&(row, head), touches) in &staging.touches {
+        Arc::make_mut(&mut version.rows[row]).lanes[head].touch(touches, version.number + 1);
+    }
     if let Some(schema) = &staging.schema {
         for (at, staged) in arriving(staging) {
             let row = Arc::make_mut(&mut version.rows[at]);
-            for ((lane, rows), prepared) in row.lanes.iter_mut().zip(&staged.lanes).zip(&mut *plan) {
+            let landings = receipt.landings.entry(at).or_default();
+            for ((lane, rows), mut prepared) in row.lanes.iter_mut().zip(&staged.lanes).zip(&mut *plan) {
                 let arrival = Arrival { id_lo: staged.id_lo, rows };
-                evicted += lane.apply(schema, shared.kernels, arrival, prepared);
+                landings.push(std::mem::take(&mut prepared.landing));
+                receipt.evicted += lane.apply(schema, shared.kernels, arrival, prepared);
             }
             row.next_id = staged.id_lo + staged.len() as i64;
             if staged.has_labels {
@@ -175,5 +222,6 @@ fn publish(
     }
     version.schema = version.schema.or(staging.schema);
     version.number += 1;
-    evicted
+    version.counts.commits += 1;
+    version.counts.evicted += receipt.evicted as u64;
 }

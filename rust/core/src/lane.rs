@@ -8,7 +8,9 @@ use mnemex_kernels::Kernels;
 use crate::block::{Encoded, Schema};
 use crate::error::Result;
 use crate::extent::Demand;
+use crate::landing::Landing;
 use crate::list::{Append, List, Ref};
+use crate::usage::{Touches, Usage};
 use crate::work::Ticker;
 
 /// What a policy asks for. A plan names an id once, so the order of its edits does not matter.
@@ -16,6 +18,11 @@ use crate::work::Ticker;
 pub enum Edit {
     /// End one entry.
     Kill {
+        /// Its id.
+        id: i64,
+    },
+    /// End one entry whose place a token takes: like Kill, but nobody counts it as evicted.
+    Replace {
         /// Its id.
         id: i64,
     },
@@ -32,6 +39,8 @@ pub enum Edit {
         key: Vec<f32>,
         /// The new value; empty without values.
         value: Vec<f32>,
+        /// Arriving tokens that it stands for from here on, counted from 0.
+        tokens: Vec<usize>,
     },
     /// Add a run of the arriving tokens to a list; runs of one list ascend.
     Append {
@@ -46,7 +55,7 @@ impl Edit {
     /// The one entry that this edit ends, if it is such an edit.
     pub(crate) fn ends(&self) -> Option<i64> {
         match self {
-            Edit::Kill { id } => Some(*id),
+            Edit::Kill { id } | Edit::Replace { id } => Some(*id),
             _ => None,
         }
     }
@@ -66,17 +75,20 @@ pub struct Arrival<'a> {
 pub struct Lane {
     lists: Vec<List>,
     n_live: usize,
+    usage: Usage,
 }
 
 /// A plan with everything built that could fail.
 #[derive(Default)]
 pub(crate) struct Prepared {
     kills: Vec<i64>,
+    replaced: Vec<i64>,
     floor: Option<i64>,
     merges: Vec<(i64, Vec<f32>, Vec<f32>)>,
     appends: Vec<(usize, Append)>,
     /// Arriving tokens that the plan drops.
     dropped: usize,
+    pub(crate) landing: Landing,
 }
 
 impl Lane {
@@ -131,13 +143,14 @@ impl Lane {
         held: bool,
         ticker: &Ticker,
     ) -> Result<Prepared> {
-        let mut prepared = Prepared::default();
+        let mut prepared = Prepared { landing: Landing::of(arrival, &plan), ..Prepared::default() };
         let mut runs: BTreeMap<usize, Vec<Range<usize>>> = BTreeMap::new();
         for edit in plan {
             match edit {
                 Edit::Kill { id } => prepared.kills.push(id),
+                Edit::Replace { id } => prepared.replaced.push(id),
                 Edit::Floor { id } => prepared.floor = prepared.floor.max(Some(id)),
-                Edit::Merge { id, key, value } => prepared.merges.push((id, key, value)),
+                Edit::Merge { id, key, value, .. } => prepared.merges.push((id, key, value)),
                 Edit::Append { list, tokens } => runs.entry(list).or_default().push(tokens),
             }
         }
@@ -158,7 +171,8 @@ impl Lane {
         Ok(prepared)
     }
 
-    /// Performs a prepared plan; nothing in it can fail. Returns how many entries ended or never came to be.
+    /// Performs a prepared plan; nothing in it can fail. Returns how many entries ended or never came to be,
+    /// replaced ones aside.
     pub(crate) fn apply(&mut self, schema: &Schema, kernels: &Kernels, arrival: Arrival, plan: Prepared) -> usize {
         // First, while the last block that rows were meant for is surely there: a floor may end all that is in it.
         for (list, append) in plan.appends {
@@ -166,6 +180,9 @@ impl Lane {
                 self.lists.resize(list + 1, List::default());
             }
             self.n_live += self.lists[list].append(schema, arrival, append);
+        }
+        for id in plan.replaced {
+            self.kill(id);
         }
         let mut ended = plan.dropped;
         for id in plan.kills {
@@ -175,6 +192,7 @@ impl Lane {
             let gone: usize = self.lists.iter_mut().map(|list| list.floor(id)).sum();
             self.n_live -= gone;
             ended += gone;
+            self.usage.drop_below(id);
         }
         for (id, key, value) in plan.merges {
             if let Some((block, slot)) = self.lists.iter_mut().find_map(|list| list.block_mut(id)) {
@@ -212,5 +230,20 @@ impl Lane {
     /// Ends every entry with an id of `end` or more.
     pub(crate) fn truncate(&mut self, end: i64) {
         self.n_live -= self.lists.iter_mut().map(|list| list.ceil(end)).sum::<usize>();
+        self.usage.drop_from(end);
+    }
+
+    /// How entries were used.
+    pub(crate) fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// Counts touches of entries that are there, seen from version `number` on.
+    pub(crate) fn touch(&mut self, touches: &Touches, number: u64) {
+        for (&id, &touch) in touches {
+            if self.locate(id).is_some() {
+                self.usage.add(id, touch, number);
+            }
+        }
     }
 }

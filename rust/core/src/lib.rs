@@ -31,11 +31,14 @@ pub mod bank;
 pub mod commit;
 pub mod find;
 pub mod gather;
+pub mod labels;
 pub mod predicate;
 pub mod query;
 pub mod restore;
 pub mod search;
 pub mod stage;
+pub mod stats;
+pub mod usage;
 
 mod arena;
 mod columns;
@@ -43,9 +46,11 @@ mod dense;
 mod extent;
 mod filter;
 mod first_pass;
+mod landing;
 mod piece;
 mod plane;
 mod reservoir;
+mod rollback;
 #[cfg(test)]
 mod seam;
 

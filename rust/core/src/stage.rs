@@ -11,6 +11,9 @@ use crate::codec::Codec;
 use crate::config::{Evict, NonFinite, Values};
 use crate::error::{Error, Kind, Result, ensure};
 use crate::input::{Input, VectorReader, check_shape, non_finite};
+use crate::labels::{LabelIndex, NO_LABEL, OnDuplicate, Replaced};
+use crate::lane::Lane;
+use crate::usage::Touches;
 use crate::version::Version;
 use crate::work::{Ticker, Work};
 
@@ -26,21 +29,27 @@ pub struct Tokens<'a> {
     pub mask: Option<&'a [bool]>,
     /// `[rows * T]`
     pub labels: Option<&'a [i64]>,
+    /// None: labels may repeat.
+    pub on_duplicate: Option<OnDuplicate>,
     /// `[rows * T]`
     pub positions: Option<&'a [i64]>,
     /// `[rows * T]` for each named column; the tokens have 0, or false, in the others.
     pub columns: &'a [(&'a str, Numbers<'a>)],
     /// None: the bank's.
     pub nonfinite: Option<NonFinite>,
+    /// Whether the caller gave one lane without its row and head; nothing but the answers' shape depends on it.
+    pub one_lane: bool,
 }
 
 /// Ids of one stage call, `[rows, T]`; -1 for a token that was not written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StagedIds {
-    /// Rows of the call.
-    pub rows: usize,
+    /// Bank row of each row of the call.
+    pub rows: Vec<usize>,
     /// Row-major.
     pub ids: Vec<i64>,
+    /// As in [`Tokens`].
+    pub one_lane: bool,
 }
 
 /// Staged tokens of one row: consecutive ids.
@@ -52,13 +61,23 @@ pub(crate) struct StagedRow {
     pub(crate) columns: StagedColumns,
     pub(crate) has_labels: bool,
     pub(crate) has_positions: bool,
+    /// Entries, live or staged, whose place a staged token takes; by id, with the id of the token.
+    pub(crate) replaced: Replaced,
 }
 
 impl StagedRow {
     pub(crate) fn len(&self) -> usize {
         self.labels.len()
     }
+
+    /// The label of a staged id.
+    pub(crate) fn label(&self, id: i64) -> i64 {
+        self.labels[(id - self.id_lo) as usize]
+    }
 }
+
+/// Bytes that a touched entry takes while it is staged, about: a node of a tree, two thirds full.
+const TOUCH_BYTES: usize = 36;
 
 /// All that is staged.
 #[derive(Default)]
@@ -66,48 +85,23 @@ pub(crate) struct Staging {
     pub(crate) rows: BTreeMap<usize, StagedRow>,
     pub(crate) calls: Vec<StagedIds>,
     pub(crate) schema: Option<Schema>,
-}
-
-/// Where staging stood at one time.
-pub(crate) struct Mark {
-    calls: usize,
-    schema: Option<Schema>,
-    /// Tokens of each row, and whether any had labels and positions.
-    rows: BTreeMap<usize, (usize, bool, bool)>,
+    /// By row and head.
+    pub(crate) touches: BTreeMap<(usize, usize), Touches>,
+    /// By row; of committed entries too, so it outlives what is staged.
+    pub(crate) label_index: BTreeMap<usize, LabelIndex>,
 }
 
 impl Staging {
-    /// Where staging stands.
-    pub(crate) fn mark(&self) -> Mark {
-        let row = |(&row, staged): (&usize, &StagedRow)| (row, (staged.len(), staged.has_labels, staged.has_positions));
-        Mark { calls: self.calls.len(), schema: self.schema, rows: self.rows.iter().map(row).collect() }
-    }
-
-    /// Drops what was added since.
-    pub(crate) fn return_to(&mut self, mark: &Mark) {
-        self.calls.truncate(mark.calls);
-        self.schema = mark.schema;
-        self.rows.retain(|row, staged| {
-            let Some(&(n, has_labels, has_positions)) = mark.rows.get(row) else { return false };
-            if staged.len() > n {
-                staged.lanes.iter_mut().for_each(|lane| lane.truncate(n));
-                staged.labels.truncate(n);
-                staged.positions.truncate(n);
-                staged.columns.truncate(n);
-            }
-            (staged.has_labels, staged.has_positions) = (has_labels, has_positions);
-            true
-        });
-    }
-
     /// Whether a commit would publish nothing and list nothing.
     pub(crate) fn is_empty(&self) -> bool {
-        self.calls.is_empty()
+        self.calls.is_empty() && self.touches.is_empty()
     }
 
     pub(crate) fn nbytes(&self) -> usize {
         let row = |row: &StagedRow| row.lanes.iter().map(Encoded::nbytes).sum::<usize>() + row.columns.nbytes();
-        self.rows.values().map(row).sum()
+        let tokens: usize = self.rows.values().map(row).sum();
+        let touches: usize = self.touches.values().map(|touches| touches.len() * TOUCH_BYTES).sum();
+        tokens + touches + self.label_index.values().map(LabelIndex::nbytes).sum::<usize>()
     }
 
     /// Adds one call's tokens; on an error nothing was added.
@@ -124,9 +118,10 @@ impl Staging {
         let schema = self.schema_for(shared, version, tokens)?;
         let nonfinite = tokens.nonfinite.unwrap_or(config.nonfinite);
         let work = &work.for_size(n_rows * n_tokens * config.heads * config.key_dim);
-        let written = written_tokens(tokens, &schema, nonfinite, work)?;
-        for (row, written) in rows.iter().zip(&written) {
-            self.check_capacity(shared, version, *row, written.len())?;
+        let mut written = written_tokens(tokens, &schema, nonfinite, work)?;
+        let replaced = self.settle_duplicates(version, &rows, tokens, &mut written)?;
+        for ((row, written), replaced) in rows.iter().zip(&written).zip(&replaced) {
+            self.check_capacity(shared, version, *row, written.len(), replaced)?;
         }
         let heads = config.heads;
         let encoded = work.map(n_rows * heads, |at, ticker| {
@@ -146,18 +141,21 @@ impl Staging {
             }
             arriving.push(lanes);
         }
-        for (at, ((&row, written), lanes)) in rows.iter().zip(&written).zip(arriving).enumerate() {
+        let writes = rows.iter().zip(&written).zip(arriving).zip(replaced);
+        for (at, (((&row, written), lanes), replaced)) in writes.enumerate() {
             let id_lo = self.next_id(version, row);
             for (id, &t) in (id_lo..).zip(written) {
                 ids[at * n_tokens + t] = id;
             }
-            self.extend_row(row, id_lo, lanes, tokens, at * n_tokens, written);
-            if let Some(staged) = self.rows.get_mut(&row) {
-                let (n, chosen) = (staged.len() - written.len(), written.iter().map(|&t| at * n_tokens + t));
-                staged.columns.extend(&config.columns, n, tokens.columns, chosen);
+            let staged = self.extend_row(row, id_lo, lanes, tokens, at * n_tokens, written);
+            staged.replaced.extend(&replaced);
+            let (n, chosen) = (staged.len() - written.len(), written.iter().map(|&t| at * n_tokens + t));
+            staged.columns.extend(&config.columns, n, tokens.columns, chosen);
+            if let Some(index) = self.label_index.get_mut(&row) {
+                index.leave_out(&self.rows[&row], &replaced);
             }
         }
-        let call = StagedIds { rows: n_rows, ids };
+        let call = StagedIds { rows, ids, one_lane: tokens.one_lane };
         self.calls.push(call.clone());
         // A call that writes nothing decides nothing.
         if written.iter().any(|written| !written.is_empty()) {
@@ -168,7 +166,7 @@ impl Staging {
 
     /// The id that the row's next token gets.
     pub(crate) fn next_id(&self, version: &Version, row: usize) -> i64 {
-        self.rows.get(&row).map_or(version.rows[row].next_id, |staged| staged.id_lo + staged.len() as i64)
+        self.rows.get(&row).map_or(version.rows[row].next_id, StagedRow::end)
     }
 
     /// Adds the tokens that one row of a call writes; `first` is the row's first token in the call's side arrays.
@@ -180,7 +178,7 @@ impl Staging {
         tokens: &Tokens,
         first: usize,
         written: &[usize],
-    ) {
+    ) -> &mut StagedRow {
         let n_heads = lanes.len();
         let staged = self.rows.entry(row).or_insert_with(|| StagedRow {
             id_lo,
@@ -190,16 +188,18 @@ impl Staging {
             columns: StagedColumns::default(),
             has_labels: false,
             has_positions: false,
+            replaced: Replaced::new(),
         });
         for (lane, more) in staged.lanes.iter_mut().zip(lanes) {
             lane.append(more);
         }
         for (id, &t) in (id_lo..).zip(written) {
-            staged.labels.push(tokens.labels.map_or(-1, |labels| labels[first + t]));
+            staged.labels.push(tokens.labels.map_or(NO_LABEL, |labels| labels[first + t]));
             staged.positions.push(tokens.positions.map_or(id, |positions| positions[first + t]));
         }
         staged.has_labels |= tokens.labels.is_some();
         staged.has_positions |= tokens.positions.is_some();
+        staged
     }
 
     /// Shapes, rows and side arrays; returns the bank row of each row of the call.
@@ -275,10 +275,24 @@ impl Staging {
         Ok(schema)
     }
 
-    fn check_capacity(&self, shared: &Shared, version: &Version, row: usize, arriving: usize) -> Result<()> {
+    fn check_capacity(
+        &self,
+        shared: &Shared,
+        version: &Version,
+        row: usize,
+        arriving: usize,
+        replaced: &Replaced,
+    ) -> Result<()> {
         let (Evict::Error, Some(capacity)) = (shared.config.evict, shared.config.capacity) else { return Ok(()) };
-        let staged = self.rows.get(&row).map_or(0, StagedRow::len);
-        let live = version.rows[row].lanes.iter().map(crate::lane::Lane::len).max().unwrap_or(0);
+        let staged = self.rows.get(&row);
+        // What is replaced makes room: live entries, staged tokens, and earlier ones of this call.
+        let gone = || replaced.keys().chain(staged.iter().flat_map(|staged| staged.replaced.keys()));
+        let stays = |lane: &Lane| lane.len() - gone().filter(|&&id| lane.locate(id).is_some()).count();
+        let live = version.rows[row].lanes.iter().map(stays).max().unwrap_or(0);
+        let arriving = arriving - replaced.keys().filter(|&&id| id >= self.next_id(version, row)).count();
+        let staged = staged.map_or(0, |staged| {
+            staged.len() - gone().filter(|&&id| (staged.id_lo..staged.end()).contains(&id)).count()
+        });
         ensure((live + staged + arriving) as u64 <= capacity, Kind::Capacity, || {
             format!(
                 "row {row} holds {live} entries and {staged} staged ones; {arriving} more pass its capacity of {capacity}: \

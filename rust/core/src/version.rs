@@ -107,11 +107,23 @@ pub struct Version {
     pub schema: Option<Schema>,
     /// Counts changes.
     pub number: u64,
+    /// What led here.
+    pub counts: Counts,
+}
+
+/// What commits did to a bank since it was made or opened; a copy starts with what its source had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Commits of anything.
+    pub commits: u64,
+    /// Entries, over all lanes, that evict policies ended or kept from being written.
+    pub evicted: u64,
 }
 
 impl Version {
     pub(crate) fn empty(rows: usize, heads: usize) -> Version {
-        Version { rows: (0..rows).map(|_| Arc::new(Row::empty(heads, 0))).collect(), schema: None, number: 0 }
+        let rows = (0..rows).map(|_| Arc::new(Row::empty(heads, 0))).collect();
+        Version { rows, schema: None, number: 0, counts: Counts::default() }
     }
 
     /// Live entries of the fullest lane.
@@ -125,11 +137,15 @@ impl Version {
         let mut total = self.rows.capacity() * size_of::<Arc<Row>>();
         let mut add = |address: *const u8, bytes: usize| total += if seen.insert(address) { bytes } else { 0 };
         for row in &self.rows {
+            let usage: usize = row.lanes.iter().map(|lane| lane.usage().nbytes()).sum();
             let lists = row.lanes.capacity() * size_of::<Lane>() + row.columns.capacity() * size_of::<AnyColumn>();
-            add(Arc::as_ptr(row).cast(), size_of::<Row>() + lists);
+            add(Arc::as_ptr(row).cast(), size_of::<Row>() + lists + usage);
             let own = row.columns.iter().flat_map(AnyColumn::page_bytes);
             for (address, bytes) in row.labels.page_bytes().chain(row.positions.page_bytes()).chain(own) {
                 add(address, bytes);
+            }
+            for (address, bytes) in row.lanes.iter().flat_map(|lane| lane.usage().page_bytes()) {
+                add(address.cast(), bytes);
             }
             for list in row.lanes.iter().flat_map(Lane::lists) {
                 for (address, bytes) in list.page_bytes() {

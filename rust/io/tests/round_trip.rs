@@ -49,9 +49,11 @@ fn empty_banks_come_back_empty_and_open_to_any_type() {
         rows: None,
         mask: None,
         labels: None,
+        on_duplicate: None,
         positions: None,
         columns: &[],
         nonfinite: None,
+        one_lane: false,
     };
     opened.stage(&tokens, &Work::ALONE).unwrap();
     opened.commit(&Work::ALONE).unwrap();
@@ -122,9 +124,11 @@ fn numbers_that_are_not_finite_come_back_where_they_were_kept() {
         rows: None,
         mask: None,
         labels: None,
+        on_duplicate: None,
         positions: None,
         columns: &[],
         nonfinite: None,
+        one_lane: false,
     };
     bank.stage(&tokens, &Work::ALONE).unwrap();
     bank.commit(&Work::ALONE).unwrap();

@@ -2,24 +2,24 @@
 
 use mnemex_core::config::{Config, Evict, NonFinite, Values};
 use mnemex_core::error::{Error, Kind};
+use mnemex_core::labels::OnDuplicate;
 use mnemex_core::stage::{StagedIds, Tokens};
+use mnemex_core::usage::Found;
 use mnemex_core::work::Work;
-use mnemex_core::{Bank, Codec, Metric, Receipt, Result};
+use mnemex_core::{Bank, Codec, Metric, Result};
 use numpy::PyArray2;
 use pyo3::prelude::*;
 
-use crate::arrays::{Flat, Vectors, array, rows, slice};
+use crate::arrays::{Flat, Vectors, rows, slice};
 use crate::call::run;
 use crate::columns::{ColumnArray, declared, given};
 use crate::error::raised;
+use crate::receipt::{NativeReceipt, ids_array};
 use crate::snapshot::NativeSnapshot;
 
 /// The key/value memory of one attention layer.
 #[pyclass(frozen, module = "mnemex._native")]
 pub(crate) struct NativeBank(pub(crate) Bank);
-
-/// Version, ids of each stage call, entries evicted.
-type ReceiptParts<'py> = (u64, Vec<Bound<'py, PyArray2<i64>>>, usize);
 
 fn unknown(argument: &str, word: &str, known: &str) -> PyErr {
     raised(Error {
@@ -43,17 +43,17 @@ pub(crate) fn nonfinite_named(word: &str) -> PyResult<NonFinite> {
     }
 }
 
-fn ids_array<'py>(py: Python<'py>, staged: StagedIds) -> PyResult<Bound<'py, PyArray2<i64>>> {
-    let n = staged.ids.len().checked_div(staged.rows).unwrap_or(0);
-    array(py, staged.ids, [staged.rows, n])
+fn on_duplicate_named(word: &str) -> PyResult<OnDuplicate> {
+    match word {
+        "raise" => Ok(OnDuplicate::Raise),
+        "skip" => Ok(OnDuplicate::Skip),
+        "replace" => Ok(OnDuplicate::Replace),
+        _ => Err(unknown("on_duplicate", word, "raise, skip, replace")),
+    }
 }
 
-fn receipt_parts(py: Python<'_>, receipt: Receipt) -> PyResult<ReceiptParts<'_>> {
-    let ids = receipt.ids.into_iter().map(|staged| ids_array(py, staged)).collect::<PyResult<_>>()?;
-    Ok((receipt.version, ids, receipt.evicted))
-}
-
-/// Tokens as the facade gives them: keys, values, rows, mask, labels, positions, nonfinite, columns by name.
+/// Tokens as the facade gives them: keys, values, rows, mask, labels, on_duplicate, positions, nonfinite, columns by
+/// name, one_lane.
 #[derive(FromPyObject)]
 struct Given<'py>(
     Vectors<'py>,
@@ -61,9 +61,11 @@ struct Given<'py>(
     Option<Flat<'py, i64>>,
     Option<Flat<'py, bool>>,
     Option<Flat<'py, i64>>,
+    Option<String>,
     Option<Flat<'py, i64>>,
     Option<String>,
     Vec<(String, ColumnArray<'py>)>,
+    bool,
 );
 
 impl Given<'_> {
@@ -73,7 +75,7 @@ impl Given<'_> {
         threads: Option<usize>,
         call: impl FnOnce(&Tokens, &Work) -> Result<T> + Send,
     ) -> PyResult<T> {
-        let Given(keys, values, rows, mask, labels, positions, nonfinite, columns) = self;
+        let Given(keys, values, rows, mask, labels, on_duplicate, positions, nonfinite, columns, one_lane) = self;
         let rows = self::rows(rows.as_ref())?;
         let columns = given(columns)?;
         let tokens = Tokens {
@@ -82,9 +84,11 @@ impl Given<'_> {
             rows: rows.as_deref(),
             mask: slice(mask.as_ref())?,
             labels: slice(labels.as_ref())?,
+            on_duplicate: on_duplicate.as_deref().map(on_duplicate_named).transpose()?,
             positions: slice(positions.as_ref())?,
             nonfinite: nonfinite.as_deref().map(nonfinite_named).transpose()?,
             columns: &columns,
+            one_lane: *one_lane,
         };
         run(py, threads, |work| call(&tokens, work))
     }
@@ -171,27 +175,48 @@ impl NativeBank {
         tokens: Given<'py>,
         threads: Option<usize>,
     ) -> PyResult<Bound<'py, PyArray2<i64>>> {
-        let staged = tokens.run(py, threads, |tokens, work| self.0.stage(tokens, work))?;
-        ids_array(py, staged)
+        let staged: StagedIds = tokens.run(py, threads, |tokens, work| self.0.stage(tokens, work))?;
+        ids_array(py, &staged)
     }
 
     /// Stage tokens and publish what is staged; a failure leaves none of the tokens.
     #[pyo3(signature = (tokens, threads))]
-    fn write<'py>(&self, py: Python<'py>, tokens: Given<'py>, threads: Option<usize>) -> PyResult<ReceiptParts<'py>> {
-        let receipt = tokens.run(py, threads, |tokens, work| self.0.write(tokens, work))?;
-        receipt_parts(py, receipt)
+    fn write(&self, py: Python, tokens: Given, threads: Option<usize>) -> PyResult<NativeReceipt> {
+        tokens.run(py, threads, |tokens, work| self.0.write(tokens, work)).map(NativeReceipt)
     }
 
     /// Publish what is staged.
     #[pyo3(signature = (threads))]
-    fn commit<'py>(&self, py: Python<'py>, threads: Option<usize>) -> PyResult<ReceiptParts<'py>> {
-        let receipt = run(py, threads, |work| self.0.commit(work))?;
-        receipt_parts(py, receipt)
+    fn commit(&self, py: Python, threads: Option<usize>) -> PyResult<NativeReceipt> {
+        run(py, threads, |work| self.0.commit(work)).map(NativeReceipt)
     }
 
-    /// Drop what is staged.
-    fn rollback(&self, py: Python) {
-        py.detach(|| self.0.rollback());
+    /// Drop everything staged; of the named rows, or from `ends` on: one id, or one per row.
+    #[pyo3(signature = (rows, ends))]
+    fn rollback(&self, py: Python, rows: Option<Flat<'_, i64>>, ends: Option<Flat<'_, i64>>) -> PyResult<()> {
+        let (rows, ends) = (self::rows(rows.as_ref())?, slice(ends.as_ref())?);
+        run(py, Some(1), |_| match (&rows, ends) {
+            (None, None) => {
+                self.0.rollback();
+                Ok(())
+            }
+            (rows, ends) => self.0.rollback_rows(rows.as_deref(), ends),
+        })
+    }
+
+    /// Stage the use of found ids `[rows, heads, T * k]`, which lie in the given bank rows.
+    #[pyo3(signature = (rows, heads, ids, mass))]
+    fn touch(
+        &self,
+        py: Python,
+        rows: Flat<'_, i64>,
+        heads: usize,
+        ids: Flat<'_, i64>,
+        mass: Option<Flat<'_, f64>>,
+    ) -> PyResult<()> {
+        let rows = self::rows(Some(&rows))?.unwrap_or_default();
+        let found = Found { rows: &rows, ids: ids.as_slice()?, heads, mass: slice(mass.as_ref())? };
+        run(py, Some(1), |_| self.0.touch(&found))
     }
 
     /// The version as it is.
@@ -199,11 +224,17 @@ impl NativeBank {
         py.detach(|| NativeSnapshot(self.0.snapshot()))
     }
 
-    /// End entries by id.
-    #[pyo3(signature = (ids, rows))]
-    fn delete(&self, py: Python, ids: Flat<'_, i64>, rows: Option<Flat<'_, i64>>) -> PyResult<()> {
-        let (ids, rows) = (ids.as_slice()?, self::rows(rows.as_ref())?);
-        run(py, Some(1), |_| self.0.delete(ids, rows.as_deref()))
+    /// End entries by id, and by label.
+    #[pyo3(signature = (ids, labels, rows))]
+    fn delete(
+        &self,
+        py: Python,
+        ids: Flat<'_, i64>,
+        labels: Flat<'_, i64>,
+        rows: Option<Flat<'_, i64>>,
+    ) -> PyResult<()> {
+        let (ids, labels, rows) = (ids.as_slice()?, labels.as_slice()?, self::rows(rows.as_ref())?);
+        run(py, Some(1), |_| self.0.delete_named(ids, labels, rows.as_deref()))
     }
 
     /// Keep ids below `ends`: one number, or one per named row.
@@ -240,6 +271,12 @@ impl NativeBank {
         py.detach(|| self.0.has_staged())
     }
 
+    /// Bytes of what is staged, and of what finds entries by label.
+    #[getter]
+    fn staged_nbytes(&self, py: Python) -> usize {
+        py.detach(|| self.0.staged_nbytes())
+    }
+
     /// Bytes of memory, staged tokens included.
     #[getter]
     fn nbytes(&self, py: Python) -> usize {
@@ -250,12 +287,12 @@ impl NativeBank {
 /// Publish what is staged in several banks at once.
 #[pyfunction]
 #[pyo3(signature = (banks, threads))]
-pub(crate) fn commit_all<'py>(
-    py: Python<'py>,
-    banks: Vec<Bound<'py, NativeBank>>,
+pub(crate) fn commit_all(
+    py: Python,
+    banks: Vec<Bound<'_, NativeBank>>,
     threads: Option<usize>,
-) -> PyResult<Vec<ReceiptParts<'py>>> {
+) -> PyResult<Vec<NativeReceipt>> {
     let banks: Vec<&Bank> = banks.iter().map(|bank| &bank.get().0).collect();
     let receipts = run(py, threads, |work| mnemex_core::commit_all(&banks, work))?;
-    receipts.into_iter().map(|receipt| receipt_parts(py, receipt)).collect()
+    Ok(receipts.into_iter().map(NativeReceipt).collect())
 }

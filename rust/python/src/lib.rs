@@ -9,6 +9,7 @@ mod call;
 mod columns;
 mod error;
 mod files;
+mod receipt;
 mod snapshot;
 
 use pyo3::prelude::*;
@@ -30,6 +31,8 @@ mod _native {
     use crate::files::open;
     #[pymodule_export]
     use crate::files::save;
+    #[pymodule_export]
+    use crate::receipt::NativeReceipt;
     #[pymodule_export]
     use crate::snapshot::NativeSnapshot;
 }

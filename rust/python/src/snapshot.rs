@@ -212,6 +212,15 @@ impl NativeSnapshot {
         py.detach(|| self.0.nbytes())
     }
 
+    /// Blocks, rows in them, dead rows of these; bytes of keys, of values, of everything; commits, evictions; touches and
+    /// the mass that they told of.
+    fn stats(&self, py: Python) -> (usize, usize, usize, usize, usize, usize, u64, u64, u64, f64) {
+        let s = py.detach(|| self.0.stats());
+        let (key, value) = (s.key_bytes, s.value_bytes);
+        let (commits, evicted) = (s.counts.commits, s.counts.evicted);
+        (s.blocks, s.block_rows, s.dead_rows, key, value, s.nbytes, commits, evicted, s.hits, s.mass)
+    }
+
     /// Names of the codecs of keys and values; None until the first write decides.
     #[getter]
     fn codecs(&self) -> (Option<&'static str>, Option<&'static str>) {

@@ -81,6 +81,9 @@ fn holds_the_same(snapshot: &Snapshot, plain: &Plain, row: usize, head: usize) {
         let stored = &snapshot.version().rows[row];
         assert_eq!(stored.label(id), plain.rows[row].label(id));
         assert_eq!(stored.position(id), plain.rows[row].position(id));
+        let used = snapshot.usage(row, head, id).unwrap();
+        let told = plain.rows[row].used.get(&(head, id)).copied().unwrap_or_default();
+        assert_eq!((used.hits, used.mass), told);
     }
 }
 

@@ -75,6 +75,7 @@ impl WritePolicy for Consolidate {
             x
         };
         let mut ids = lane.live_ids();
+        ids.retain(|id| view.replaced.binary_search(id).is_err());
         ids.sort_unstable();
         let entry = |id: i64| {
             let (r, slot) = lane.locate(id).unwrap();
@@ -83,25 +84,28 @@ impl WritePolicy for Consolidate {
             (key, value)
         };
         let entries: Vec<_> = ids.iter().map(|&id| (id, entry(id).0)).collect();
-        let (key_bytes, n) = (schema.key.row_bytes(), view.arrival.rows.len());
+        let key_bytes = schema.key.row_bytes();
+        let tokens: Vec<usize> = view.tokens.iter().cloned().flatten().collect();
         let rows = view.arrival.rows;
-        let arriving: Vec<_> =
-            (0..n).map(|i| decode(&rows.key.bytes()[i * key_bytes..], schema.key.codec, schema.key.dim)).collect();
+        let key = |token: &usize| decode(&rows.key.bytes()[token * key_bytes..], schema.key.codec, schema.key.dim);
+        let arriving: Vec<_> = tokens.iter().map(key).collect();
         let score = |x: &[f32], q: &[f32]| (view.kernels.score)(Metric::Dot, x, q, 0.0);
         let (mut edits, mut runs) = (Vec::new(), Vec::new());
-        for (i, fate) in fates(self.threshold, self.capacity, &entries, &arriving, score).into_iter().enumerate() {
+        let fates = fates(self.threshold, self.capacity, &entries, &arriving, score);
+        for ((fate, token), arriving) in fates.into_iter().zip(tokens).zip(&arriving) {
             match fate {
                 Fate::Merge(id) => {
                     let (key, value) = entry(id);
                     let mean = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a + b) / 2.0).collect();
                     let new = schema
                         .value
-                        .map_or(vec![], |v| decode(&rows.value.bytes()[i * v.row_bytes()..], v.codec, v.dim));
-                    edits.push(Edit::Merge { id, key: mean(&key, &arriving[i]), value: mean(&value, &new) });
+                        .map_or(vec![], |v| decode(&rows.value.bytes()[token * v.row_bytes()..], v.codec, v.dim));
+                    let (key, value) = (mean(&key, arriving), mean(&value, &new));
+                    edits.push(Edit::Merge { id, key, value, tokens: vec![token] });
                 }
                 Fate::Append(ended) => {
                     edits.extend(ended.map(|id| Edit::Kill { id }));
-                    runs.push(i..i + 1);
+                    runs.push(token..token + 1);
                 }
             }
         }

@@ -7,14 +7,17 @@ use proptest::prelude::*;
 use super::agree::{agree, numbers};
 use super::consolidate::Consolidate;
 use super::pages::Pages;
-use super::plain::{Entry, Plain, PlainRow, Token};
+use super::plain::{Entry, Landed, Plain, PlainRow, Token};
 use crate::bank::{Bank, Snapshot};
 use crate::codec::Codec;
+use crate::commit::Receipt;
 use crate::config::{Config, Evict, NonFinite, Values};
 use crate::evict::Fifo;
 use crate::index::{Flat, Index};
 use crate::input::Input;
+use crate::labels::OnDuplicate;
 use crate::stage::Tokens;
+use crate::usage::Found;
 use crate::version::Version;
 use crate::work::Work;
 use crate::write::{Append, WritePolicy};
@@ -28,9 +31,12 @@ const MAX_ROWS: usize = 6;
 
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    Stage { rows: Vec<bool>, mask: Vec<bool>, sides: [bool; 2], seed: u64 },
+    Stage { rows: Vec<bool>, mask: Vec<bool>, sides: [bool; 2], on_duplicate: Option<OnDuplicate>, seed: u64 },
+    Touch { row: usize, ids: Vec<i64>, mass: bool },
     Commit,
     Rollback,
+    RollbackRow { row: usize, back: Option<i64> },
+    DeleteLabels { row: usize, labels: Vec<i64> },
     Delete { row: usize, ids: Vec<i64> },
     Truncate { row: usize, end: i64 },
     Reset { row: usize },
@@ -46,11 +52,17 @@ pub(super) fn step(scale: usize) -> impl Strategy<Value = Step> {
     let row = || 0..MAX_ROWS;
     let id = move || 0..60 * scale as i64;
     let mask = prop::collection::vec(prop::bool::weighted(0.8), 0..9 * scale);
+    let on_duplicate = [None, Some(OnDuplicate::Raise), Some(OnDuplicate::Skip), Some(OnDuplicate::Replace)];
+    let on_duplicate = prop::sample::select(on_duplicate.to_vec());
     prop_oneof![
-        6 => (prop::collection::vec(any::<bool>(), MAX_ROWS), mask, any::<[bool; 2]>(), any::<u64>())
-            .prop_map(|(rows, mask, sides, seed)| Step::Stage { rows, mask, sides, seed }),
+        6 => (prop::collection::vec(any::<bool>(), MAX_ROWS), mask, any::<[bool; 2]>(), on_duplicate, any::<u64>())
+            .prop_map(|(rows, mask, sides, on_duplicate, seed)| Step::Stage { rows, mask, sides, on_duplicate, seed }),
+        1 => (row(), prop::collection::vec(-1..60 * scale as i64, 0..9), any::<bool>())
+            .prop_map(|(row, ids, mass)| Step::Touch { row, ids, mass }),
         6 => Just(Step::Commit),
-        1 => Just(Step::Rollback),
+        2 => Just(Step::Rollback),
+        3 => (row(), prop::option::of(0..9 * scale as i64)).prop_map(|(row, back)| Step::RollbackRow { row, back }),
+        2 => (row(), prop::collection::vec(-1..6i64, 0..3)).prop_map(|(row, labels)| Step::DeleteLabels { row, labels }),
         2 => (row(), prop::collection::vec(id(), 0..5 * scale)).prop_map(|(row, ids)| Step::Delete { row, ids }),
         1 => (row(), id()).prop_map(|(row, end)| Step::Truncate { row, end }),
         1 => row().prop_map(|row| Step::Reset { row }),
@@ -98,6 +110,24 @@ pub(super) fn setting(scale: u64) -> impl Strategy<Value = Setting> {
     })
 }
 
+/// The receipt tells of each token where the model has it.
+fn landed_as(receipt: &Receipt, landed: &Landed) {
+    let mut told = Landed::new();
+    for (call, to) in receipt.ids.iter().zip(receipt.landed()) {
+        let t = call.ids.len() / call.rows.len().max(1);
+        for (at, to) in to.into_iter().enumerate() {
+            let (i, head, token) = (at / t / HEADS, at / t % HEADS, at % t);
+            match call.ids[i * t + token] {
+                -1 => assert_eq!(to, -1),
+                id => assert!(told.insert((call.rows[i], head, id), to).is_none()),
+            }
+        }
+    }
+    // The model names no replaced tokens.
+    told.retain(|key, to| landed.contains_key(key) || *to != -1);
+    assert_eq!(told, *landed);
+}
+
 pub(super) struct Machine {
     pub(super) bank: Bank,
     plain: Plain,
@@ -136,6 +166,7 @@ impl Machine {
         let plain = Plain {
             rows: vec![PlainRow::empty(HEADS); rows],
             staged: vec![vec![]; rows],
+            touched: Vec::new(),
             capacity,
             threshold: setting.consolidate.then_some(threshold),
             metric: setting.metric.1,
@@ -154,14 +185,33 @@ impl Machine {
         let n = self.plain.rows.len();
         let quiet = !self.bank.has_staged();
         match step {
-            Step::Stage { rows, mask, sides, seed } => self.stage(rows, mask, *sides, *seed),
+            Step::Stage { rows, mask, sides, on_duplicate, seed } => {
+                self.stage(rows, mask, *sides, *on_duplicate, *seed);
+            }
+            Step::Touch { row, ids, mass } => self.touch(row % n, ids, *mass),
             Step::Commit => {
                 let receipt = self.bank.commit(&Work::ALONE).unwrap();
-                assert_eq!(receipt.evicted, self.plain.commit());
+                let (ended, landed) = self.plain.commit();
+                assert_eq!(receipt.evicted, ended);
+                landed_as(&receipt, &landed);
             }
             Step::Rollback => {
                 self.bank.rollback();
                 self.plain.staged.iter_mut().for_each(Vec::clear);
+                self.plain.touched.clear();
+            }
+            Step::RollbackRow { row, back } => {
+                let row = row % n;
+                let end = back.map(|back| (self.plain.next_id(row) - back).max(0));
+                self.bank.rollback_rows(Some(&[row]), end.as_ref().map(std::slice::from_ref)).unwrap();
+                self.plain.staged[row].retain(|token| token.heads[0].id < end.unwrap_or(0));
+                self.plain.touched.retain(|touch| end.is_some() || touch.0 != row);
+            }
+            Step::DeleteLabels { row, labels } => {
+                self.bank.delete_named(&[], labels, Some(&[row % n])).unwrap();
+                let row = &mut self.plain.rows[row % n];
+                let known = row.clone();
+                row.keep(|id| known.label(id) == -1 || !labels.contains(&known.label(id)));
             }
             Step::Delete { row, ids } => {
                 self.bank.delete(ids, Some(&[row % n])).unwrap();
@@ -191,7 +241,7 @@ impl Machine {
             Step::Snapshot => self.held.push((self.bank.snapshot(), self.plain.clone())),
             Step::Copy => {
                 // What is staged stays with the original.
-                let plain = Plain { staged: vec![vec![]; n], ..self.plain.clone() };
+                let plain = Plain { staged: vec![vec![]; n], touched: Vec::new(), ..self.plain.clone() };
                 let bank = self.bank.copy();
                 self.copies.push((std::mem::replace(&mut self.bank, bank), std::mem::replace(&mut self.plain, plain)));
             }
@@ -206,12 +256,20 @@ impl Machine {
     }
 
     /// Stages the tokens of one call; the mask is shifted from row to row, so that rows differ in length.
-    fn stage(&mut self, rows: &[bool], mask: &[bool], [labels, positions]: [bool; 2], seed: u64) {
+    fn stage(
+        &mut self,
+        rows: &[bool],
+        mask: &[bool],
+        [labels, positions]: [bool; 2],
+        on_duplicate: Option<OnDuplicate>,
+        seed: u64,
+    ) {
+        let labels = labels || on_duplicate.is_some();
         let rows: Vec<usize> = (0..self.plain.rows.len()).filter(|&row| rows[row % rows.len()]).collect();
         let (n, t) = (rows.len(), mask.len());
         let (keys, values) = (numbers(seed, [n, HEADS, t, KEY_DIM]), numbers(!seed, [n, HEADS, t, VALUE_DIM]));
         let masks: Vec<bool> = (0..n * t).map(|at| mask[(at / t + at % t) % t]).collect();
-        let labelled: Vec<i64> = (0..n * t).map(|at| (seed % 5) as i64 + at as i64 % 3 - 1).collect();
+        let labelled: Vec<i64> = (0..n * t).map(|at| (seed % 3) as i64 + at as i64 % 3 - 1).collect();
         let placed: Vec<i64> = labelled.iter().map(|label| label * 1000).collect();
         let tokens = Tokens {
             keys: Input::F32(keys.view()),
@@ -219,18 +277,31 @@ impl Machine {
             rows: Some(&rows),
             mask: Some(&masks),
             labels: labels.then_some(&labelled),
+            on_duplicate,
             positions: positions.then_some(&placed),
             columns: &[],
             nonfinite: None,
+            one_lane: false,
         };
-        let ids = self.bank.stage(&tokens, &Work::ALONE).unwrap().ids;
+        let staged = self.bank.stage(&tokens, &Work::ALONE);
+        let before = self.plain.staged.clone();
         for at in 0..n * t {
-            let (i, token, id) = (at / t, at % t, ids[at]);
-            if !masks[at] {
-                assert_eq!(id, -1);
+            let (i, token) = (at / t, at % t);
+            let known = self.plain.labelled(rows[i], labelled[at]);
+            let known = if on_duplicate.is_none() || labelled[at] == -1 { Vec::new() } else { known };
+            if masks[at] && !known.is_empty() && on_duplicate == Some(OnDuplicate::Raise) {
+                assert!(staged.is_err(), "label {} is there already", labelled[at]);
+                self.plain.staged = before;
+                return;
+            }
+            let unwritten = !masks[at] || (!known.is_empty() && on_duplicate == Some(OnDuplicate::Skip));
+            let id = if unwritten { -1 } else { self.plain.next_id(rows[i]) };
+            if let Ok(staged) = &staged {
+                assert_eq!(staged.ids[at], id, "ids ascend without gaps and never come back");
+            }
+            if unwritten {
                 continue;
             }
-            assert_eq!(id, self.plain.next_id(rows[i]), "ids ascend without gaps and never come back");
             let entry = |head: usize| {
                 let vector = |x: &ndarray::Array4<f32>| x.slice(ndarray::s![i, head, token, ..]).to_vec();
                 Entry { id, key: vector(&keys), value: vector(&values) }
@@ -239,8 +310,24 @@ impl Machine {
                 heads: (0..HEADS).map(entry).collect(),
                 label: labels.then_some(labelled[at]),
                 position: positions.then_some(placed[at]),
+                replaces: known,
             });
         }
+        assert!(staged.is_ok());
+    }
+
+    /// Touches ids in every head of a row; two query heads share each head.
+    fn touch(&mut self, row: usize, ids: &[i64], with_mass: bool) {
+        let every = ids.repeat(2 * HEADS);
+        let mass: Vec<f64> = (0..every.len()).map(|at| at as f64 / 8.0).collect();
+        let found = Found { rows: &[row], ids: &every, heads: 2 * HEADS, mass: with_mass.then_some(&mass) };
+        self.bank.touch(&found).unwrap();
+        for (at, &id) in every.iter().enumerate() {
+            let weight = if with_mass { mass[at] } else { 0.0 };
+            self.plain.touched.push((row, at / ids.len() / 2, id, weight));
+        }
+        let touched = &self.plain.rows[row].heads;
+        self.plain.touched.retain(|touch| touch.0 != row || touched[touch.1].iter().any(|entry| entry.id == touch.2));
     }
 
     /// The bank answers as its model does.
@@ -279,7 +366,7 @@ impl Machine {
 
     /// Writes tokens to every row, all heads alike in number.
     pub(super) fn write(&mut self, n: usize, seed: u64) {
-        self.stage(&[true], &vec![true; n], [false; 2], seed);
+        self.stage(&[true], &vec![true; n], [false; 2], None, seed);
         self.step(&Step::Commit);
     }
 }

@@ -1,6 +1,6 @@
 //! The same memory as plain vectors: what a bank must agree with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mnemex_oracle as oracle;
 
@@ -20,6 +20,8 @@ pub(super) struct Token {
     pub(super) heads: Vec<Entry>,
     pub(super) label: Option<i64>,
     pub(super) position: Option<i64>,
+    /// Ids that end when it is written: live ones, and staged ones.
+    pub(super) replaces: Vec<i64>,
 }
 
 /// One row: per head its entries, ids ascending.
@@ -29,11 +31,14 @@ pub(super) struct PlainRow {
     pub(super) next_id: i64,
     labels: BTreeMap<i64, i64>,
     positions: BTreeMap<i64, i64>,
+    /// By head and id: hits and mass of what was touched.
+    pub(super) used: BTreeMap<(usize, i64), (u64, f64)>,
 }
 
 impl PlainRow {
     pub(super) fn empty(heads: usize) -> PlainRow {
-        PlainRow { heads: vec![vec![]; heads], next_id: 0, labels: BTreeMap::new(), positions: BTreeMap::new() }
+        let [labels, positions] = [BTreeMap::new(), BTreeMap::new()];
+        PlainRow { heads: vec![vec![]; heads], next_id: 0, labels, positions, used: BTreeMap::new() }
     }
 
     pub(super) fn label(&self, id: i64) -> i64 {
@@ -58,11 +63,16 @@ pub(super) struct Sight {
     pub(super) before: i64,
 }
 
+/// Where tokens ended, -1 for nowhere, by row, head and id.
+pub(super) type Landed = BTreeMap<(usize, usize, i64), i64>;
+
 /// Rows, and what is staged by row.
 #[derive(Clone, Debug)]
 pub(super) struct Plain {
     pub(super) rows: Vec<PlainRow>,
     pub(super) staged: Vec<Vec<Token>>,
+    /// Row, head and id of what was touched, and the weight.
+    pub(super) touched: Vec<(usize, usize, i64, f64)>,
     pub(super) capacity: usize,
     /// None: every token becomes an entry.
     pub(super) threshold: Option<f32>,
@@ -76,28 +86,53 @@ impl Plain {
         self.rows[row].next_id + self.staged[row].len() as i64
     }
 
-    /// Publishes what is staged; how many entries ended, or never came to be, over all lanes.
-    pub(super) fn commit(&mut self) -> usize {
-        let mut ended = 0;
-        for (row, staged) in self.rows.iter_mut().zip(&mut self.staged) {
+    /// Ids of a row, live in any head or staged, that have a label and are not to be replaced.
+    pub(super) fn labelled(&self, row: usize, label: i64) -> Vec<i64> {
+        let (lanes, staged) = (&self.rows[row], &self.staged[row]);
+        let live = lanes.heads.iter().flatten().map(|entry| entry.id).filter(|&id| lanes.label(id) == label);
+        let waiting = staged.iter().filter(|token| token.label == Some(label)).map(|token| token.heads[0].id);
+        let ids: BTreeSet<i64> = live.chain(waiting).collect();
+        ids.into_iter().filter(|id| !staged.iter().any(|token| token.replaces.contains(id))).collect()
+    }
+
+    /// Publishes what is staged; how many entries ended, or never came to be, over all lanes, and where each token ended
+    /// by row, head and id.
+    pub(super) fn commit(&mut self) -> (usize, Landed) {
+        let (mut ended, mut landed) = (0, Landed::new());
+        for (row, head, id, mass) in self.touched.drain(..) {
+            if self.rows[row].heads[head].iter().any(|entry| entry.id == id) {
+                let used = self.rows[row].used.entry((head, id)).or_default();
+                *used = (used.0 + 1, used.1 + mass);
+            }
+        }
+        for (at, (row, staged)) in self.rows.iter_mut().zip(&mut self.staged).enumerate() {
+            let replaced: Vec<i64> = staged.iter().flat_map(|token| token.replaces.clone()).collect();
+            row.keep(|id| !replaced.contains(&id));
             for token in &*staged {
                 row.labels.extend(token.label.map(|label| (token.heads[0].id, label)));
                 row.positions.extend(token.position.map(|position| (token.heads[0].id, position)));
             }
             row.next_id += staged.len() as i64;
             for (head, entries) in row.heads.iter_mut().enumerate() {
-                let arriving: Vec<Entry> = staged.iter().map(|token| token.heads[head].clone()).collect();
+                let all = staged.iter().map(|token| token.heads[head].clone());
+                let arriving: Vec<Entry> = all.filter(|entry| !replaced.contains(&entry.id)).collect();
+                let mut to: Vec<i64> = arriving.iter().map(|entry| entry.id).collect();
+                let ids = to.clone();
                 match self.threshold {
                     None => entries.extend(arriving),
-                    Some(threshold) => ended += consolidate(entries, arriving, threshold, self.capacity, self.codec),
+                    Some(threshold) => {
+                        ended += consolidate(entries, arriving, threshold, self.capacity, self.codec, &mut to);
+                    }
                 }
                 let over = entries.len().saturating_sub(self.capacity);
                 entries.drain(..over);
                 ended += over;
+                let stays = |id: i64| if entries.iter().any(|entry| entry.id == id) { id } else { -1 };
+                landed.extend(ids.into_iter().zip(to).map(|(id, to)| ((at, head, id), stays(to))));
             }
             staged.clear();
         }
-        ended
+        (ended, landed)
     }
 
     /// Best k of one lane.
@@ -119,19 +154,27 @@ impl Plain {
     }
 }
 
-/// Merges or replaces, as the policy decides; how many entries ended.
-fn consolidate(entries: &mut Vec<Entry>, arriving: Vec<Entry>, threshold: f32, capacity: usize, codec: Codec) -> usize {
+/// Merges or replaces, as the policy decides; how many entries ended. `to` becomes where each token ends.
+fn consolidate(
+    entries: &mut Vec<Entry>,
+    arriving: Vec<Entry>,
+    threshold: f32,
+    capacity: usize,
+    codec: Codec,
+    to: &mut [i64],
+) -> usize {
     let before: Vec<_> = entries.iter().map(|entry| (entry.id, entry.key.clone())).collect();
     let keys: Vec<_> = arriving.iter().map(|entry| entry.key.clone()).collect();
     let score = |x: &[f32], q: &[f32]| oracle::score(oracle::Metric::Dot, x, q);
     let fates = fates(threshold, capacity, &before, &keys, score);
     let mut replaced = 0;
-    for (new, fate) in arriving.into_iter().zip(fates) {
+    for ((new, fate), to) in arriving.into_iter().zip(fates).zip(to) {
         match fate {
             Fate::Merge(into) => {
                 let entry = entries.iter_mut().find(|entry| entry.id == into).unwrap();
                 mean(&mut entry.key, &new.key, codec);
                 mean(&mut entry.value, &new.value, codec);
+                *to = into;
             }
             Fate::Append(ended) => {
                 let n = entries.len();

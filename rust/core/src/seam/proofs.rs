@@ -100,9 +100,11 @@ fn eight_beams_cost_eight_tails() {
         rows: None,
         mask: None,
         labels: None,
+        on_duplicate: None,
         positions: None,
         columns: &[],
         nonfinite: None,
+        one_lane: false,
     };
     machine.bank.stage(&tokens, &Work::ALONE).unwrap();
     machine.bank.commit(&Work::ALONE).unwrap();

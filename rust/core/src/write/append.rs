@@ -14,7 +14,6 @@ impl WritePolicy for Append {
     }
 
     fn plan(&self, view: View) -> (Vec<Edit>, Vec<Range<usize>>) {
-        #[expect(clippy::single_range_in_vec_init, reason = "one run of tokens, not a vector of numbers")]
-        (Vec::new(), vec![0..view.arrival.rows.len()])
+        (Vec::new(), view.tokens.to_vec())
     }
 }

@@ -45,9 +45,11 @@ pub(crate) fn tokens<'a>(keys: &'a Array4<f32>, values: Option<&'a Array4<f32>>)
         rows: None,
         mask: None,
         labels: None,
+        on_duplicate: None,
         positions: None,
         columns: &[],
         nonfinite: None,
+        one_lane: false,
     }
 }
 

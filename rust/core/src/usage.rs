@@ -1,0 +1,135 @@
+//! How entries were used: hits, softmax mass, and when, in columns of a lane that evict policies read.
+//!
+//! Nothing is held for a lane that was never touched. Pages of ids are shared between versions and copied when written.
+//! What an ended entry had stays in its page until the page goes; its id never comes back, so nobody reads it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::bank::Bank;
+use crate::error::{Kind, Result, ensure};
+
+/// Ids per page.
+const PAGE_IDS: i64 = 256;
+
+/// How one entry was used.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Use {
+    /// Times that it was among the hits.
+    pub hits: u64,
+    /// Sum of its softmax weights, where they were told.
+    pub mass: f64,
+    /// Number of the last version that a touch of it made; 0: never touched.
+    pub last: u64,
+}
+
+/// Touches of entries of one lane, by id, summed.
+pub(crate) type Touches = BTreeMap<i64, (u64, f64)>;
+
+/// One [`Use`] per id.
+#[derive(Clone, Default)]
+pub(crate) struct Usage {
+    /// By number of the page, ascending.
+    pages: Vec<(i64, Arc<[Use]>)>,
+}
+
+impl Usage {
+    /// How an entry was used.
+    pub(crate) fn get(&self, id: i64) -> Use {
+        let page = self.pages.binary_search_by_key(&(id / PAGE_IDS), |(number, _)| *number);
+        page.map_or(Use::default(), |at| self.pages[at].1[(id % PAGE_IDS) as usize])
+    }
+
+    /// Adds touches of an entry, seen from version `number` on.
+    pub(crate) fn add(&mut self, id: i64, (hits, mass): (u64, f64), number: u64) {
+        let page = id / PAGE_IDS;
+        let at = self.pages.binary_search_by_key(&page, |(number, _)| *number).unwrap_or_else(|at| {
+            self.pages.insert(at, (page, Arc::new([Use::default(); PAGE_IDS as usize])));
+            at
+        });
+        let used = &mut Arc::make_mut(&mut self.pages[at].1)[(id % PAGE_IDS) as usize];
+        *used = Use { hits: used.hits + hits, mass: used.mass + mass, last: number };
+    }
+
+    /// Forgets pages of which every id is `end` or more.
+    pub(crate) fn drop_from(&mut self, end: i64) {
+        self.pages.retain(|(page, _)| page * PAGE_IDS < end);
+    }
+
+    /// Forgets pages of which every id is below `id`.
+    pub(crate) fn drop_below(&mut self, id: i64) {
+        self.pages.retain(|(page, _)| (page + 1) * PAGE_IDS > id);
+    }
+
+    /// Whether nothing was ever touched.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// Address and bytes of each page.
+    pub(crate) fn page_bytes(&self) -> impl Iterator<Item = (*const Use, usize)> {
+        self.pages.iter().map(|(_, page)| (page.as_ptr(), size_of_val::<[Use]>(page)))
+    }
+
+    /// Bytes of the list of pages.
+    pub(crate) fn nbytes(&self) -> usize {
+        self.pages.capacity() * size_of::<(i64, Arc<[Use]>)>()
+    }
+}
+
+/// What was found, and the weight that each find got.
+#[derive(Clone, Copy)]
+pub struct Found<'a> {
+    /// Bank row of each row of `ids`.
+    pub rows: &'a [usize],
+    /// `[rows, query_heads, T * k]`; negative: no hit.
+    pub ids: &'a [i64],
+    /// Query heads.
+    pub heads: usize,
+    /// Softmax weights, one per id; None: not told.
+    pub mass: Option<&'a [f64]>,
+}
+
+impl Bank {
+    /// Stages the use of what was found; a commit counts it, before it writes. Ids that are not there are passed over.
+    ///
+    /// # Errors
+    /// When the shapes do not fit each other and the bank, a row is not there, or a weight is negative, infinite or NaN.
+    pub fn touch(&self, found: &Found) -> Result<()> {
+        let mut staging = self.writer();
+        let version = self.snapshot().version;
+        let Found { rows, ids, heads: query_heads, mass } = *found;
+        let heads = self.config().heads;
+        let lanes = rows.len() * query_heads;
+        let fits = query_heads.is_multiple_of(heads) && query_heads > 0 && lanes > 0 && ids.len().is_multiple_of(lanes);
+        ensure(fits || ids.is_empty(), Kind::Shape, || {
+            format!("hits have {} rows and {query_heads} query heads; the bank has {heads} heads", rows.len())
+        })?;
+        ensure(mass.is_none_or(|mass| mass.len() == ids.len()), Kind::Shape, || {
+            format!("mass has {} numbers for {} hits: give one per hit", mass.map_or(0, <[f64]>::len), ids.len())
+        })?;
+        if let Some(row) = rows.iter().find(|&&row| row >= version.rows.len()) {
+            let message = || format!("hits name row {row}; the bank has {} rows", version.rows.len());
+            return ensure(false, Kind::Row, message);
+        }
+        let weight = |at: usize| mass.map_or(0.0, |mass| mass[at]);
+        let refused = (0..ids.len()).find(|&at| ids[at] >= 0 && !(weight(at).is_finite() && weight(at) >= 0.0));
+        ensure(refused.is_none(), Kind::NonFinite, || {
+            format!(
+                "mass holds {} for a hit: softmax weights are finite and not negative",
+                weight(refused.unwrap_or(0))
+            )
+        })?;
+        let each = ids.len().checked_div(lanes).unwrap_or(0);
+        for (at, &id) in ids.iter().enumerate() {
+            let (row, head) = (rows[at / each / query_heads], at / each % query_heads / (query_heads / heads));
+            // What is not live now is not live at the commit either: ids never come back.
+            if id >= 0 && version.rows[row].lanes[head].locate(id).is_some() {
+                let (hits, sum) = staging.touches.entry((row, head)).or_default().entry(id).or_default();
+                *hits += 1;
+                *sum += weight(at);
+            }
+        }
+        Ok(())
+    }
+}
