@@ -13,7 +13,7 @@ class NativeBank:
     The key/value memory of one attention layer.
     """
     def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | None, metric: str, key_codec: str | None, value_codec: str | None, evict: str, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]]) -> NativeBank: ...
-    def commit(self, /, threads: SupportsIndex | None) -> tuple[int, list[Incomplete], int]:
+    def commit(self, /, threads: SupportsIndex | None) -> NativeReceipt:
         """
         Publish what is staged.
         """
@@ -56,7 +56,7 @@ class NativeBank:
         """
         The version as it is.
         """
-    def stage(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None, SupportsGetItem[int, tuple[str, Incomplete]]], threads: SupportsIndex | None) -> Incomplete:
+    def stage(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None, Incomplete | None, str | None, SupportsGetItem[int, tuple[str, Incomplete]], bool], threads: SupportsIndex | None) -> Incomplete:
         """
         Stage tokens; the ids `[rows, T]`.
         """
@@ -73,7 +73,7 @@ class NativeBank:
         """
         Keep ids below `ends`: one number, or one per named row.
         """
-    def write(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None, SupportsGetItem[int, tuple[str, Incomplete]]], threads: SupportsIndex | None) -> tuple[int, list[Incomplete], int]:
+    def write(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None, Incomplete | None, str | None, SupportsGetItem[int, tuple[str, Incomplete]], bool], threads: SupportsIndex | None) -> NativeReceipt:
         """
         Stage tokens and publish what is staged; a failure leaves none of the tokens.
         """

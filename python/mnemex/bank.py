@@ -10,7 +10,7 @@ from mnemex import _arguments as arguments
 from mnemex import _columns, parts
 from mnemex._arrays import vectors
 from mnemex._native import NativeBank, NativeSnapshot
-from mnemex.errors import ArgumentError, DtypeError
+from mnemex.errors import ArgumentError, DtypeError, ShapeError
 from mnemex.reads import Reads
 from mnemex.results import Hits, Receipt
 
@@ -345,6 +345,38 @@ class Bank(Reads):
     def copy(self) -> Bank:
         """Make an independent bank that shares every block until one side writes."""
         return self.snapshot().copy()
+
+    def refresh(self) -> None:
+        """See what another process has published since; a bank in memory has no other writer and is as it was."""
+
+    def train(self, keys: ArrayLike, values: ArrayLike | None = None, queries: ArrayLike | None = None) -> None:
+        """Fit what the bank's parts learn from examples, before anything is written.
+
+        Flat indexes and plain codecs learn nothing: for a bank of these, the examples are checked and the bank is as it
+        was, so that code written for any bank runs with every bank.
+
+        Parameters
+        ----------
+        keys, values, queries
+            Examples, shaped as for `stage` and `search`; any number of tokens.
+
+        Raises
+        ------
+        ShapeError, DtypeError
+            Examples that the bank could not hold.
+        """
+        for name, given, dim in (
+            ("keys", keys, self.key_dim),
+            ("values", values, self.value_dim),
+            ("queries", queries, self.key_dim),
+        ):
+            if given is None:
+                continue
+            array, _ = vectors(name, given, one_lane=self._one_lane)
+            if dim is None:
+                raise ArgumentError(f"{name} were given to a bank that stores none: make it with value_dim=")
+            if array.shape[-1] != dim:
+                raise ShapeError(f"{name} have {array.shape[-1]} numbers each; expected {dim}")
 
     # ------------------------------------------------------------------ changes at once
 

@@ -326,3 +326,16 @@ def test_merge_of_parts_is_attention_over_the_whole():
     out, lse = mx.merge(*parts)
     np.testing.assert_allclose(out, whole.out, atol=1e-6)
     np.testing.assert_allclose(lse, whole.lse, atol=1e-6)
+
+
+def test_examples_are_checked_where_nothing_is_learned_from_them():
+    bank = mx.Bank(heads=2, key_dim=4, value_dim=3)
+    rng = np.random.default_rng(0)
+    keys, values = (rng.standard_normal((1, 2, 9, dim), np.float32) for dim in (4, 3))
+    assert bank.train(keys, values, queries=keys) is None
+    assert len(bank) == 0
+    assert bank.version == 0
+    with pytest.raises(mx.ShapeError, match=r"queries have 3 .* expected 4"):
+        bank.train(keys, queries=values)
+    with pytest.raises(mx.ArgumentError, match="values were given"):
+        mx.Bank(heads=2, key_dim=4).train(keys, values)
