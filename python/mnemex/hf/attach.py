@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from mnemex.errors import ArgumentError, Error, Unsupported
 from mnemex.hf.attachment import Attachment, Write
-from mnemex.hf.decoder import Decoder, Layers, find_decoder
 from mnemex.hf.fingerprint import fingerprint
 from mnemex.hf.function import attached_modules
+from mnemex.hf.stack import Layers, Stack, find_stack
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,8 +90,8 @@ def attach(
         raise ArgumentError(f"top_k={top_k!r}: expected an integer of at least 1, or None for every entry")
     if trace and top_k is None:
         raise ArgumentError("trace=True needs a top_k: with top_k=None every entry is read, and none is chosen")
-    decoder = find_decoder(model)
-    modules = decoder.chosen(tuple(memory.layers) if layers == "auto" else layers)
+    stack = find_stack(model)
+    modules = stack.chosen(tuple(memory.layers) if layers == "auto" else layers)
     missing = sorted(set(modules) - set(memory.layers))
     if missing:
         raise ArgumentError(
@@ -99,26 +99,26 @@ def attach(
             f"make it with Memory.for_model(model, layers={sorted(modules)})"
         )
     if any(module in attached_modules for module in modules.values()):
-        raise Error(f"this {decoder.name} has a memory attached already: detach() that one first")
-    _check_writer(decoder, memory)
-    return Attachment(decoder, modules, memory, top_k=top_k, write=write, trace=trace)
+        raise Error(f"this {stack.name} has a memory attached already: detach() that one first")
+    _check_writer(stack, memory)
+    return Attachment(stack, modules, memory, top_k=top_k, write=write, trace=trace)
 
 
-def _check_writer(decoder: Decoder, memory: Memory) -> None:
+def _check_writer(stack: Stack, memory: Memory) -> None:
     """Compare the model with the one that the memory was made for."""
     written_by = memory.fingerprint
     if written_by is None:
         return
-    own = fingerprint(decoder, memory.layers)
+    own = fingerprint(stack, memory.layers)
     if own == written_by:
         return
     if own.partition("/")[0] != written_by.partition("/")[0]:
         raise ArgumentError(
-            f"the memory was made for another architecture than this {decoder.name} (heads, sizes, positions or "
+            f"the memory was made for another architecture than this {stack.name} (heads, sizes, positions or "
             "layers differ): make one with Memory.for_model(model)"
         )
     if len(memory):
         warnings.warn(
-            f"the memory was written with other weights than this {decoder.name} has: its keys may not fit the queries",
+            f"the memory was written with other weights than this {stack.name} has: its keys may not fit the queries",
             stacklevel=3,
         )

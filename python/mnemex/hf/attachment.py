@@ -11,9 +11,10 @@ from weakref import ReferenceType, ref
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache
 
 from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
-from mnemex.hf.cache import WindowCache
+from mnemex.hf.cache import WindowCache, self_attention_cache
 from mnemex.hf.forward import ModelForward
 from mnemex.hf.function import FORWARD, attached_modules, restore, switch
 from mnemex.hf.staging import Counts, next_position
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mnemex import Memory, Receipt
-    from mnemex.hf.decoder import Decoder
+    from mnemex.hf.stack import Stack
     from mnemex.torch.joined import Trace
 
 Write = Literal["off", "all", "evicted"]
@@ -74,7 +75,7 @@ class Attachment:
 
     def __init__(
         self,
-        decoder: Decoder,
+        stack: Stack,
         modules: dict[int, nn.Module],
         memory: Memory,
         *,
@@ -82,7 +83,7 @@ class Attachment:
         write: Write | None,
         trace: bool,
     ) -> None:
-        self.decoder, self.modules, self.memory, self.top_k = decoder, modules, memory, top_k
+        self.stack, self.modules, self.memory, self.top_k = stack, modules, memory, top_k
         self.indices = {module: index for index, module in modules.items()}
         self.counts = Counts()
         self.writes = 0
@@ -90,25 +91,25 @@ class Attachment:
         self.attached = True
         self.trace: dict[int, Trace] | None = {} if trace else None
         self._write = write
-        self._limit: int | None = getattr(decoder.config, "max_position_embeddings", None)
+        self._limit: int | None = getattr(stack.config, "max_position_embeddings", None)
         self._writer: ReferenceType[WindowCache] | None = None
-        self._configs = decoder.configs(modules)
+        self._configs = stack.configs(modules)
         switch(self._configs)
         for module in self.indices:
-            attached_modules[module] = decoder.name
+            attached_modules[module] = stack.name
         self._hooks = [
             hook
-            for model in decoder.owners
+            for model in stack.owners
             for hook in (
                 model.register_forward_pre_hook(self._before, with_kwargs=True),
                 model.register_forward_hook(self._after, with_kwargs=True, always_call=True),
             )
         ]
-        self._names = {model: list(inspect.signature(model.forward).parameters) for model in decoder.owners}
+        self._names = {model: list(inspect.signature(model.forward).parameters) for model in stack.owners}
 
     def __repr__(self) -> str:
         state = "" if self.attached else ", detached"
-        return f"Attachment({self.decoder.name}, layers={list(self.modules)}, top_k={self.top_k}{state})"
+        return f"Attachment({self.stack.name}, layers={list(self.modules)}, top_k={self.top_k}{state})"
 
     def __enter__(self) -> Self:
         return self
@@ -121,7 +122,7 @@ class Attachment:
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise Error(f"an attached {self.decoder.name} cannot be pickled: detach() first, and save the memory by itself")
+        raise Error(f"an attached {self.stack.name} cannot be pickled: detach() first, and save the memory by itself")
 
     def detach(self) -> None:
         """Leave the model as it was before; a second call does nothing."""
@@ -158,7 +159,7 @@ class Attachment:
             next_position=self.next_position,
         )
 
-    def cache(self, window: int = 512, sinks: int = 4) -> WindowCache:
+    def cache(self, window: int = 512, sinks: int = 4) -> WindowCache | EncoderDecoderCache:
         """Make a cache whose window is local and whose rest is in the memory, for `generate` and forward passes.
 
         Parameters
@@ -170,8 +171,9 @@ class Attachment:
 
         Returns
         -------
-        WindowCache
-            Give it as `past_key_values`. It commits at the end of each forward pass, and continues the positions of
+        WindowCache or EncoderDecoderCache
+            Give it as `past_key_values`; for an encoder-decoder it stands beside a cache for the attention to the
+            encoder. It commits at the end of each forward pass, and continues the positions of
             what the memory holds already. The newest cache of an attachment is the one that works.
 
         Raises
@@ -186,6 +188,8 @@ class Attachment:
         cache = WindowCache(self, window=window, sinks=sinks)
         self._write = "evicted"
         self._writer = ref(cache)
+        if self.stack.kind == "encoder-decoder":
+            return EncoderDecoderCache(cache, DynamicCache(config=self.stack.config))
         return cache
 
     def writer(self) -> WindowCache | None:
@@ -215,6 +219,13 @@ class Attachment:
             raise ShapeError(f"ids are {list(ids.shape)}{given}: expected [rows, tokens] for both")
         if chunk < 1:
             raise ArgumentError(f"chunk={chunk}: expected at least 1 token")
+        if self.stack.kind == "encoder-decoder" or self.stack.model.main_input_name != "input_ids":
+            raise Unsupported(
+                f"{self.stack.name} does not read token ids by themselves: attach with write='all', call it with its "
+                "inputs, and commit()"
+            )
+        if self.stack.kind == "encoder":
+            return self._ingest_passages(ids, attention_mask, chunk)
         base = self.next_position
         if base or ids.shape[1] > chunk:
             self._need_positions()
@@ -222,7 +233,7 @@ class Attachment:
         if attention_mask is not None:
             positions = base + (attention_mask.long().cumsum(1) - 1).clamp(min=0)
         # Layers that are not attached need their own past from chunk to chunk; without such layers, no cache is needed.
-        cache = WindowCache(self, window=1, sinks=0) if self.decoder.others or self._leaves_layers_out() else None
+        cache = WindowCache(self, window=1, sinks=0) if self.stack.others or self._leaves_layers_out() else None
         outer, self._writer = self._writer, None if cache is None else ref(cache)
         stages, self.stages_tokens = self.stages_tokens, cache is None
         try:
@@ -231,7 +242,7 @@ class Attachment:
                 seen = None
                 if attention_mask is not None:
                     seen = attention_mask[:, : span.stop] if cache is not None else attention_mask[:, span]
-                self.decoder.model(
+                self.stack.model(
                     input_ids=ids[:, span], attention_mask=seen, position_ids=positions[:, span],
                     past_key_values=cache, use_cache=cache is not None,
                 )  # fmt: skip
@@ -243,15 +254,31 @@ class Attachment:
         finally:
             self._writer, self.stages_tokens = outer, stages
 
+    def _ingest_passages(self, ids: Tensor, attention_mask: Tensor | None, chunk: int) -> None:
+        """Read an encoder's text, each chunk of it a passage with positions of its own."""
+        stages, self.stages_tokens = self.stages_tokens, True
+        try:
+            for start in range(0, ids.shape[1], chunk):
+                span = slice(start, start + chunk)
+                self.stack.model(
+                    input_ids=ids[:, span], attention_mask=None if attention_mask is None else attention_mask[:, span]
+                )
+                self.memory.commit()
+        except BaseException:
+            self.memory.rollback()
+            raise
+        finally:
+            self.stages_tokens = stages
+
     def _need_positions(self) -> None:
-        if "position_ids" not in self._names[self.decoder.model]:
+        if "position_ids" not in self._names[self.stack.model]:
             raise Unsupported(
-                f"{self.decoder.name} takes no position_ids, so it cannot continue after what is in the memory: "
+                f"{self.stack.name} takes no position_ids, so it cannot continue after what is in the memory: "
                 "read each text in one chunk, into an empty memory"
             )
 
     def _leaves_layers_out(self) -> bool:
-        return len(self.modules) < len(self.decoder.modules)
+        return len(self.modules) < len(self.stack.modules)
 
     def take_rows(self, memory: Memory, batch: int) -> None:
         """Give the memory as many rows as the batch has, where it may take them."""
@@ -269,7 +296,7 @@ class Attachment:
         if FORWARD in kwargs or module not in self._names:
             return None
         inputs = {**dict(zip(self._names[module], args, strict=False)), **kwargs}
-        past = inputs.get("past_key_values")
+        past = self_attention_cache(inputs.get("past_key_values"))
         if isinstance(past, WindowCache):
             shifted = self._shifted(past, inputs)
             if shifted is not None:
@@ -308,7 +335,7 @@ class Attachment:
     def _warn_beyond_limit(self, forward: ModelForward) -> None:
         if self._limit is not None and forward.last_position >= self._limit:
             warnings.warn(
-                f"position {forward.last_position} is past the {self._limit} that {self.decoder.name} was trained on, "
+                f"position {forward.last_position} is past the {self._limit} that {self.stack.name} was trained on, "
                 "where answers degrade with true positions; a memory made with keys='plain' serves longer texts",
                 stacklevel=6,
             )

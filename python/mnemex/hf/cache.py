@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
 from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from mnemex import Memory
     from mnemex.hf.attachment import Attachment
     from mnemex.hf.forward import ModelForward
+
+
+def self_attention_cache(past: Any) -> Any:  # noqa: ANN401 - any cache of transformers
+    """Find the cache of the layers that a memory is attached to: of an encoder-decoder's two, the decoder's own."""
+    return past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
 
 
 class WindowCache(Cache):
@@ -51,13 +56,15 @@ class WindowCache(Cache):
             raise ArgumentError(f"window={window}: expected at least 1, the current token")
         if sinks < 0:
             raise ArgumentError(f"sinks={sinks}: expected 0 or more")
-        decoder = attachment.decoder
-        if decoder.expands_cached_keys:
+        stack = attachment.stack
+        if stack.kind == "encoder":
+            raise Unsupported(f"{stack.name} is an encoder, which keeps no cache: attach with write='all' instead")
+        if stack.expands_cached_keys:
             raise Unsupported(
-                f"{decoder.name} caches latents and makes keys and values of them afterwards (MLA), so a cache cannot "
+                f"{stack.name} caches latents and makes keys and values of them afterwards (MLA), so a cache cannot "
                 "put them into a memory: attach with write='all' instead"
             )
-        layers: list[Any] = DynamicCache(config=decoder.config).layers
+        layers: list[Any] = DynamicCache(config=stack.config).layers
         full = [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer]
         self.attached = {index: WindowLayer(self) for index in attachment.modules}
         self.others = [layer for index, layer in enumerate(layers) if index not in self.attached]
@@ -215,7 +222,7 @@ class WindowCache(Cache):
         """Raise: the tokens that left the window would be missing."""
         raise Error(
             "this cache works inside forward passes of the model it was made for, while the memory is attached: "
-            f"{self._attachment.decoder.name} is {'' if self._attachment.attached else 'not '}attached; "
+            f"{self._attachment.stack.name} is {'' if self._attachment.attached else 'not '}attached; "
             "use the DynamicCache of transformers elsewhere"
         )
 

@@ -12,7 +12,7 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mnemex.hf.decoder import Decoder
+    from mnemex.hf.stack import Stack
 
 SAMPLES = 1024
 """Numbers taken from each weight, evenly: training changes nearly all of them, so a sample tells."""
@@ -23,20 +23,20 @@ _SHAPE = (
 )  # fmt: skip
 
 
-def fingerprint(decoder: Decoder, layers: Iterable[int]) -> str:
+def fingerprint(stack: Stack, layers: Iterable[int]) -> str:
     """Architecture and weights of the attention of these layers, as "digest/digest".
 
     Weights are rounded to bfloat16 first, so that one model loaded in two dtypes stays one model.
     """
-    config = decoder.config
+    config = stack.config
     known = config.to_dict()
     shape = {name: known.get(name) for name in _SHAPE}
     shape["layers"] = sorted(layers)
     architecture = json.dumps(shape, sort_keys=True, default=str).encode()
     weights = hashlib.blake2b(digest_size=8)
     for index in sorted(layers):
-        if index in decoder.modules:
-            _sample(decoder.modules[index], weights)
+        if index in stack.modules:
+            _sample(stack.modules[index], weights)
     return f"{hashlib.blake2b(architecture, digest_size=8).hexdigest()}/{weights.hexdigest()}"
 
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers import StaticCache
 
 from mnemex.errors import ArgumentError, Unsupported
-from mnemex.hf.cache import WindowCache
+from mnemex.hf import masks
+from mnemex.hf.cache import WindowCache, self_attention_cache
 from mnemex.hf.function import base_function
 from mnemex.hf.staging import stage_tokens
 from mnemex.torch.joined import Reading, Trace, joined_attention
-from mnemex.torch.local import Mask, Scoring, prepare
+from mnemex.torch.local import Mask, Scoring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,13 +46,14 @@ class ModelForward:
     def __init__(self, attachment: Attachment, owner: nn.Module, inputs: Mapping[str, Any]) -> None:
         self.attachment, self.owner, self.open = attachment, owner, True
         self.layers = attachment.indices
-        tokens = inputs.get("input_ids")
-        if tokens is None:
-            tokens = inputs.get("inputs_embeds")
-        if tokens is None:
-            raise ArgumentError(f"{attachment.decoder.name} was called without input_ids and without inputs_embeds")
-        self.batch, self.n_queries = tokens.shape[:2]
-        past = inputs.get("past_key_values")
+        names = dict.fromkeys(["input_ids", "inputs_embeds", attachment.stack.model.main_input_name])
+        given = next((inputs[name] for name in names if inputs.get(name) is not None), None)
+        if given is None:
+            raise ArgumentError(f"{attachment.stack.name} was called without {' and without '.join(names)}")
+        self.batch = given.shape[0]
+        # How many tokens a model makes of an image shows in its first attention layer.
+        self.n_queries = given.shape[1] if given.ndim < 4 else 0
+        past = self_attention_cache(inputs.get("past_key_values"))
         self.cache = past if isinstance(past, WindowCache) else None
         self.stages = attachment.stages_tokens and self.cache is None
         if self.stages and isinstance(past, StaticCache):
@@ -63,8 +65,8 @@ class ModelForward:
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._masks: tuple[Tensor, Mask | None] | None = None
         self._local_masks: tuple[Tensor | None, Tensor | None] | None = None
-        given = inputs.get("attention_mask")
-        self._mask_is_own = given is not None and not (isinstance(given, Tensor) and given.ndim == 2)
+        mask = inputs.get("attention_mask")
+        self._mask_is_own = mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2)
         self._diagonal: Bools | None = None
         if self.cache is not None:
             if self._mask_is_own:
@@ -122,17 +124,22 @@ class ModelForward:
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Attend in one attached layer; arguments and result are those of an attention function."""
+        bias = kwargs.get("position_bias")
         if base == "sdpa" and mask is not None and mask.dtype != torch.bool and not self._mask_is_own:
-            raise _biased(module)
+            raise masks.biased(module)
+        self.n_queries = self.n_queries or query.shape[2]
         if self.cache is not None:
+            if bias is not None:
+                raise Unsupported(
+                    f"{type(module).__name__} biases keys by where they stand in the cache, which keeps part of them: "
+                    "use it without a.cache()"
+                )
             mask = self._of_local_keys(index, module, key, value, mask)
         elif self.stages and self.open:
             self._keep(index, module, key, value, mask)
         snapshot = self._snapshot[index]
         if not len(snapshot):
             return base_function(type(module), base)(module, query, key, value, mask, **kwargs)
-        if kwargs.get("position_bias") is not None:
-            raise _biased(module)
         n_queries, n_keys = query.shape[2], key.shape[2]
         is_causal = kwargs.get("is_causal")
         causal = (
@@ -149,6 +156,11 @@ class ModelForward:
         if torch.is_autocast_enabled(query.device.type):
             home = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(home), key.to(home), value.to(home)
+        if bias is None:
+            local_mask = self._prepared(module, mask, home)
+        else:
+            local_mask = masks.with_bias(bias, mask, key.shape[2], causal=causal, dtype=home)
+            causal = False
         scale = kwargs.get("scaling")
         scoring = Scoring(
             query.shape[-1] ** -0.5 if scale is None else scale,
@@ -157,7 +169,7 @@ class ModelForward:
             kwargs.get("dropout", 0.0) if module.training else 0.0,
         )
         out = joined_attention(
-            query, key, value, self._prepared(module, mask, home), scoring,
+            query, key, value, local_mask, scoring,
             Reading(snapshot, self.attachment.top_k, observe=self._observer(index)), sink=kwargs.get("s_aux"),
         )  # fmt: skip
         return out.transpose(1, 2).contiguous(), None
@@ -203,9 +215,7 @@ class ModelForward:
     def _note_diagonal(self, mask: Tensor | None) -> None:
         """With a mask made by the caller, a token that may not attend to itself is a pad."""
         if self._mask_is_own and self._diagonal is None and mask is not None:
-            own = mask[:, 0].diagonal(mask.shape[3] - mask.shape[2], -2, -1)
-            seen = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min
-            self._diagonal = np.broadcast_to(seen.cpu().numpy(), (self.batch, self.n_queries))
+            self._diagonal = np.broadcast_to(masks.diagonal(mask), (self.batch, self.n_queries))
 
     def _prepared(self, module: nn.Module, mask: Tensor | None, dtype: torch.dtype) -> Mask | None:
         """Make the mask that `joined_attention` takes. All layers share one mask, so it is made once."""
@@ -213,14 +223,7 @@ class ModelForward:
             return None
         if self._masks is not None and self._masks[0] is mask:
             return self._masks[1]
-        additive = mask
-        if mask.dtype != torch.bool:
-            # Eager masks block with the smallest number of their dtype.
-            blocked = mask <= torch.finfo(mask.dtype).min
-            if not self._mask_is_own and bool((mask.masked_fill(blocked, 0.0) != 0.0).any()):
-                raise _biased(module)
-            additive = mask.masked_fill(blocked, -torch.inf)
-        prepared = prepare(additive, dtype)
+        prepared = masks.prepared(module, mask, dtype, own=self._mask_is_own)
         if self.open:
             self._masks = (mask, prepared)
         return prepared
@@ -246,30 +249,6 @@ class ModelForward:
             )
             unused = np.ones((self.batch, n_sinks), np.bool_) if unused is None else unused
         if unused is not None:
-            local = _with_sinks(local, torch.from_numpy(unused).to(key.device), self.n_queries, key.shape[2])
+            local = masks.with_sinks(local, torch.from_numpy(unused).to(key.device), self.n_queries, key.shape[2])
         self._local_masks = (mask, local)
         return local
-
-
-def _biased(module: nn.Module) -> Unsupported:
-    return Unsupported(
-        f"{type(module).__name__} adds a bias of its own to each key, which entries of a memory do not have: "
-        "detach the memory from this model"
-    )
-
-
-def _with_sinks(mask: Tensor | None, valid: Tensor, n_queries: int, n_keys: int) -> Tensor:
-    """Open the first columns of the mask, the sinks, where a row has that sink; `valid` is `[rows, n_sinks]`."""
-    rows, n_sinks = valid.shape
-    if mask is None:
-        mask = torch.ones(rows, 1, n_queries, n_keys, dtype=torch.bool, device=valid.device)
-    else:
-        mask = mask.expand(rows, *mask.shape[1:]).clone()
-    blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    opened = True if mask.dtype == torch.bool else 0.0
-    mask[..., :n_sinks] = opened
-    return mask.masked_fill_(_padded(~valid, n_keys)[:, None, None], blocked)
-
-
-def _padded(columns: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(columns, (0, width - columns.shape[1]))
