@@ -306,6 +306,24 @@ def test_one_document_serves_a_batch():
 
 
 @torch.no_grad()
+def test_texts_packed_into_one_row_read_as_if_alone_and_are_not_written():
+    model, x = make("llama"), tokens(1, 20, seed=30)
+    one, two = tokens(1, 5, seed=31), tokens(1, 7, seed=32)
+    starts = [torch.arange(20, 20 + t.shape[1])[None] for t in (one, two)]
+    packed = {"input_ids": torch.cat([one, two], 1), "position_ids": torch.cat(starts, 1), "use_cache": False}
+    with mx.hf.attach(model, memory_of(model), top_k=EVERY) as a:
+        a.ingest(x)
+        got = model(**packed).logits.split([5, 7], 1)
+        for text, positions, out in zip((one, two), starts, got, strict=True):
+            assert gap(out, model(text, position_ids=positions).logits) <= 1e-5
+        with pytest.raises(mx.Error, match="cu_seq_lens"):
+            model(**packed, cu_seq_lens_q=torch.tensor([0, 5, 12]))
+    for write, cache in (("all", None), ("evicted", 4)):
+        with mx.hf.attach(model, memory_of(model), write=write) as a, pytest.raises(mx.Error, match="several texts"):
+            model(**{**packed, "use_cache": True}, past_key_values=cache and a.cache(cache))
+
+
+@torch.no_grad()
 def test_reading_again_continues_the_positions():
     model, x = make("gpt2"), tokens(1, 30, seed=27)
     want = model(x).logits[:, 24:]

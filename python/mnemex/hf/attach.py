@@ -10,11 +10,13 @@ from mnemex.hf.attachment import Attachment, Write
 from mnemex.hf.fingerprint import fingerprint
 from mnemex.hf.function import attached_modules
 from mnemex.hf.stack import Layers, Stack, find_stack
+from mnemex.torch.merges import PerHead
 
 if TYPE_CHECKING:
     from torch import nn
 
     from mnemex import Memory
+    from mnemex.torch import Bias, Gate
 
 _WRITES = ("off", "all", "evicted")
 
@@ -24,7 +26,7 @@ def attach(
     memory: Memory,
     *,
     top_k: int | None = 32,
-    merge: Literal["joint"] = "joint",
+    merge: Literal["joint"] | Bias | Gate = "joint",
     layers: Layers = "auto",
     positions: Literal["auto", "true"] = "auto",
     write: Write | None = None,
@@ -43,7 +45,9 @@ def attach(
     top_k
         Entries each query reads; None: every entry, which makes the model exact over the whole past.
     merge
-        "joint": one softmax over local keys and entries.
+        "joint": one softmax over local keys and entries, exact. A `mnemex.torch.Bias` or `Gate` with one number per
+        query head is copied into each attached attention module as its submodule `mnemex_merge`: until `detach` it is
+        in `model.state_dict()`, and PEFT trains it with `modules_to_save=["mnemex_merge"]`.
     layers
         Layers that read: "auto" takes every layer of the memory, and a memory made with "auto" has every layer that
         can be attached. Layers with a sliding window see only that, with or without a memory, and are left alone.
@@ -69,8 +73,14 @@ def attach(
 
     Notes
     -----
-    Gradients flow to the model's own queries, keys and values; entries are constants. A forward pass reads one version
-    of the memory, also when its layers run again under gradient checkpointing.
+    Gradients flow to the model's own queries, keys and values, and to the merge; entries are constants. A forward pass
+    reads one version of the memory, also when its layers run again under gradient checkpointing.
+
+    Texts packed into one row (`position_ids` that start again, with use_cache=False) read the memory of that row, each
+    as if alone; they cannot be written, since one row keeps one text.
+
+    Of an encoder-decoder, the decoder's self attention reads. A bias that a model learned for distances (T5) holds for
+    local keys; entries have none.
 
     Examples
     --------
@@ -78,10 +88,8 @@ def attach(
     ...     a.ingest(book)
     ...     model.generate(question, past_key_values=a.cache(window=512))
     """
-    if merge != "joint":
-        raise Unsupported(
-            f"merge={merge!r}: attach joins in one softmax, 'joint'; learned merges work in mnemex.torch.attention"
-        )
+    if merge != "joint" and not isinstance(merge, PerHead):
+        raise ArgumentError(f"merge={merge!r}: expected 'joint', mnemex.torch.Bias(heads) or mnemex.torch.Gate(heads)")
     if positions not in ("auto", "true"):
         raise Unsupported(f"positions={positions!r}: keys stored as the model made them serve positions='true' alone")
     if write is not None and write not in _WRITES:
@@ -101,7 +109,8 @@ def attach(
     if any(module in attached_modules for module in modules.values()):
         raise Error(f"this {stack.name} has a memory attached already: detach() that one first")
     _check_writer(stack, memory)
-    return Attachment(stack, modules, memory, top_k=top_k, write=write, trace=trace)
+    learned = merge if isinstance(merge, PerHead) else None
+    return Attachment(stack, modules, memory, top_k=top_k, write=write, trace=trace, merge=learned)
 
 
 def _check_writer(stack: Stack, memory: Memory) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from transformers import DynamicCache, EncoderDecoderCache
 from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
 from mnemex.hf.cache import WindowCache, self_attention_cache
 from mnemex.hf.forward import ModelForward
-from mnemex.hf.function import FORWARD, attached_modules, restore, switch
+from mnemex.hf.function import FORWARD, MERGE, attached_modules, restore, switch
 from mnemex.hf.staging import Counts, next_position
+from mnemex.torch.merges import JOINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from mnemex import Memory, Receipt
     from mnemex.hf.stack import Stack
     from mnemex.torch.joined import Trace
+    from mnemex.torch.merges import PerHead
 
 Write = Literal["off", "all", "evicted"]
 
@@ -82,6 +85,7 @@ class Attachment:
         top_k: int | None,
         write: Write | None,
         trace: bool,
+        merge: PerHead | None = None,
     ) -> None:
         self.stack, self.modules, self.memory, self.top_k = stack, modules, memory, top_k
         self.indices = {module: index for index, module in modules.items()}
@@ -94,9 +98,12 @@ class Attachment:
         self._limit: int | None = getattr(stack.config, "max_position_embeddings", None)
         self._writer: ReferenceType[WindowCache] | None = None
         self._configs = stack.configs(modules)
+        self.merge = JOINT if merge is None else merge.merge
         switch(self._configs)
         for module in self.indices:
             attached_modules[module] = stack.name
+            if merge is not None:
+                module.add_module(MERGE, copy.deepcopy(merge).to(next(module.parameters()).device))
         self._hooks = [
             hook
             for model in stack.owners
@@ -133,6 +140,8 @@ class Attachment:
             hook.remove()
         for module in self.indices:
             del attached_modules[module]
+            if hasattr(module, MERGE):
+                delattr(module, MERGE)
         restore(self._configs)
 
     def commit(self) -> list[Receipt]:
@@ -145,8 +154,11 @@ class Attachment:
         return next_position(self.memory)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Learned parameters of the merge; joint attention has none."""
-        return iter(())
+        """Give the learned parameters of the merge, layer by layer; joint attention has none."""
+        for module in self.modules.values():
+            merge = getattr(module, MERGE, None)
+            if merge is not None:
+                yield from merge.parameters()
 
     def stats(self) -> AttachmentStats:
         """Tell what this attachment has done, and what its memory holds."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from mnemex.hf.function import MERGE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -41,7 +43,9 @@ def fingerprint(stack: Stack, layers: Iterable[int]) -> str:
 
 
 def _sample(module: nn.Module, into: hashlib.blake2b) -> None:
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
+        if name.startswith(MERGE):
+            continue
         flat = parameter.detach().reshape(-1)
         taken = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
         into.update(taken.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())

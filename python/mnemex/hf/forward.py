@@ -18,7 +18,7 @@ from transformers import StaticCache
 from mnemex.errors import ArgumentError, Unsupported
 from mnemex.hf import masks
 from mnemex.hf.cache import WindowCache, self_attention_cache
-from mnemex.hf.function import base_function
+from mnemex.hf.function import MERGE, base_function
 from mnemex.hf.staging import stage_tokens
 from mnemex.torch.joined import Reading, Trace, joined_attention
 from mnemex.torch.local import Mask, Scoring
@@ -68,12 +68,17 @@ class ModelForward:
         mask = inputs.get("attention_mask")
         self._mask_is_own = mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2)
         self._diagonal: Bools | None = None
+        if self.cache is not None and self._mask_is_own:
+            raise Unsupported(
+                "a.cache() keeps part of the keys, to which a mask with one number per key does not fit: give the "
+                "attention_mask of pads, [rows, tokens]"
+            )
+        if (self.stages or self.cache is not None) and self._packed():
+            raise Unsupported(
+                "position_ids start again within a row, so it holds several texts, and a row of a memory keeps one: "
+                "write each text in a row of its own"
+            )
         if self.cache is not None:
-            if self._mask_is_own:
-                raise Unsupported(
-                    "a.cache() keeps part of the keys, to which a mask with one number per key does not fit: give the "
-                    "attention_mask of pads, [rows, tokens]"
-                )
             self.cache.begin(self)
         elif self.stages:
             attachment.take_rows(attachment.memory, self.batch)
@@ -92,6 +97,13 @@ class ModelForward:
         # Models of images and text give [axes, batch, T]; text moves along all axes alike.
         plane = given if given.ndim == 2 else given[0]
         return np.broadcast_to(plane.detach().cpu().numpy(), shape)
+
+    def _packed(self) -> bool:
+        """Whether a row holds several texts: transformers keeps texts apart where positions do not go on by one."""
+        given = self._inputs.get("position_ids")
+        if given is None or given.ndim != 2 or self._inputs.get("attention_mask") is not None:
+            return False
+        return bool((given[:, 1:] != given[:, :-1] + 1).any())
 
     @property
     def last_position(self) -> int:
@@ -124,6 +136,11 @@ class ModelForward:
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Attend in one attached layer; arguments and result are those of an attention function."""
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise Unsupported(
+                f"{type(module).__name__} got cu_seq_lens, which {base!r} attention does not see: give position_ids "
+                "that start again with each text"
+            )
         bias = kwargs.get("position_bias")
         if base == "sdpa" and mask is not None and mask.dtype != torch.bool and not self._mask_is_own:
             raise masks.biased(module)
@@ -138,8 +155,15 @@ class ModelForward:
         elif self.stages and self.open:
             self._keep(index, module, key, value, mask)
         snapshot = self._snapshot[index]
+        merge = getattr(module, MERGE, None)
+        weight = None if merge is None else merge(query)
         if not len(snapshot):
-            return base_function(type(module), base)(module, query, key, value, mask, **kwargs)
+            out, shown = base_function(type(module), base)(module, query, key, value, mask, **kwargs)
+            # Distributed training wants every parameter in the graph, with nothing to learn in it too.
+            return (
+                out if weight is None or not torch.is_grad_enabled() else out + 0.0 * weight.sum().to(out.dtype),
+                shown,
+            )
         n_queries, n_keys = query.shape[2], key.shape[2]
         is_causal = kwargs.get("is_causal")
         causal = (
@@ -170,7 +194,8 @@ class ModelForward:
         )
         out = joined_attention(
             query, key, value, local_mask, scoring,
-            Reading(snapshot, self.attachment.top_k, observe=self._observer(index)), sink=kwargs.get("s_aux"),
+            Reading(snapshot, self.attachment.top_k, self.attachment.merge, self._observer(index)),
+            weight=weight, sink=kwargs.get("s_aux"),
         )  # fmt: skip
         return out.transpose(1, 2).contiguous(), None
 

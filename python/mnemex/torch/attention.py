@@ -80,10 +80,8 @@ def attention(
         raise ArgumentError("attn_mask and is_causal=True exclude each other: put the causal part into the mask")
     weight = None
     how: Merge = JOINT
-    if isinstance(merge, Bias | Gate):
-        how, weight = merge.merge, merge.weight
-        if weight.shape != (q.shape[1],):
-            raise ShapeError(f"merge has {weight.numel()} heads, q has {q.shape[1]}: make it with one per query head")
+    if callable(merge) and hasattr(merge, "merge"):
+        how, weight = merge.merge, merge(q)
     elif merge != "joint":
         raise ArgumentError(f"merge={merge!r}: expected 'joint', mnemex.torch.Bias(heads) or mnemex.torch.Gate(heads)")
     if torch.is_autocast_enabled(q.device.type):
