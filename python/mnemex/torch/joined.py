@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mnemex import Bank
 from mnemex.torch import local as local_side
 from mnemex.torch import retrieved
 from mnemex.torch.local import Local, Mask, Scoring
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mnemex import Bank, Snapshot
+    from mnemex import Hits, Snapshot
 
 
 class Trace(NamedTuple):
@@ -110,6 +111,88 @@ def _with_sink(local: Local, sink: Tensor) -> Local:
     return local._replace(out=local.out.to(lse.dtype) * share, lse=lse)
 
 
+class Pass(NamedTuple):
+    """What a backward pass needs of its forward pass, besides the inputs."""
+
+    snapshot: Snapshot
+    hits: Hits | None
+    local: Local
+    far: retrieved.Retrieved
+    joined: Joined
+    scoring: Scoring
+    merge: Merge
+
+
+class Gradients(NamedTuple):
+    """Gradients of the inputs; None where there is no such input, or no gradient was asked for."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    additive: Tensor | None
+    weight: Tensor | None
+    sink: Tensor | None
+
+
+def forward_pass(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask | None,
+    scoring: Scoring,
+    reading: Reading,
+    *,
+    weight: Tensor | None,
+    sink: Tensor | None,
+) -> Pass:
+    """Attend, and keep what `backward_pass` needs. Takes what `joined_attention` takes."""
+    snapshot = reading.memory.snapshot() if isinstance(reading.memory, Bank) else reading.memory
+    local = local_side.attend(query, key, value, mask, scoring)
+    if sink is not None:
+        local = _with_sink(local, sink)
+    far = retrieved.attend(snapshot, query, reading.k, scoring, hits=reading.k is not None)
+    return Pass(snapshot, far.hits, local, far, _join(local, far, weight, reading), scoring, reading.merge)
+
+
+def backward_pass(
+    kept: Pass,
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask | None,
+    *,
+    weight: Tensor | None,
+    sink: Tensor | None,
+    of_mask: bool,
+) -> Gradients:
+    """Give the gradients of the inputs of `forward_pass`; that of the mask only where asked for."""
+    out, far, scoring = kept.joined.out, kept.far, kept.scoring
+    wide = grad.to(out.dtype)
+    split = kept.merge.split(
+        Side(wide, kept.local.out, kept.local.lse), Side(wide, far.out, far.lse), kept.joined, weight
+    )
+    near = split.local
+    of_local = local_side.backward(
+        near.grad.to(query.dtype), query, key, value, mask, scoring,
+        out=near.out.to(query.dtype), lse=near.lse, kept=kept.local.kept,
+    )  # fmt: skip
+    memory = split.memory
+    of_query = of_local.query + retrieved.query_gradient(
+        kept.snapshot, kept.hits, query, scoring,
+        grad=memory.grad, delta=(memory.grad * memory.out).sum(-1), lse=memory.lse,
+    )  # fmt: skip
+    of_additive = None
+    if of_mask and mask is not None and of_local.scores is not None:
+        of_additive = of_local.scores.sum_to_size(mask.additive.shape).to(mask.additive.dtype)
+    of_sink = None
+    if sink is not None:
+        delta = (near.grad * near.out).sum(-1)
+        of_sink = -((sink[None, :, None] - near.lse).exp() * delta).sum((0, 2)).to(sink.dtype)
+    of_weight = None if split.weight is None or weight is None else split.weight.to(weight.dtype)
+    return Gradients(of_query, of_local.key, of_local.value, of_additive, of_weight, of_sink)
+
+
 class _JoinedAttention(torch.autograd.Function):
     """The differentiable form. Nothing here is differentiable twice."""
 
@@ -127,47 +210,26 @@ class _JoinedAttention(torch.autograd.Function):
         reading: Reading,
     ) -> Tensor:
         mask = None if additive is None else Mask(additive, dead)
-        snapshot = reading.memory.snapshot() if hasattr(reading.memory, "snapshot") else reading.memory
-        local = local_side.attend(query, key, value, mask, scoring)
-        if sink is not None:
-            local = _with_sink(local, sink)
-        far = retrieved.attend(snapshot, query, reading.k, scoring, hits=reading.k is not None)
-        joined = _join(local, far, weight, reading)
+        kept = forward_pass(query, key, value, mask, scoring, reading, weight=weight, sink=sink)
+        local, far, joined = kept.local, kept.far, kept.joined
+        # Tensors go through autograd, which frees them, and reports those that were changed in place.
         ctx.save_for_backward(
-            query, key, value, additive, weight, sink, dead, local.kept, local.out, local.lse,
-            far.out, far.lse, joined.out, joined.share,
+            query, key, value, additive, weight, sink, dead,
+            local.out, local.lse, local.kept, far.out, far.lse, joined.out, joined.share,
         )  # fmt: skip
-        ctx.snapshot, ctx.hits, ctx.scoring, ctx.merge = snapshot, far.hits, scoring, reading.merge
+        ctx.snapshot, ctx.hits, ctx.scoring, ctx.merge = kept.snapshot, kept.hits, scoring, reading.merge
         return joined.out.to(query.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch names no type
-        (
-            query, key, value, additive, weight, sink, dead, kept, local_out, local_lse,
-            far_out, far_lse, out, share,
-        ) = ctx.saved_tensors  # fmt: skip
-        mask = None if additive is None else Mask(additive, dead)
-        wide = grad.to(out.dtype)
-        split = ctx.merge.split(
-            Side(wide, local_out, local_lse), Side(wide, far_out, far_lse), Joined(out, share), weight
-        )
-        near = split.local
-        of_local = local_side.backward(
-            near.grad.to(query.dtype), query, key, value, mask, ctx.scoring,
-            out=near.out.to(query.dtype), lse=near.lse, kept=kept,
+        query, key, value, additive, weight, sink, dead, *made = ctx.saved_tensors
+        kept = Pass(
+            ctx.snapshot, ctx.hits, Local(*made[:3]), retrieved.Retrieved(*made[3:5]), Joined(*made[5:]),
+            ctx.scoring, ctx.merge,
         )  # fmt: skip
-        memory = split.memory
-        of_query = of_local.query + retrieved.query_gradient(
-            ctx.snapshot, ctx.hits, query, ctx.scoring,
-            grad=memory.grad, delta=(memory.grad * memory.out).sum(-1), lse=memory.lse,
+        gradients = backward_pass(
+            kept, grad, query, key, value, None if additive is None else Mask(additive, dead),
+            weight=weight, sink=sink, of_mask=ctx.needs_input_grad[3],
         )  # fmt: skip
-        of_mask = None
-        if ctx.needs_input_grad[3] and of_local.scores is not None:
-            of_mask = of_local.scores.sum_to_size(additive.shape).to(additive.dtype)
-        of_sink = None
-        if sink is not None:
-            delta = (near.grad * near.out).sum(-1)
-            of_sink = -((sink[None, :, None] - near.lse).exp() * delta).sum((0, 2)).to(sink.dtype)
-        of_weight = None if split.weight is None or weight is None else split.weight.to(weight.dtype)
-        return of_query, of_local.key, of_local.value, of_mask, of_weight, of_sink, None, None, None
+        return (*gradients, None, None, None)
