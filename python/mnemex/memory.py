@@ -53,6 +53,8 @@ class Memory:
         Whether the first batch decides the number of rows.
     next_position
         Position at which the model's next prompt starts, after what the memory holds.
+    keys
+        "rotated": with the rotary encoding of their positions; "plain": without.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Memory:
         fingerprint: str | None = None,
         auto_rows: bool = False,
         next_position: int = 0,
+        keys: Literal["rotated", "plain"] = "rotated",
     ) -> None:
         if not banks:
             raise ArgumentError("banks is empty: give a bank for at least one layer")
@@ -69,6 +72,7 @@ class Memory:
         self.fingerprint = fingerprint
         self.auto_rows = auto_rows
         self.next_position = next_position
+        self.keys = keys
         self._writing = threading.RLock()
 
     @classmethod
@@ -77,7 +81,7 @@ class Memory:
         model: Any,  # noqa: ANN401 - a transformers model; named here, torch would have to be imported
         *,
         layers: Any = "auto",  # noqa: ANN401 - "auto" or layer numbers
-        keys: Literal["rotated"] = "rotated",
+        keys: Literal["rotated", "plain"] = "rotated",
         rows: int | Literal["auto"] = "auto",
         **bank: Any,  # noqa: ANN401 - whatever `Bank` takes
     ) -> Memory:
@@ -154,7 +158,11 @@ class Memory:
             copies = {id(bank): bank.copy() for bank in self._distinct()}
             banks = {layer: copies[id(bank)] for layer, bank in self._banks.items()}
             return Memory(
-                banks, fingerprint=self.fingerprint, auto_rows=self.auto_rows, next_position=self.next_position
+                banks,
+                fingerprint=self.fingerprint,
+                auto_rows=self.auto_rows,
+                next_position=self.next_position,
+                keys=self.keys,
             )
 
     # ------------------------------------------------------------------ changes at once
@@ -206,6 +214,7 @@ class Memory:
         metadata = {
             "auto_rows": self.auto_rows,
             "fingerprint": self.fingerprint,
+            "keys": self.keys,
             "layers": layers,
             "next_position": self.next_position,
         }
@@ -221,6 +230,7 @@ class Memory:
                 fingerprint=metadata["fingerprint"],
                 auto_rows=bool(metadata["auto_rows"]),
                 next_position=int(metadata["next_position"]),
+                keys=metadata.get("keys", "rotated"),
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(

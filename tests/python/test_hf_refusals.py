@@ -200,8 +200,8 @@ def test_wrong_arguments_are_named(options, match):
 
 def test_what_a_memory_of_a_model_refuses():
     model = make("gemma2", layer_types=["sliding_attention", "full_attention"])
-    with pytest.raises(mx.Error, match="keys='plain'"):
-        memory_of(model, keys="plain")
+    with pytest.raises(mx.Error, match="keys='unrotated'"):
+        memory_of(model, keys="unrotated")
     with pytest.raises(mx.Error, match=r"layer 0 of Gemma2ForCausalLM .* sliding window of 6"):
         memory_of(model, layers=[0, 1])
     with pytest.raises(mx.Error, match="key_dim"):

@@ -9,6 +9,7 @@ from mnemex.errors import ArgumentError, Error, Unsupported
 from mnemex.hf.attachment import Attachment, Write
 from mnemex.hf.fingerprint import fingerprint
 from mnemex.hf.function import attached_modules
+from mnemex.hf.rotary import Rotary
 from mnemex.hf.stack import Layers, Stack, find_stack
 from mnemex.torch.merges import PerHead
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from mnemex import Memory
     from mnemex.torch import Bias, Gate
+
+DISTANCE = 512
+"""Tokens between a query and plain keys where nothing else was said: the default window of a cache."""
 
 _WRITES = ("off", "all", "evicted")
 
@@ -28,7 +32,7 @@ def attach(
     top_k: int | None = 32,
     merge: Literal["joint"] | Bias | Gate = "joint",
     layers: Layers = "auto",
-    positions: Literal["auto", "true"] = "auto",
+    positions: Literal["auto", "true", "fixed", "none"] | int = "auto",
     write: Write | None = None,
     trace: bool = False,
 ) -> Attachment:
@@ -52,7 +56,10 @@ def attach(
         Layers that read: "auto" takes every layer of the memory, and a memory made with "auto" has every layer that
         can be attached. Layers with a sliding window see only that, with or without a memory, and are left alone.
     positions
-        "auto" and "true": entries keep the position they were written at.
+        Where entries stand. "true", which "auto" means for keys as the model made them: at the position they were
+        written at. A number, for a memory of plain keys: all of them that many tokens before each query, so no
+        position passes the length a model was trained for. "fixed", which "auto" means for plain keys: at the distance
+        of the window of `cache`, 512 before there is one. "none": at distance 0.
     write
         "off" (also None) writes nothing but what `ingest` reads; "all" stages every token of a forward pass, to be
         committed by `commit`; "evicted" leaves writing to the cache. Calling `cache` changes None to "evicted".
@@ -90,8 +97,8 @@ def attach(
     """
     if merge != "joint" and not isinstance(merge, PerHead):
         raise ArgumentError(f"merge={merge!r}: expected 'joint', mnemex.torch.Bias(heads) or mnemex.torch.Gate(heads)")
-    if positions not in ("auto", "true"):
-        raise Unsupported(f"positions={positions!r}: keys stored as the model made them serve positions='true' alone")
+    plain = memory.keys == "plain"
+    distance = _distance(positions, plain=plain)
     if write is not None and write not in _WRITES:
         raise ArgumentError(f"write={write!r}: expected one of {', '.join(map(repr, _WRITES))}")
     if top_k is not None and (not hasattr(top_k, "__index__") or top_k < 1):
@@ -109,8 +116,36 @@ def attach(
     if any(module in attached_modules for module in modules.values()):
         raise Error(f"this {stack.name} has a memory attached already: detach() that one first")
     _check_writer(stack, memory)
+    rotary = Rotary(stack, modules, DISTANCE if distance is None else distance) if plain else None
     learned = merge if isinstance(merge, PerHead) else None
-    return Attachment(stack, modules, memory, top_k=top_k, write=write, trace=trace, merge=learned)
+    return Attachment(
+        stack, modules, memory, top_k=top_k, write=write, trace=trace, merge=learned, rotary=rotary, distance=distance
+    )
+
+
+def _distance(positions: object, *, plain: bool) -> int | None:
+    """Tell how far before a query entries stand; None: as far as a window reaches, or at their true positions."""
+    if positions == "none":
+        distance: int | None = 0
+    elif isinstance(positions, str) and positions in ("auto", "true", "fixed"):
+        distance = None
+    elif hasattr(positions, "__index__") and not isinstance(positions, bool) and int(positions) >= 0:
+        distance = int(positions)
+    else:
+        raise ArgumentError(
+            f"positions={positions!r}: expected 'auto', 'true', 'fixed', 'none' or a distance in tokens"
+        )
+    if not plain and positions not in ("auto", "true"):
+        raise Unsupported(
+            f"positions={positions!r}: this memory keeps keys as the model made them, which serve positions='true' "
+            "alone: make one with Memory.for_model(model, keys='plain')"
+        )
+    if plain and positions == "true":
+        raise Unsupported(
+            "positions='true': this memory keeps plain keys, which serve a fixed distance or none: make one with "
+            "Memory.for_model(model, keys='rotated')"
+        )
+    return distance
 
 
 def _check_writer(stack: Stack, memory: Memory) -> None:

@@ -18,6 +18,7 @@ from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
 from mnemex.hf.cache import WindowCache, self_attention_cache
 from mnemex.hf.forward import ModelForward
 from mnemex.hf.function import FORWARD, MERGE, attached_modules, restore, switch
+from mnemex.hf.rotary import Rotary, note_angles
 from mnemex.hf.staging import Counts, next_position
 from mnemex.torch.merges import JOINT
 
@@ -86,6 +87,8 @@ class Attachment:
         write: Write | None,
         trace: bool,
         merge: PerHead | None = None,
+        rotary: Rotary | None = None,
+        distance: int | None = None,
     ) -> None:
         self.stack, self.modules, self.memory, self.top_k = stack, modules, memory, top_k
         self.indices = {module: index for index, module in modules.items()}
@@ -98,6 +101,7 @@ class Attachment:
         self._limit: int | None = getattr(stack.config, "max_position_embeddings", None)
         self._writer: ReferenceType[WindowCache] | None = None
         self._configs = stack.configs(modules)
+        self.rotary, self._distance = rotary, distance
         self.merge = JOINT if merge is None else merge.merge
         switch(self._configs)
         for module in self.indices:
@@ -112,6 +116,8 @@ class Attachment:
                 model.register_forward_hook(self._after, with_kwargs=True, always_call=True),
             )
         ]
+        if rotary is not None:
+            self._hooks += [m.register_forward_pre_hook(note_angles, with_kwargs=True) for m in self.indices]
         self._names = {model: list(inspect.signature(model.forward).parameters) for model in stack.owners}
 
     def __repr__(self) -> str:
@@ -150,8 +156,11 @@ class Attachment:
 
     @property
     def next_position(self) -> int:
-        """Position at which a prompt continues what is in the memory: one after the last entry, 0 when empty."""
-        return next_position(self.memory)
+        """Position at which a prompt continues what is in the memory: one after the last entry, 0 when empty.
+
+        Plain keys have no position, so a prompt beside them starts at 0.
+        """
+        return 0 if self.rotary is not None else next_position(self.memory)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Give the learned parameters of the merge, layer by layer; joint attention has none."""
@@ -198,6 +207,8 @@ class Attachment:
         if not self.attached:
             raise Error("the memory is detached from the model: attach it again")
         cache = WindowCache(self, window=window, sinks=sinks)
+        if self.rotary is not None and self._distance is None:
+            self.rotary.at(window)
         self._write = "evicted"
         self._writer = ref(cache)
         if self.stack.kind == "encoder-decoder":
@@ -254,8 +265,12 @@ class Attachment:
                 seen = None
                 if attention_mask is not None:
                     seen = attention_mask[:, : span.stop] if cache is not None else attention_mask[:, span]
+                at = positions[:, span]
+                if self.rotary is not None and cache is None:
+                    # What came before is in the memory alone, at no position, so none passes the trained length.
+                    at = at - at.amin(1, keepdim=True)
                 self.stack.model(
-                    input_ids=ids[:, span], attention_mask=seen, position_ids=positions[:, span],
+                    input_ids=ids[:, span], attention_mask=seen, position_ids=at,
                     past_key_values=cache, use_cache=cache is not None,
                 )  # fmt: skip
                 self.memory.commit()
@@ -345,7 +360,7 @@ class Attachment:
         return torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
 
     def _warn_beyond_limit(self, forward: ModelForward) -> None:
-        if self._limit is not None and forward.last_position >= self._limit:
+        if self.rotary is None and self._limit is not None and forward.last_position >= self._limit:
             warnings.warn(
                 f"position {forward.last_position} is past the {self._limit} that {self.stack.name} was trained on, "
                 "where answers degrade with true positions; a memory made with keys='plain' serves longer texts",

@@ -18,6 +18,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
 from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
+from mnemex.hf.rotary import WindowAngles
 from mnemex.hf.staging import stage_tokens
 from mnemex.hf.window import Eviction, Ints, WindowRows
 from mnemex.hf.window_layer import WindowLayer
@@ -72,6 +73,7 @@ class WindowCache(Cache):
         self.window, self.sinks = window, sinks
         self.memory: Memory = attachment.memory
         self.rows = WindowRows(sinks)
+        self._angles = WindowAngles()
         # One mask serves all layers that see their whole past; a layer without memory needs every column of it.
         self.full_masks = any(index not in self.attached for index in full)
         self.forward: ModelForward | None = None
@@ -123,6 +125,11 @@ class WindowCache(Cache):
         if behind:
             raise Error(f"layers {behind} did not update this cache during the forward pass; reset() it")
         self.rows.append(forward.positions, forward.valid)
+        rotary = self._attachment.rotary
+        for group in set(rotary.leaders.values()) if rotary is not None else ():
+            angles = rotary.angles(group, forward.given.get(group)) if rotary is not None else None
+            if angles is not None:
+                self._angles.append(group, angles, forward.batch)
         n = self.rows.n - (self.window - 1)
         if n > 0:
             self._evict(self.rows.evict(n), forward)
@@ -139,6 +146,12 @@ class WindowCache(Cache):
 
     def _evict(self, eviction: Eviction, forward: ModelForward) -> None:
         oldest = {index: layer.oldest(eviction.n) for index, layer in self.attached.items()}
+        rotary = self._attachment.rotary
+        if rotary is not None:
+            for index, (keys, values) in oldest.items():
+                angles = self._angles.oldest(rotary.leaders[index], eviction.n)
+                oldest[index] = (rotary.plain(index, keys.detach(), angles), values)
+            self._angles.cut(eviction.n, eviction.n + self.rows.n)
         stored = eviction.stored
         if stored is None or stored.any():
             if not any(self.rows.runs):
@@ -180,6 +193,7 @@ class WindowCache(Cache):
         rows = index.detach().cpu().numpy().astype(np.int64)
         self.memory.reorder(rows)
         self.rows.select(rows)
+        self._angles.select(index)
         for layer in self.layers:
             layer.reorder_cache(index)  # type: ignore[arg-type]
 
@@ -199,6 +213,7 @@ class WindowCache(Cache):
                 "be taken back: keep crop within the window"
             )
         ends = self.rows.crop(n)
+        self._angles.cut(0, self.rows.n)
         if ends is not None:
             self._truncate(ends)
         for layer in self.attached.values():
@@ -211,7 +226,7 @@ class WindowCache(Cache):
             self._truncate(first)
             self.memory.next_position = self._continues
         super().reset()
-        self.rows = WindowRows(self.sinks)
+        self.rows, self._angles = WindowRows(self.sinks), WindowAngles()
         self.shift, self._broken = None, False
 
     def _truncate(self, ends: Ints) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from mnemex.hf.attachment import Attachment
+    from mnemex.hf.rotary import Turn
     from mnemex.hf.window import Bools, Ints
 
 
@@ -62,6 +63,7 @@ class ModelForward:
             )
         self._inputs = inputs
         self._n_past = 0 if past is None else past.get_seq_length()
+        self.given: dict[int, tuple[Tensor, Tensor]] = {}
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._masks: tuple[Tensor, Mask | None] | None = None
         self._local_masks: tuple[Tensor | None, Tensor | None] | None = None
@@ -194,10 +196,15 @@ class ModelForward:
         )
         out = joined_attention(
             query, key, value, local_mask, scoring,
-            Reading(snapshot, self.attachment.top_k, self.attachment.merge, self._observer(index)),
+            Reading(snapshot, self.attachment.top_k, self.attachment.merge, self._observer(index), self._view(index)),
             weight=weight, sink=kwargs.get("s_aux"),
         )  # fmt: skip
         return out.transpose(1, 2).contiguous(), None
+
+    def _view(self, index: int) -> Turn | None:
+        """Say how the memory sees the queries of one layer."""
+        rotary = self.attachment.rotary
+        return None if rotary is None else rotary.turn_of(index, rotary.angles(index, self.given.get(index)))
 
     def _observer(self, index: int) -> Callable[[Trace], None] | None:
         """Make what notes the retrieval of one layer, while this pass is open and someone asked for it."""
@@ -234,7 +241,10 @@ class ModelForward:
                 f"leave layer {index} out with layers="
             )
         new = slice(key.shape[2] - self.n_queries, None)
-        self._kept[index] = (key[:, :, new], value[:, :, new])
+        keys, rotary = key[:, :, new], self.attachment.rotary
+        if rotary is not None:
+            keys = rotary.plain(index, keys.detach(), rotary.angles(index, self.given.get(index)))
+        self._kept[index] = (keys, value[:, :, new])
         self._note_diagonal(mask)
 
     def _note_diagonal(self, mask: Tensor | None) -> None:

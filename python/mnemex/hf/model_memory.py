@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mnemex.errors import ArgumentError, Unsupported
 from mnemex.hf.fingerprint import fingerprint
 from mnemex.hf.function import FORWARD, base_function, switched
+from mnemex.hf.rotary import Rotary
 from mnemex.hf.stack import Layers, Stack, find_stack
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def memory_for_model(
     model: nn.Module,
     *,
     layers: Layers = "auto",
-    keys: Literal["rotated"] = "rotated",
+    keys: Literal["rotated", "plain"] = "rotated",
     rows: int | Literal["auto"] = "auto",
     **bank: Any,  # noqa: ANN401 - whatever `Bank` takes
 ) -> Memory:
@@ -75,7 +76,8 @@ def memory_for_model(
     layers
         Layers that get a bank; "auto": every layer that sees its whole past.
     keys
-        "rotated": as the model made them, which serves true positions.
+        "rotated": as the model made them, which serves true positions. "plain": before the rotary encoding of their
+        positions, which serves a fixed distance or none, and so texts longer than a model was trained for.
     rows
         Sequences; "auto": as many as the first batch that is written has, beams included.
     **bank
@@ -93,16 +95,19 @@ def memory_for_model(
     """
     from mnemex import Bank, Memory
 
-    if keys != "rotated":
-        raise Unsupported(f"keys={keys!r}: a memory keeps keys as the model made them, keys='rotated'")
+    if keys not in ("rotated", "plain"):
+        raise ArgumentError(f"keys={keys!r}: expected 'rotated' or 'plain'")
     given = sorted({"heads", "key_dim", "value_dim"} & bank.keys())
     if given:
         raise ArgumentError(f"{', '.join(given)}: the model decides, leave it out")
     stack = find_stack(model)
-    shapes = bank_shapes(stack, stack.chosen(layers))
+    modules = stack.chosen(layers)
+    shapes = bank_shapes(stack, modules)
+    if keys == "plain":
+        Rotary(stack, modules, 0)  # raises where the position in a key cannot be undone
     n_rows = 1 if rows == "auto" else rows
     banks = {index: Bank(rows=n_rows, **shape._asdict(), **bank) for index, shape in shapes.items()}
-    return Memory(banks, fingerprint=fingerprint(stack, shapes), auto_rows=rows == "auto")
+    return Memory(banks, fingerprint=fingerprint(stack, shapes), auto_rows=rows == "auto", keys=keys)
 
 
 def _smallest_input(stack: Stack) -> dict[str, Any]:

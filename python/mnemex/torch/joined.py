@@ -6,7 +6,7 @@ forward pass read, so that a commit between forward and backward changes nothing
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -45,13 +45,33 @@ class Trace(NamedTuple):
     share: NDArray[np.float32]
 
 
+class View(Protocol):
+    """A linear map of queries `[B, Hq, Q, Dk]`, through which the memory sees them."""
+
+    def seen(self, query: Tensor) -> Tensor:
+        """Map queries."""
+        ...
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """Map the gradient of mapped queries back: the transpose."""
+        ...
+
+
 class Reading(NamedTuple):
-    """What is read and how it joins. With `k` None, every entry is; otherwise `observe` is told which ones were."""
+    """What is read and how it joins. With `k` None, every entry is; otherwise `observe` is told which ones were.
+
+    `view` is how the memory sees the queries; None: as they are.
+    """
 
     memory: Bank | Snapshot
     k: int | None
     merge: Merge = JOINT
     observe: Callable[[Trace], None] | None = None
+    view: View | None = None
+
+    def seen(self, query: Tensor) -> Tensor:
+        """Give the queries as the memory sees them."""
+        return query if self.view is None else self.view.seen(query.detach())
 
 
 def joined_attention(
@@ -93,7 +113,7 @@ def joined_attention(
     local = local_side.attend(query, key, value, mask, scoring)
     if sink is not None:
         local = _with_sink(local, sink)
-    far = retrieved.attend(reading.memory, query, reading.k, scoring, hits=reading.observe is not None)
+    far = retrieved.attend(reading.memory, reading.seen(query), reading.k, scoring, hits=reading.observe is not None)
     return _join(local, far, weight, reading).out.to(query.dtype)
 
 
@@ -112,15 +132,14 @@ def _with_sink(local: Local, sink: Tensor) -> Local:
 
 
 class Pass(NamedTuple):
-    """What a backward pass needs of its forward pass, besides the inputs."""
+    """What a backward pass needs of its forward pass, besides the inputs; the memory in `reading` is frozen."""
 
-    snapshot: Snapshot
+    reading: Reading
     hits: Hits | None
     local: Local
     far: retrieved.Retrieved
     joined: Joined
     scoring: Scoring
-    merge: Merge
 
 
 class Gradients(NamedTuple):
@@ -150,8 +169,9 @@ def forward_pass(
     local = local_side.attend(query, key, value, mask, scoring)
     if sink is not None:
         local = _with_sink(local, sink)
-    far = retrieved.attend(snapshot, query, reading.k, scoring, hits=reading.k is not None)
-    return Pass(snapshot, far.hits, local, far, _join(local, far, weight, reading), scoring, reading.merge)
+    far = retrieved.attend(snapshot, reading.seen(query), reading.k, scoring, hits=reading.k is not None)
+    joined = _join(local, far, weight, reading)
+    return Pass(reading._replace(memory=snapshot), far.hits, local, far, joined, scoring)
 
 
 def backward_pass(
@@ -169,7 +189,7 @@ def backward_pass(
     """Give the gradients of the inputs of `forward_pass`; that of the mask only where asked for."""
     out, far, scoring = kept.joined.out, kept.far, kept.scoring
     wide = grad.to(out.dtype)
-    split = kept.merge.split(
+    split = kept.reading.merge.split(
         Side(wide, kept.local.out, kept.local.lse), Side(wide, far.out, far.lse), kept.joined, weight
     )
     near = split.local
@@ -178,10 +198,12 @@ def backward_pass(
         out=near.out.to(query.dtype), lse=near.lse, kept=kept.local.kept,
     )  # fmt: skip
     memory = split.memory
-    of_query = of_local.query + retrieved.query_gradient(
-        kept.snapshot, kept.hits, query, scoring,
+    of_far = retrieved.query_gradient(
+        kept.reading.memory, kept.hits, kept.reading.seen(query), scoring,
         grad=memory.grad, delta=(memory.grad * memory.out).sum(-1), lse=memory.lse,
     )  # fmt: skip
+    view = kept.reading.view
+    of_query = of_local.query + (of_far if view is None else view.gradient(of_far))
     of_additive = None
     if of_mask and mask is not None and of_local.scores is not None:
         of_additive = of_local.scores.sum_to_size(mask.additive.shape).to(mask.additive.dtype)
@@ -217,7 +239,7 @@ class _JoinedAttention(torch.autograd.Function):
             query, key, value, additive, weight, sink, dead,
             local.out, local.lse, local.kept, far.out, far.lse, joined.out, joined.share,
         )  # fmt: skip
-        ctx.snapshot, ctx.hits, ctx.scoring, ctx.merge = kept.snapshot, kept.hits, scoring, reading.merge
+        ctx.reading, ctx.hits, ctx.scoring = kept.reading, kept.hits, scoring
         return joined.out.to(query.dtype)
 
     @staticmethod
@@ -225,9 +247,8 @@ class _JoinedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch names no type
         query, key, value, additive, weight, sink, dead, *made = ctx.saved_tensors
         kept = Pass(
-            ctx.snapshot, ctx.hits, Local(*made[:3]), retrieved.Retrieved(*made[3:5]), Joined(*made[5:]),
-            ctx.scoring, ctx.merge,
-        )  # fmt: skip
+            ctx.reading, ctx.hits, Local(*made[:3]), retrieved.Retrieved(*made[3:5]), Joined(*made[5:]), ctx.scoring
+        )
         gradients = backward_pass(
             kept, grad, query, key, value, None if additive is None else Mask(additive, dead),
             weight=weight, sink=sink, of_mask=ctx.needs_input_grad[3],

@@ -88,7 +88,7 @@ def _spans(shape: tuple[int, ...], k: int, memory: Bank | Snapshot) -> Iterator[
 
 
 def query_gradient(
-    snapshot: Snapshot,
+    snapshot: Bank | Snapshot,
     hits: Hits | None,
     query: Tensor,
     scoring: Scoring,
@@ -137,7 +137,7 @@ def _of_logits(
 
 
 def _through_every_entry(
-    snapshot: Snapshot, query: Tensor, scoring: Scoring, grad: Tensor, delta: Tensor, lse: Tensor
+    snapshot: Bank | Snapshot, query: Tensor, scoring: Scoring, grad: Tensor, delta: Tensor, lse: Tensor
 ) -> Tensor:
     """Compute the gradient for k = None, where every query of a key/value head read the same entries."""
     batch, heads, n_queries, key_dim = query.shape
