@@ -236,3 +236,40 @@ class Memory:
             raise FormatError(
                 f"the manifest does not describe a memory ({error!r}): the file is foreign or altered"
             ) from None
+
+
+def from_cache(past_key_values: Any, *, attention_mask: Any = None, **bank: Any) -> Memory:  # noqa: ANN401 - see below
+    """Make a memory of the keys and values in a cache of transformers, with the positions at which they stand.
+
+    Parameters
+    ----------
+    past_key_values
+        A `DynamicCache`, or another cache of transformers 5. Layers that keep only a window are left out; of an
+        `EncoderDecoderCache`, the decoder's own cache is read. The cache itself stays as it is.
+    attention_mask
+        0 for pads, which are not written, `[rows, T]`, a tensor; None: there are none.
+    **bank
+        Arguments of every bank, such as `key_codec`, `capacity`.
+
+    Returns
+    -------
+    Memory
+        Committed, of as many rows as the cache has. It does not know which model wrote it.
+
+    Raises
+    ------
+    ArgumentError
+        Not a cache, or one that is empty.
+    Unsupported
+        The cache of a memory.
+
+    Examples
+    --------
+    >>> past = model(prompt, use_cache=True).past_key_values
+    >>> memory = mx.from_cache(past)
+    >>> with mx.hf.attach(model, memory, top_k=32) as a:
+    ...     model(question, position_ids=a.next_position + torch.arange(question.shape[1])[None])
+    """
+    from mnemex.hf.from_cache import memory_from_cache
+
+    return memory_from_cache(past_key_values, attention_mask=attention_mask, **bank)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import TYPE_CHECKING, Literal
+
+import transformers
 
 from mnemex.errors import ArgumentError, Error, Unsupported
 from mnemex.hf.attachment import Attachment, Write
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 DISTANCE = 512
 """Tokens between a query and plain keys where nothing else was said: the default window of a cache."""
+
+OLDEST, NEWEST = (5, 16), (5, 23)
+"""Releases of transformers: the first with every hook that is used, and the last that the tests have seen."""
 
 _WRITES = ("off", "all", "evicted")
 
@@ -105,6 +111,7 @@ def attach(
         raise ArgumentError(f"top_k={top_k!r}: expected an integer of at least 1, or None for every entry")
     if trace and top_k is None:
         raise ArgumentError("trace=True needs a top_k: with top_k=None every entry is read, and none is chosen")
+    check_release(transformers.__version__)
     stack = find_stack(model)
     modules = stack.chosen(tuple(memory.layers) if layers == "auto" else layers)
     missing = sorted(set(modules) - set(memory.layers))
@@ -121,6 +128,20 @@ def attach(
     return Attachment(
         stack, modules, memory, top_k=top_k, write=write, trace=trace, merge=learned, rotary=rotary, distance=distance
     )
+
+
+def check_release(version: str) -> None:
+    """Refuse a release of transformers that lacks hooks, and warn of one that came after the tests."""
+    release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    oldest, newest = (".".join(map(str, x)) for x in (OLDEST, NEWEST))
+    if release < OLDEST:
+        raise Unsupported(f"transformers {version} lacks hooks that attach needs: install {oldest} to {newest}")
+    if release > NEWEST:
+        warnings.warn(
+            f"transformers {version} is newer than {newest}, the last release mnemex was tested with; if results look "
+            f"wrong, install {oldest} to {newest}",
+            stacklevel=3,
+        )
 
 
 def _distance(positions: object, *, plain: bool) -> int | None:

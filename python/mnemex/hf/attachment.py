@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 from weakref import ReferenceType, ref
@@ -16,8 +17,10 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
 from mnemex.hf.cache import WindowCache, self_attention_cache
+from mnemex.hf.citations import Citation, Source, cite
 from mnemex.hf.forward import ModelForward
 from mnemex.hf.function import FORWARD, MERGE, attached_modules, restore, switch
+from mnemex.hf.ingest import read_text
 from mnemex.hf.rotary import Rotary, note_angles
 from mnemex.hf.staging import Counts, next_position
 from mnemex.torch.merges import JOINT
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from mnemex import Memory, Receipt
     from mnemex.hf.stack import Stack
+    from mnemex.hf.window import Ints
     from mnemex.torch.joined import Trace
     from mnemex.torch.merges import PerHead
 
@@ -72,6 +76,8 @@ class Attachment:
         Entries each query reads; None: every entry.
     modules
         The attention modules that read, by layer.
+    staged
+        Ids of the tokens that the last forward pass wrote, int64 `[rows, T]`; None: it wrote none.
     trace
         What each layer retrieved in the last forward pass, by layer; None unless asked for. A layer that found its
         bank empty is not in it.
@@ -94,6 +100,8 @@ class Attachment:
         self.indices = {module: index for index, module in modules.items()}
         self.counts = Counts()
         self.writes = 0
+        self.staged: Ints | None = None
+        self._sources: list[Source] = []
         self.stages_tokens = write == "all"
         self.attached = True
         self.trace: dict[int, Trace] | None = {} if trace else None
@@ -220,11 +228,14 @@ class Attachment:
         return None if self._writer is None else self._writer()
 
     @torch.no_grad()
-    def ingest(self, ids: Tensor, attention_mask: Tensor | None = None, *, chunk: int = 512) -> None:
+    def ingest(
+        self, ids: Tensor, attention_mask: Tensor | None = None, *, chunk: int = 512, name: str | int | None = None
+    ) -> Ints:
         """Read a text into the memory: run it through the model chunk by chunk, and commit after each.
 
-        Every chunk attends to itself and to the memory, at positions that continue those in the memory. When a chunk
-        fails or is interrupted, what is staged is dropped and the chunks before it stay.
+        Every chunk attends to itself and to the memory, at positions that continue those in the memory. An encoder
+        reads each chunk as a passage of its own, whose positions start at 0. When a chunk fails or is interrupted,
+        what is staged is dropped and the chunks before it stay.
 
         Parameters
         ----------
@@ -234,78 +245,59 @@ class Attachment:
             0 for pads, which are not written, `[rows, T]`.
         chunk
             Tokens per forward pass.
+        name
+            What `citations` calls this text; None: its number among the texts this attachment has read.
+
+        Returns
+        -------
+        ids
+            int64 `[rows, T]`: the entry that each token became, -1 for pads and tokens that are not finite.
         """
         if not self.attached:
             raise Error("the memory is detached from the model: attach it again")
-        if ids.ndim != 2 or (attention_mask is not None and attention_mask.shape != ids.shape):
-            given = "" if attention_mask is None else f" and attention_mask {list(attention_mask.shape)}"
-            raise ShapeError(f"ids are {list(ids.shape)}{given}: expected [rows, tokens] for both")
-        if chunk < 1:
-            raise ArgumentError(f"chunk={chunk}: expected at least 1 token")
-        if self.stack.kind == "encoder-decoder" or self.stack.model.main_input_name != "input_ids":
-            raise Unsupported(
-                f"{self.stack.name} does not read token ids by themselves: attach with write='all', call it with its "
-                "inputs, and commit()"
-            )
-        if self.stack.kind == "encoder":
-            return self._ingest_passages(ids, attention_mask, chunk)
-        base = self.next_position
-        if base or ids.shape[1] > chunk:
-            self._need_positions()
-        positions = base + torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        if attention_mask is not None:
-            positions = base + (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-        # Layers that are not attached need their own past from chunk to chunk; without such layers, no cache is needed.
-        cache = WindowCache(self, window=1, sinks=0) if self.stack.others or self._leaves_layers_out() else None
-        outer, self._writer = self._writer, None if cache is None else ref(cache)
-        stages, self.stages_tokens = self.stages_tokens, cache is None
-        try:
-            for start in range(0, ids.shape[1], chunk):
-                span = slice(start, start + chunk)
-                seen = None
-                if attention_mask is not None:
-                    seen = attention_mask[:, : span.stop] if cache is not None else attention_mask[:, span]
-                at = positions[:, span]
-                if self.rotary is not None and cache is None:
-                    # What came before is in the memory alone, at no position, so none passes the trained length.
-                    at = at - at.amin(1, keepdim=True)
-                self.stack.model(
-                    input_ids=ids[:, span], attention_mask=seen, position_ids=at,
-                    past_key_values=cache, use_cache=cache is not None,
-                )  # fmt: skip
-                self.memory.commit()
-                self.writes += 1
-        except BaseException:
-            self.memory.rollback()
-            raise
-        finally:
-            self._writer, self.stages_tokens = outer, stages
+        entries = read_text(self, ids, attention_mask, chunk)
+        self._sources.append(Source(len(self._sources) if name is None else name, entries))
+        return entries
 
-    def _ingest_passages(self, ids: Tensor, attention_mask: Tensor | None, chunk: int) -> None:
-        """Read an encoder's text, each chunk of it a passage with positions of its own."""
-        stages, self.stages_tokens = self.stages_tokens, True
-        try:
-            for start in range(0, ids.shape[1], chunk):
-                span = slice(start, start + chunk)
-                self.stack.model(
-                    input_ids=ids[:, span], attention_mask=None if attention_mask is None else attention_mask[:, span]
-                )
-                self.memory.commit()
-        except BaseException:
-            self.memory.rollback()
-            raise
-        finally:
-            self.stages_tokens = stages
+    def citations(self, n: int = 5, *, row: int = 0) -> list[Citation]:
+        """List the stretches of text that the last forward pass read most from, heaviest first.
 
-    def _need_positions(self) -> None:
+        Parameters
+        ----------
+        n
+            Stretches at most.
+        row
+            Of the batch.
+
+        Raises
+        ------
+        Error
+            The attachment was made without `trace=True`.
+        """
+        if self.trace is None:
+            raise Error("nothing was traced: attach with trace=True and a top_k, then run the model")
+        return cite(self.trace, self._sources, n=n, row=row)
+
+    def need_positions(self) -> None:
+        """Raise where the model cannot be told at which positions its tokens stand."""
         if "position_ids" not in self._names[self.stack.model]:
             raise Unsupported(
                 f"{self.stack.name} takes no position_ids, so it cannot continue after what is in the memory: "
                 "read each text in one chunk, into an empty memory"
             )
 
-    def _leaves_layers_out(self) -> bool:
-        return len(self.modules) < len(self.stack.modules)
+    @contextmanager
+    def writing(self, cache: WindowCache | None) -> Iterator[None]:
+        """Write what forward passes see, through `cache` or with none; what stays staged is dropped on failure."""
+        outer, self._writer = self._writer, None if cache is None else ref(cache)
+        stages, self.stages_tokens = self.stages_tokens, cache is None
+        try:
+            yield
+        except BaseException:
+            self.memory.rollback()
+            raise
+        finally:
+            self._writer, self.stages_tokens = outer, stages
 
     def take_rows(self, memory: Memory, batch: int) -> None:
         """Give the memory as many rows as the batch has, where it may take them."""
@@ -352,7 +344,7 @@ class Attachment:
             cache.shift = base if given is None or not given.numel() or int(given.min()) < base else 0
         if cache.shift == 0:
             return None
-        self._need_positions()
+        self.need_positions()
         if given is not None:
             return given + cache.shift
         tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]

@@ -169,6 +169,7 @@ class WindowCache(Cache):
             except BaseException:
                 self.memory.rollback()
                 raise
+            forward.attachment.staged = ids
             self.rows.record(eviction.first, ids)
         if eviction.sinks is not None:
             rows, slots, columns = (torch.from_numpy(x) for x in eviction.sinks)

@@ -222,7 +222,7 @@ class ModelForward:
                 self.cache.end(self)
         elif kept and not failed:
             positions, valid = self.positions, self.valid
-            stage_tokens(
+            self.attachment.staged = stage_tokens(
                 self.attachment.memory,
                 kept,
                 positions=positions,
