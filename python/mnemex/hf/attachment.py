@@ -286,6 +286,11 @@ class Attachment:
                 "read each text in one chunk, into an empty memory"
             )
 
+    def take_staged(self) -> Ints | None:
+        """Give the ids that forward passes have staged since the last call, of the last of them."""
+        staged, self.staged = self.staged, None
+        return staged
+
     @contextmanager
     def writing(self, cache: WindowCache | None) -> Iterator[None]:
         """Write what forward passes see, through `cache` or with none; what stays staged is dropped on failure."""

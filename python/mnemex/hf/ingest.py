@@ -53,9 +53,10 @@ def read_text(a: Attachment, ids: Tensor, attention_mask: Tensor | None, chunk: 
                 # With plain keys what came before is at no position, and none needs to pass the trained length.
                 inputs["position_ids"] = at - at.amin(1, keepdim=True) if a.rotary is not None and not left_out else at
                 inputs.update(past_key_values=cache, use_cache=cache is not None)
-            a.staged = None
+            a.take_staged()
             stack.model(**inputs)
-            entries.append(np.full(inputs["input_ids"].shape, -1) if a.staged is None else a.staged)
+            staged = a.take_staged()
+            entries.append(np.full(inputs["input_ids"].shape, -1) if staged is None else staged)
             a.memory.commit()
             a.writes += 1
     return np.concatenate(entries, 1) if entries else np.zeros(tuple(ids.shape), np.int64)
