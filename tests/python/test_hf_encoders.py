@@ -96,7 +96,7 @@ def outputs_of(modules, run):
     ("name", "padded"), [(name, padded) for name in OTHERS for padded in (False, True) if (name, padded) != IMAGE_PADS]
 )
 @torch.no_grad()
-def test_each_attention_output_equals_that_over_the_concatenation(name, base, padded):
+def test_point_01_each_attention_output_equals_that_over_the_concatenation(name, base, padded):
     model, inputs = make_other(name, base), inputs_of(name, seed=1)
     if padded:
         mask = torch.ones(2, 9, dtype=torch.long)
@@ -117,7 +117,7 @@ def test_each_attention_output_equals_that_over_the_concatenation(name, base, pa
 
 @pytest.mark.parametrize("name", OTHERS)
 @torch.no_grad()
-def test_attach_and_detach_leave_the_same_bits_and_other_models_alone(name):
+def test_point_04_attach_and_detach_leave_the_same_bits_and_other_models_alone(name):
     model, other, inputs = make_other(name), make_other(name, seed=5), inputs_of(name, seed=2)
     before, beside = model(**inputs)[0], other(**inputs)[0]
     named = implementations(model)
@@ -133,7 +133,7 @@ def test_attach_and_detach_leave_the_same_bits_and_other_models_alone(name):
 
 @pytest.mark.parametrize(("name", "per_row"), [("bert", 9), ("vit", 5), ("modernbert", 9), ("t5", 9), ("bart", 9)])
 @torch.no_grad()
-def test_what_a_forward_pass_writes(name, per_row):
+def test_point_16_what_a_forward_pass_writes(name, per_row):
     model = make_other(name)
     with mx.hf.attach(model, memory_of(model), write="all") as a:
         for _ in range(2):

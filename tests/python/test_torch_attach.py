@@ -177,8 +177,35 @@ def test_what_fails_leaves_no_mode_and_stages_nothing():
         assert len(a.memory) == 0
 
 
+def test_after_an_interrupt_from_the_keyboard_nothing_else_reads_the_memory():
+    class Interrupted(SelfAttention):
+        stop = False
+
+        def forward(self, x):
+            out = super().forward(x)
+            if self.stop:
+                raise KeyboardInterrupt
+            return out
+
+    torch.manual_seed(0)
+    module, other, x = Interrupted(), SelfAttention(), gauss(ROWS, N, WIDTH, seed=9)
+    before = other(x)
+    with mx.torch.attach(module, memory(), top_k=None, write="all", modules=[""]) as a:
+        want = module(x)
+        a.memory.rollback()
+        module.stop = True
+        with pytest.raises(KeyboardInterrupt):
+            module(x)
+        assert torch.equal(other(x), before)
+        module.stop = False
+        assert torch.equal(module(x), want)
+        a.commit()
+        assert a.memory[0].lengths.tolist() == [[ENTRIES + N] * HEADS] * ROWS
+    assert torch.equal(other(x), before)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_stages_once_and_reads_one_version_twice(reentrant):
+def test_point_09_checkpointing_stages_once_and_reads_one_version_twice(reentrant):
     from torch.utils.checkpoint import checkpoint
 
     class Model(nn.Module):

@@ -42,14 +42,15 @@ def attach(
     write: Write | None = None,
     trace: bool = False,
 ) -> Attachment:
-    """Give a causal language model a memory: its attention reads the best entries beside its local keys.
+    """Give a model a memory: its attention reads the best entries beside its local keys.
 
     No class is replaced and no forward is patched; `detach`, or leaving the `with` block, leaves the model as it was.
 
     Parameters
     ----------
     model
-        A causal language model of transformers 5 that runs "sdpa" or "eager" attention.
+        A language model, encoder or encoder-decoder of transformers 5.16 to 5.23 that runs "sdpa" or "eager" attention.
+        An older release is refused, a newer one warned of.
     memory
         From `Memory.for_model(model)`, or one that was saved.
     top_k
@@ -75,7 +76,8 @@ def attach(
     Returns
     -------
     Attachment
-        A context manager with `detach`, `commit`, `ingest`, `cache`, `next_position` and `stats`.
+        A context manager with `detach`, `commit`, `ingest`, `cache`, `parameters`, `citations`, `next_position` and
+        `stats`.
 
     Raises
     ------

@@ -1,7 +1,8 @@
 """What an attached module's attention calls are answered with: PyTorch's two attention functions, with a memory.
 
 While a module runs, a mode is on in which PyTorch hands every function call over before it runs. Modes belong to a
-thread, so each thread pushes and pops its own; none is left on when a forward pass fails.
+thread, so each thread pushes and pops its own; none is left on when a forward pass fails. An interrupt from the
+keyboard skips hooks, so a mode answers only while its module is among the callers.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Answering:
     def push(self, module: nn.Module, _: tuple[Any, ...]) -> None:
         """Turn the mode on: a forward pre-hook."""
         if module is self.module:
-            mode = _Mode(type(module).__name__, self._attend)
+            mode = _Mode(module, self._attend)
             self._modes().append(mode)
             mode.__enter__()
 
@@ -80,9 +81,19 @@ class Answering:
 class _Mode(TorchFunctionMode):
     """Answers attention; every other function runs as ever."""
 
-    def __init__(self, name: str, attend: Attend) -> None:
+    def __init__(self, module: nn.Module, attend: Attend) -> None:
         super().__init__()
-        self.name, self.attend, self.seen = name, attend, False
+        self.name, self.attend, self.seen = type(module).__name__, attend, False
+        self._module = module
+
+    def _running(self) -> bool:
+        """Whether the module is among the callers."""
+        frame = inspect.currentframe()
+        while frame is not None:
+            if frame.f_code is _CALL and frame.f_locals.get("self") is self._module:
+                return True
+            frame = frame.f_back
+        return False
 
     def __torch_function__(
         self,
@@ -92,16 +103,15 @@ class _Mode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - whatever the function gives
         kwargs = kwargs or {}
+        if func not in _ATTENTIONS or not self._running():
+            return func(*args, **kwargs)
+        self.seen = True
         if func is functional.scaled_dot_product_attention:
-            self.seen = True
             answer: Any = self._dot_product(*args, **kwargs)
-        elif func is functional.multi_head_attention_forward:
-            self.seen = True
+        else:
             given = _signature.bind(*args, **kwargs)
             given.apply_defaults()
             answer = self._multi_head(given.arguments)
-        else:
-            return func(*args, **kwargs)
         return func(*args, **kwargs) if answer is None else answer
 
     def _dot_product(
@@ -155,6 +165,8 @@ class _Mode(TorchFunctionMode):
         return (out.squeeze(1) if unbatched else out), None
 
 
+_ATTENTIONS = (functional.scaled_dot_product_attention, functional.multi_head_attention_forward)
+_CALL = nn.Module.__call__.__code__
 _signature = inspect.signature(functional.multi_head_attention_forward)
 
 

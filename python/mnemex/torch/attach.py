@@ -79,8 +79,9 @@ def attach(
 
     Notes
     -----
-    `nn.MultiheadAttention` gives None for its weights where it reads a memory. A forward pass reads one version; its
-    backward pass under activation checkpointing must come before the next forward pass.
+    `nn.MultiheadAttention` gives None for its weights where it reads a memory. A forward pass that fails drops what is
+    staged. Under activation checkpointing, checkpoint attached modules whole, and run the backward pass before the next
+    forward pass, whose version of the memory it would read.
 
     Examples
     --------
@@ -157,7 +158,7 @@ class Attachment:
         self.merge = JOINT if merge is None else merge.merge
         self._writes = write == "all"
         self._snapshot = memory.snapshot()
-        self._open = 0
+        self._open = False
         self._hooks = [
             model.register_forward_pre_hook(self._before, prepend=True),
             model.register_forward_hook(self._after, always_call=True),
@@ -220,14 +221,17 @@ class Attachment:
 
     def _before(self, module: nn.Module, _: tuple[Any, ...]) -> None:
         if module is self._model:
-            self._open += 1
+            if self._open and self._writes:
+                # Interrupted from the keyboard, which skips forward hooks.
+                self.memory.rollback()
+            self._open = True
             # A layer that runs again under checkpointing reads this version once more, and stages nothing.
             self._snapshot = self.memory.snapshot()
 
     def _after(self, module: nn.Module, _: tuple[Any, ...], output: object) -> None:
         if module is self._model:
-            self._open -= 1
-            if output is None and self._open == 0:
+            self._open = False
+            if output is None and self._writes:
                 self.memory.rollback()
 
     def _attend(
