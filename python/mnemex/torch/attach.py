@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from mnemex import Bank, Memory
 from mnemex.errors import ArgumentError, Error, Unsupported
 from mnemex.torch.answering import Answering
-from mnemex.torch.compiled import check_rows
 from mnemex.torch.joined import Reading, joined_attention
 from mnemex.torch.local import Scoring, prepare
 from mnemex.torch.merges import JOINT, Bias, Gate, PerHead
+from mnemex.torch.retrieved import check_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mnemex.errors import ArgumentError, DtypeError, ShapeError
-from mnemex.torch import compiled
 from mnemex.torch.joined import Reading, joined_attention
 from mnemex.torch.local import Scoring, prepare
 from mnemex.torch.merges import GATED, JOINT, Bias, Gate, Merge
+from mnemex.torch.retrieved import check_rows
 
 if TYPE_CHECKING:
     from mnemex import Bank, Snapshot
@@ -76,9 +76,13 @@ def attention(
     >>> out = mx.torch.attention(q, k, v, memory=bank, top_k=32, is_causal=True)
     >>> bank.write(k, v)
     """
-    _check_shapes(q, k, v, memory)
-    if not torch.compiler.is_compiling():
-        compiled.check_rows(memory, q.shape[0])
+    if torch.compiler.is_compiling():
+        from mnemex.torch import compiled
+
+        _check_shapes(q, k, v, compiled.sizes(memory))
+    else:
+        _check_shapes(q, k, v, (memory.key_dim, memory.value_dim, memory.heads))
+        check_rows(memory, q.shape[0])
     if attn_mask is not None and is_causal:
         raise ArgumentError("attn_mask and is_causal=True exclude each other: put the causal part into the mask")
     weight = None
@@ -95,6 +99,8 @@ def attention(
             f"attn_mask is {list(attn_mask.shape)}: expected {[*q.shape[:3], k.shape[2]]} or a shape that spreads to it"
         )
     if torch.compiler.is_compiling():
+        from mnemex.torch import compiled
+
         return compiled.attention(
             q, k, v, memory, top_k, attn_mask, is_causal=is_causal, scale=scale, weight=weight, gated=how is GATED
         )
@@ -104,7 +110,7 @@ def attention(
     )  # fmt: skip
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, memory: Bank | Snapshot) -> None:
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, memory: tuple[int, int | None, int]) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ShapeError(f"{name} is {list(x.shape)}: expected 4 axes, [batch, heads, tokens, dim]")
@@ -119,7 +125,7 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, memory: Bank | Snapshot) -> N
         )
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ShapeError(f"q has {q.shape[1]} heads, k has {k.shape[1]}: expected a multiple")
-    key_dim, value_dim, heads = compiled.sizes(memory)
+    key_dim, value_dim, heads = memory
     if key_dim != q.shape[-1] or value_dim != v.shape[-1]:
         raise ShapeError(
             f"memory has key_dim {key_dim} and value_dim {value_dim}, "

@@ -3,6 +3,8 @@
 A compiled graph holds numbers and tensors alone. So it knows the memory by its `id`, on which the graph is guarded, and
 what a backward pass needs of its forward pass hangs on a tensor that goes through the graph between them, the ticket:
 its buffer belongs to a numpy array that owns those things, and dies with the last tensor that shares it.
+
+Importing this imports the compiler, which takes seconds, so it is imported where something is compiled.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemex.errors import Error, ShapeError
+from mnemex.errors import Error
 from mnemex.torch.joined import Pass, Reading, backward_pass, forward_pass, joined_attention
 from mnemex.torch.local import Mask, Scoring, prepare
 from mnemex.torch.merges import GATED, JOINT
+from mnemex.torch.retrieved import check_rows
 
 if TYPE_CHECKING:
     from mnemex import Bank, Snapshot
@@ -30,12 +33,6 @@ class _Ticket(np.ndarray[Any, Any]):
     """A buffer, found by its address, and what a backward pass will need."""
 
     kept: Pass
-
-
-def check_rows(memory: Bank | Snapshot, batch: int) -> None:
-    """Refuse a memory of other rows than the batch has."""
-    if memory.rows not in (1, batch):
-        raise ShapeError(f"q has {batch} rows, memory has {memory.rows}: expected as many, or a memory of one row")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

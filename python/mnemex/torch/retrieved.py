@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mnemex.errors import ShapeError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -32,6 +34,12 @@ class Retrieved(NamedTuple):
     lse: Tensor
     hits: Hits | None = None
     mass: NDArray[np.float32] | None = None
+
+
+def check_rows(memory: Bank | Snapshot, batch: int) -> None:
+    """Refuse a memory of other rows than the batch has."""
+    if memory.rows not in (1, batch):
+        raise ShapeError(f"q has {batch} rows, memory has {memory.rows}: expected as many, or a memory of one row")
 
 
 def attend(memory: Bank | Snapshot, query: Tensor, k: int | None, scoring: Scoring, *, hits: bool = False) -> Retrieved:
