@@ -33,7 +33,7 @@ from mnemex.errors import (
     Unsupported,
 )
 from mnemex.files import open  # noqa: A004 - `mnemex.open` is what the reader of a saved bank writes
-from mnemex.memory import Memory, MemorySnapshot
+from mnemex.memory import Memory, MemorySnapshot, from_cache
 from mnemex.merge import merge
 from mnemex.parts import BF16, F16, F32, Append, Fifo, Flat
 from mnemex.results import Hits, Partial, Receipt
@@ -75,6 +75,7 @@ __all__ = [
     "Stats",
     "Unsupported",
     "build_info",
+    "from_cache",
     "merge",
     "open",
 ]

@@ -55,6 +55,8 @@ class Memory(DescribedLayers):
         Whether the first batch decides the number of rows.
     next_position
         Position at which the model's next prompt starts, after what the memory holds.
+    keys
+        "rotated": with the rotary encoding of their positions; "plain": without.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Memory(DescribedLayers):
         fingerprint: str | None = None,
         auto_rows: bool = False,
         next_position: int = 0,
+        keys: Literal["rotated", "plain"] = "rotated",
     ) -> None:
         if not banks:
             raise ArgumentError("banks is empty: give a bank for at least one layer")
@@ -71,6 +74,7 @@ class Memory(DescribedLayers):
         self.fingerprint = fingerprint
         self.auto_rows = auto_rows
         self.next_position = next_position
+        self.keys = keys
         self._writing = threading.RLock()
 
     @classmethod
@@ -79,7 +83,7 @@ class Memory(DescribedLayers):
         model: Any,  # noqa: ANN401 - a transformers model; named here, torch would have to be imported
         *,
         layers: Any = "auto",  # noqa: ANN401 - "auto" or layer numbers
-        keys: Literal["rotated"] = "rotated",
+        keys: Literal["rotated", "plain"] = "rotated",
         rows: int | Literal["auto"] = "auto",
         **bank: Any,  # noqa: ANN401 - whatever `Bank` takes
     ) -> Memory:
@@ -162,7 +166,11 @@ class Memory(DescribedLayers):
             copies = {id(bank): bank.copy() for bank in self._distinct()}
             banks = {layer: copies[id(bank)] for layer, bank in self._banks.items()}
             return Memory(
-                banks, fingerprint=self.fingerprint, auto_rows=self.auto_rows, next_position=self.next_position
+                banks,
+                fingerprint=self.fingerprint,
+                auto_rows=self.auto_rows,
+                next_position=self.next_position,
+                keys=self.keys,
             )
 
     # ------------------------------------------------------------------ changes at once
@@ -214,6 +222,7 @@ class Memory(DescribedLayers):
         metadata = {
             "auto_rows": self.auto_rows,
             "fingerprint": self.fingerprint,
+            "keys": self.keys,
             "layers": layers,
             "next_position": self.next_position,
         }
@@ -229,8 +238,46 @@ class Memory(DescribedLayers):
                 fingerprint=metadata["fingerprint"],
                 auto_rows=bool(metadata["auto_rows"]),
                 next_position=int(metadata["next_position"]),
+                keys=metadata.get("keys", "rotated"),
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(
                 f"the manifest does not describe a memory ({error!r}): the file is foreign or altered"
             ) from None
+
+
+def from_cache(past_key_values: Any, *, attention_mask: Any = None, **bank: Any) -> Memory:  # noqa: ANN401 - see below
+    """Make a memory of the keys and values in a cache of transformers, with the positions at which they stand.
+
+    Parameters
+    ----------
+    past_key_values
+        A `DynamicCache`, or another cache of transformers 5. Layers that keep only a window are left out; of an
+        `EncoderDecoderCache`, the decoder's own cache is read. The cache itself stays as it is.
+    attention_mask
+        0 for pads, which are not written, `[rows, T]`, a tensor; None: there are none.
+    **bank
+        Arguments of every bank, such as `key_codec`, `capacity`.
+
+    Returns
+    -------
+    Memory
+        Committed, of as many rows as the cache has. It does not know which model wrote it.
+
+    Raises
+    ------
+    ArgumentError
+        Not a cache, or one that is empty.
+    Unsupported
+        The cache of a memory.
+
+    Examples
+    --------
+    >>> past = model(prompt, use_cache=True).past_key_values
+    >>> memory = mx.from_cache(past)
+    >>> with mx.hf.attach(model, memory, top_k=32) as a:
+    ...     model(question, position_ids=a.next_position + torch.arange(question.shape[1])[None])
+    """
+    from mnemex.hf.from_cache import memory_from_cache
+
+    return memory_from_cache(past_key_values, attention_mask=attention_mask, **bank)

@@ -63,6 +63,79 @@ def config_of(name: str, **changes: object) -> transformers.PreTrainedConfig:
     raise ValueError(name)
 
 
+ENCODERS = ["bert", "vit", "modernbert"]
+ENCODER_DECODERS = ["t5", "bart"]
+
+
+def make_other(name: str, base: str = "sdpa", *, seed: int = 0) -> transformers.PreTrainedModel:
+    """Make an encoder or an encoder-decoder, random like those of `make`."""
+    torch.manual_seed(seed)
+    model = _OTHERS[name]().eval()
+    model.set_attn_implementation(base)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4.0)
+    return model
+
+
+def _bert() -> transformers.PreTrainedModel:
+    sizes = {**_SIZES, "bos_token_id": None}
+    return transformers.BertModel(
+        transformers.BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    )
+
+
+def _vit() -> transformers.PreTrainedModel:
+    sizes = {name: _SIZES[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+    return transformers.ViTModel(
+        transformers.ViTConfig(
+            **sizes, num_attention_heads=4, image_size=8, patch_size=4, hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )  # fmt: skip
+
+
+def _modernbert() -> transformers.PreTrainedModel:
+    sizes = {**_SIZES, "num_hidden_layers": 3, "bos_token_id": None}
+    types = ["full_attention", "sliding_attention", "full_attention"]
+    return transformers.ModernBertModel(
+        transformers.ModernBertConfig(**sizes, layer_types=types, cls_token_id=None, sep_token_id=None)
+    )
+
+
+def _t5() -> transformers.PreTrainedModel:
+    return transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, dropout_rate=0.0,
+            decoder_start_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def _bart() -> transformers.PreTrainedModel:
+    return transformers.BartForConditionalGeneration(
+        transformers.BartConfig(
+            vocab_size=VOCAB, d_model=32, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=48, decoder_ffn_dim=48,
+            encoder_attention_heads=4, decoder_attention_heads=4, dropout=0.0, attention_dropout=0.0,
+            max_position_embeddings=128, bos_token_id=1, pad_token_id=0, eos_token_id=2, decoder_start_token_id=2,
+            forced_eos_token_id=None,
+        )
+    )  # fmt: skip
+
+
+_OTHERS = {"bert": _bert, "vit": _vit, "modernbert": _modernbert, "t5": _t5, "bart": _bart}
+
+
+def inputs_of(name: str, rows: int = 2, n: int = 9, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Make what the forward pass of an encoder or encoder-decoder takes."""
+    if name == "vit":
+        return {"pixel_values": torch.randn(rows, 3, 8, 8, generator=torch.Generator().manual_seed(seed))}
+    if name in ENCODER_DECODERS:
+        return {"input_ids": tokens(rows, 7, seed), "decoder_input_ids": tokens(rows, n, seed + 1)}
+    return {"input_ids": tokens(rows, n, seed)}
+
+
 def make(name: str, base: str | None = None, *, seed: int = 0, **changes: object) -> transformers.PreTrainedModel:
     """Make a random model whose weights are large enough that attention matters and tokens differ."""
     torch.manual_seed(seed)

@@ -29,7 +29,7 @@ from mnemex.hf.function import attached_modules  # noqa: E402
 
 @pytest.mark.parametrize(("name", "base"), BASES)
 @torch.no_grad()
-def test_each_attention_output_equals_that_over_the_concatenation(name, base):
+def test_point_01_each_attention_output_equals_that_over_the_concatenation(name, base):
     model, x = make(name, base), tokens(2, 40, seed=1)
     want = [out[:, 28:] for out in attention_outputs(model, lambda: model(x))]
     positions = torch.arange(28, 40)[None]
@@ -44,7 +44,7 @@ def test_each_attention_output_equals_that_over_the_concatenation(name, base):
 
 @pytest.mark.parametrize(("name", "base"), BASES)
 @torch.no_grad()
-def test_padded_rows_equal_the_rows_alone(name, base):
+def test_point_06_padded_rows_equal_the_rows_alone(name, base):
     model = make(name, base)
     batch = left_padded([0, 9, 4], 24, seed=2)
     tail = tokens(3, 8, seed=3)
@@ -60,7 +60,7 @@ def test_padded_rows_equal_the_rows_alone(name, base):
 
 @pytest.mark.parametrize(("name", "base"), [("llama", "sdpa"), ("llama", "eager"), ("gpt_oss", "eager")])
 @torch.no_grad()
-def test_right_padding_is_neither_read_nor_written(name, base):
+def test_point_06_right_padding_is_neither_read_nor_written(name, base):
     model, x = make(name, base), tokens(2, 12, seed=4)
     mask = torch.ones_like(x)
     mask[1, 7:] = 0
@@ -85,7 +85,7 @@ def test_a_four_axis_mask_tells_pads_too():
 
 
 @torch.no_grad()
-def test_sliding_layers_are_left_alone_and_keep_their_window_while_ingesting():
+def test_point_16_sliding_layers_are_left_alone_and_keep_their_window_while_ingesting():
     layers = ["sliding_attention", "full_attention"]
     for name in ("gemma2", "gpt_oss"):
         model, x = make(name, layer_types=layers), tokens(1, 30, seed=6)
@@ -126,7 +126,7 @@ def test_layers_of_the_attachment_may_be_fewer_than_those_of_the_memory():
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_detaching_leaves_no_trace(name):
+def test_point_04_detaching_leaves_no_trace(name):
     model, x = make(name), tokens(2, 10, seed=9)
     before, named = model(x).logits, model.config._attn_implementation
     config = model.config.to_dict()
@@ -146,7 +146,7 @@ def test_detaching_leaves_no_trace(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_an_empty_memory_gives_the_same_bits(name):
+def test_point_03_an_empty_memory_gives_the_same_bits(name):
     model, x = make(name), left_padded([0, 3], 10, seed=10)
     before = model(**x).logits
     with mx.hf.attach(model, memory_of(model), top_k=8):
@@ -303,6 +303,24 @@ def test_one_document_serves_a_batch():
         got = model(tails, position_ids=torch.arange(20, 26)[None]).logits
     want = model(torch.cat([x.expand(3, -1), tails], 1)).logits[:, 20:]
     assert gap(got, want) <= 1e-5
+
+
+@torch.no_grad()
+def test_point_07_texts_packed_into_one_row_read_as_if_alone_and_are_not_written():
+    model, x = make("llama"), tokens(1, 20, seed=30)
+    one, two = tokens(1, 5, seed=31), tokens(1, 7, seed=32)
+    starts = [torch.arange(20, 20 + t.shape[1])[None] for t in (one, two)]
+    packed = {"input_ids": torch.cat([one, two], 1), "position_ids": torch.cat(starts, 1), "use_cache": False}
+    with mx.hf.attach(model, memory_of(model), top_k=EVERY) as a:
+        a.ingest(x)
+        got = model(**packed).logits.split([5, 7], 1)
+        for text, positions, out in zip((one, two), starts, got, strict=True):
+            assert gap(out, model(text, position_ids=positions).logits) <= 1e-5
+        with pytest.raises(mx.Error, match="cu_seq_lens"):
+            model(**packed, cu_seq_lens_q=torch.tensor([0, 5, 12]))
+    for write, cache in (("all", None), ("evicted", 4)):
+        with mx.hf.attach(model, memory_of(model), write=write) as a, pytest.raises(mx.Error, match="several texts"):
+            model(**{**packed, "use_cache": True}, past_key_values=cache and a.cache(cache))
 
 
 @torch.no_grad()

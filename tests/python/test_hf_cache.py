@@ -58,7 +58,7 @@ def compare(name, inputs, window, how, *, base=None, sinks=4, attach=None, seed=
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_tokens_equal_and_logits_are_as_close_as_the_model_is_to_itself(name, mode, window):
+def test_point_02_tokens_equal_and_logits_are_as_close_as_the_model_is_to_itself(name, mode, window):
     _, want, worst = compare(name, unpadded(2, 21, seed=11), window, MODES[mode])
     assert worst <= 4 * own_gap(name, want.sequences)
 
@@ -124,7 +124,7 @@ def test_a_subset_of_layers(chosen, base):
     ],
 )
 @torch.no_grad()
-def test_more_sequences_than_prompts(how):
+def test_point_15_more_sequences_than_prompts(how):
     for window in (1, 7):
         _, _, worst = compare("llama", left_padded([0, 4], 14, seed=17), window, how)
         assert worst <= 1e-5
@@ -132,7 +132,7 @@ def test_more_sequences_than_prompts(how):
 
 @pytest.mark.parametrize("window", [1, 5, 7, 64])
 @torch.no_grad()
-def test_prompt_lookup_and_assisted_decoding(window):
+def test_point_15_prompt_lookup_and_assisted_decoding(window):
     text = tokens(1, 6, seed=18).repeat(1, 4)
     inputs = {"input_ids": text, "attention_mask": torch.ones_like(text)}
     for how in ({"prompt_lookup_num_tokens": 6}, {"assistant_model": make("llama", seed=9, num_hidden_layers=1)}):

@@ -17,7 +17,7 @@ from hf_models import EVERY, gap, generate, left_padded, lengths, make, memory_o
 @pytest.mark.parametrize("window", [1, 4, 9])
 @pytest.mark.parametrize("n_cropped", [1, 3, 7, 15, 21, 24])
 @torch.no_grad()
-def test_crop_takes_tokens_back_from_window_and_memory(window, n_cropped, number):
+def test_point_15_crop_takes_tokens_back_from_window_and_memory(window, n_cropped, number):
     model, batch = make("llama"), left_padded([0, 4], 24, seed=22)
     x, mask = batch["input_ids"], batch["attention_mask"]
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -46,7 +46,7 @@ def test_crop_takes_tokens_back_from_window_and_memory(window, n_cropped, number
 
 
 @torch.no_grad()
-def test_rows_are_repeated_selected_and_reordered_with_their_memory():
+def test_point_15_rows_are_repeated_selected_and_reordered_with_their_memory():
     model, batch = make("qwen3"), left_padded([0, 3], 16, seed=24)
     mask = torch.cat([batch["attention_mask"], torch.ones(2, 3, dtype=torch.long)], 1)
     moves = [
@@ -94,7 +94,7 @@ def test_a_copy_has_a_memory_of_its_own():
 
 
 @torch.no_grad()
-def test_reset_forgets_the_tokens_of_this_cache_and_keeps_what_was_ingested():
+def test_point_15_reset_forgets_the_tokens_of_this_cache_and_keeps_what_was_ingested():
     model, x = make("llama"), tokens(1, 30, seed=29)
     want = generate(model, {"input_ids": x, "attention_mask": torch.ones_like(x)}).sequences[:, 20:]
     with mx.hf.attach(model, memory_of(model), top_k=EVERY) as a:

@@ -19,7 +19,7 @@ def enable_checkpointing(model, how):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss"])
-def test_checkpointing_stages_once_and_reads_one_version_twice(name, reentrant):
+def test_point_09_checkpointing_stages_once_and_reads_one_version_twice(name, reentrant):
     x, text = tokens(2, 14, seed=19), tokens(2, 20, seed=20)
     gradients, sizes = [], []
     for checkpointing in (False, True):
@@ -84,7 +84,7 @@ def test_a_token_that_is_not_finite_is_left_out_of_every_layer_and_counted(n_lay
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_half_precision_models(dtype):
+def test_point_17_half_precision_models(dtype):
     model, x = make("llama").to(dtype), tokens(1, 40, seed=23)
     want = model(x).logits[:, 28:]
     with mx.hf.attach(model, memory_of(model), top_k=EVERY) as a:
@@ -96,7 +96,7 @@ def test_half_precision_models(dtype):
 
 
 @torch.no_grad()
-def test_autocast():
+def test_point_17_autocast():
     model, x = make("llama"), tokens(1, 40, seed=24)
     want = model(x).logits[:, 28:]
     with torch.autocast("cpu", torch.bfloat16), mx.hf.attach(model, memory_of(model), top_k=EVERY) as a:

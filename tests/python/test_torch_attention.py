@@ -41,7 +41,7 @@ CASES = {
 
 @pytest.mark.parametrize("k", [None, ENTRIES, 1000])
 @pytest.mark.parametrize("case", CASES)
-def test_output_and_gradients_equal_dense_attention(case, k):
+def test_point_12_output_and_gradients_equal_dense_attention(case, k):
     s = Setting()
     options = CASES[case]
     sink = options.get("sink")
@@ -88,7 +88,7 @@ def test_dropout_falls_on_local_weights_only_and_has_the_right_gradient():
 
 @pytest.mark.parametrize(("rows", "n_queries", "n_keys"), [(2, 5, 0), (2, 0, 6), (0, 5, 6), (2, 1, 1), (2, 0, 0)])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_sizes_of_zero_and_one_are_fine(rows, n_queries, n_keys, gradients):
+def test_point_18_sizes_of_zero_and_one_are_fine(rows, n_queries, n_keys, gradients):
     s = Setting(n_queries=n_queries, n_keys=n_keys)
     q, k, v = (x[:rows].clone().requires_grad_(gradients) for x in (s.q, s.k, s.v))
     bank = s.bank if rows else mx.Bank(heads=KV_HEADS, key_dim=DIM, value_dim=DIM)
@@ -235,7 +235,7 @@ def test_a_bad_query_is_nan_in_its_own_gradient_alone():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3), (torch.float64, 1e-5)])
-def test_other_dtypes_in_and_out(dtype, tolerance):
+def test_point_17_other_dtypes_in_and_out(dtype, tolerance):
     s = Setting()
     mine = [x.to(dtype).requires_grad_() for x in (s.q, s.k, s.v)]
     theirs = [x.detach().clone().double().requires_grad_() for x in mine]
@@ -252,7 +252,7 @@ def test_other_dtypes_in_and_out(dtype, tolerance):
         assert all(x.grad.dtype == dtype for x in mine)
 
 
-def test_autocast_brings_mixed_dtypes_together():
+def test_point_17_autocast_brings_mixed_dtypes_together():
     s = Setting()
     with torch.autocast("cpu", torch.bfloat16):
         out = mx.torch.attention(s.q, s.k, s.v.bfloat16(), memory=s.bank, top_k=64)

@@ -11,6 +11,7 @@ from mnemex.demo.findings import Reading
 from mnemex.demo.local_window import LocalWindow
 from mnemex.demo.measure import Row, Stream, bits_per_byte, chunk_for, held_bytes, stream, with_recovered
 from mnemex.demo.passages import Passages, line_of_each
+from mnemex.hf import WindowCache
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -103,6 +104,7 @@ class Experiment:
                     passages.add(n_tokens, attachment.trace or {})
 
             cache = attachment.cache(window=self.window, sinks=self.sinks)
+            assert isinstance(cache, WindowCache)
             streamed = self._stream(name, cache, collect)
         if passages is not None:
             passages.finish()

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import TYPE_CHECKING, Literal
 
+import transformers
+
 from mnemex.errors import ArgumentError, Error, Unsupported
 from mnemex.hf.attachment import Attachment, Write
-from mnemex.hf.decoder import Decoder, Layers, find_decoder
 from mnemex.hf.fingerprint import fingerprint
 from mnemex.hf.function import attached_modules
+from mnemex.hf.rotary import Rotary
+from mnemex.hf.stack import Layers, Stack, find_stack
+from mnemex.torch.merges import PerHead
 
 if TYPE_CHECKING:
     from torch import nn
 
     from mnemex import Memory
+    from mnemex.torch import Bias, Gate
+
+DISTANCE = 512
+"""Tokens between a query and plain keys where nothing else was said: the default window of a cache."""
+
+OLDEST, NEWEST = (5, 16), (5, 23)
+"""Releases of transformers: the first with every hook that is used, and the last that the tests have seen."""
 
 _WRITES = ("off", "all", "evicted")
 
@@ -24,31 +36,37 @@ def attach(
     memory: Memory,
     *,
     top_k: int | None = 32,
-    merge: Literal["joint"] = "joint",
+    merge: Literal["joint"] | Bias | Gate = "joint",
     layers: Layers = "auto",
-    positions: Literal["auto", "true"] = "auto",
+    positions: Literal["auto", "true", "fixed", "none"] | int = "auto",
     write: Write | None = None,
     trace: bool = False,
 ) -> Attachment:
-    """Give a causal language model a memory: its attention reads the best entries beside its local keys.
+    """Give a model a memory: its attention reads the best entries beside its local keys.
 
     No class is replaced and no forward is patched; `detach`, or leaving the `with` block, leaves the model as it was.
 
     Parameters
     ----------
     model
-        A causal language model of transformers 5 that runs "sdpa" or "eager" attention.
+        A language model, encoder or encoder-decoder of transformers 5.16 to 5.23 that runs "sdpa" or "eager" attention.
+        An older release is refused, a newer one warned of.
     memory
         From `Memory.for_model(model)`, or one that was saved.
     top_k
         Entries each query reads; None: every entry, which makes the model exact over the whole past.
     merge
-        "joint": one softmax over local keys and entries.
+        "joint": one softmax over local keys and entries, exact. A `mnemex.torch.Bias` or `Gate` with one number per
+        query head is copied into each attached attention module as its submodule `mnemex_merge`: until `detach` it is
+        in `model.state_dict()`, and PEFT trains it with `modules_to_save=["mnemex_merge"]`.
     layers
         Layers that read: "auto" takes every layer of the memory, and a memory made with "auto" has every layer that
         can be attached. Layers with a sliding window see only that, with or without a memory, and are left alone.
     positions
-        "auto" and "true": entries keep the position they were written at.
+        Where entries stand. "true", which "auto" means for keys as the model made them: at the position they were
+        written at. A number, for a memory of plain keys: all of them that many tokens before each query, so no
+        position passes the length a model was trained for. "fixed", which "auto" means for plain keys: at the distance
+        of the window of `cache`, 512 before there is one. "none": at distance 0.
     write
         "off" (also None) writes nothing but what `ingest` reads; "all" stages every token of a forward pass, to be
         committed by `commit`; "evicted" leaves writing to the cache. Calling `cache` changes None to "evicted".
@@ -58,7 +76,8 @@ def attach(
     Returns
     -------
     Attachment
-        A context manager with `detach`, `commit`, `ingest`, `cache`, `next_position` and `stats`.
+        A context manager with `detach`, `commit`, `ingest`, `cache`, `parameters`, `citations`, `next_position` and
+        `stats`.
 
     Raises
     ------
@@ -69,8 +88,14 @@ def attach(
 
     Notes
     -----
-    Gradients flow to the model's own queries, keys and values; entries are constants. A forward pass reads one version
-    of the memory, also when its layers run again under gradient checkpointing.
+    Gradients flow to the model's own queries, keys and values, and to the merge; entries are constants. A forward pass
+    reads one version of the memory, also when its layers run again under gradient checkpointing.
+
+    Texts packed into one row (`position_ids` that start again, with use_cache=False) read the memory of that row, each
+    as if alone; they cannot be written, since one row keeps one text.
+
+    Of an encoder-decoder, the decoder's self attention reads. A bias that a model learned for distances (T5) holds for
+    local keys; entries have none.
 
     Examples
     --------
@@ -78,20 +103,19 @@ def attach(
     ...     a.ingest(book)
     ...     model.generate(question, past_key_values=a.cache(window=512))
     """
-    if merge != "joint":
-        raise Unsupported(
-            f"merge={merge!r}: attach joins in one softmax, 'joint'; learned merges work in mnemex.torch.attention"
-        )
-    if positions not in ("auto", "true"):
-        raise Unsupported(f"positions={positions!r}: keys stored as the model made them serve positions='true' alone")
+    if merge != "joint" and not isinstance(merge, PerHead):
+        raise ArgumentError(f"merge={merge!r}: expected 'joint', mnemex.torch.Bias(heads) or mnemex.torch.Gate(heads)")
+    plain = memory.keys == "plain"
+    distance = _distance(positions, plain=plain)
     if write is not None and write not in _WRITES:
         raise ArgumentError(f"write={write!r}: expected one of {', '.join(map(repr, _WRITES))}")
     if top_k is not None and (not hasattr(top_k, "__index__") or top_k < 1):
         raise ArgumentError(f"top_k={top_k!r}: expected an integer of at least 1, or None for every entry")
     if trace and top_k is None:
         raise ArgumentError("trace=True needs a top_k: with top_k=None every entry is read, and none is chosen")
-    decoder = find_decoder(model)
-    modules = decoder.chosen(tuple(memory.layers) if layers == "auto" else layers)
+    check_release(transformers.__version__)
+    stack = find_stack(model)
+    modules = stack.chosen(tuple(memory.layers) if layers == "auto" else layers)
     missing = sorted(set(modules) - set(memory.layers))
     if missing:
         raise ArgumentError(
@@ -99,26 +123,69 @@ def attach(
             f"make it with Memory.for_model(model, layers={sorted(modules)})"
         )
     if any(module in attached_modules for module in modules.values()):
-        raise Error(f"this {decoder.name} has a memory attached already: detach() that one first")
-    _check_writer(decoder, memory)
-    return Attachment(decoder, modules, memory, top_k=top_k, write=write, trace=trace)
+        raise Error(f"this {stack.name} has a memory attached already: detach() that one first")
+    _check_writer(stack, memory)
+    rotary = Rotary(stack, modules, DISTANCE if distance is None else distance) if plain else None
+    learned = merge if isinstance(merge, PerHead) else None
+    return Attachment(
+        stack, modules, memory, top_k=top_k, write=write, trace=trace, merge=learned, rotary=rotary, distance=distance
+    )
 
 
-def _check_writer(decoder: Decoder, memory: Memory) -> None:
+def check_release(version: str) -> None:
+    """Refuse a release of transformers that lacks hooks, and warn of one that came after the tests."""
+    release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    oldest, newest = (".".join(map(str, x)) for x in (OLDEST, NEWEST))
+    if release < OLDEST:
+        raise Unsupported(f"transformers {version} lacks hooks that attach needs: install {oldest} to {newest}")
+    if release > NEWEST:
+        warnings.warn(
+            f"transformers {version} is newer than {newest}, the last release mnemex was tested with; if results look "
+            f"wrong, install {oldest} to {newest}",
+            stacklevel=3,
+        )
+
+
+def _distance(positions: object, *, plain: bool) -> int | None:
+    """Tell how far before a query entries stand; None: as far as a window reaches, or at their true positions."""
+    if positions == "none":
+        distance: int | None = 0
+    elif isinstance(positions, str) and positions in ("auto", "true", "fixed"):
+        distance = None
+    elif hasattr(positions, "__index__") and not isinstance(positions, bool) and int(positions) >= 0:
+        distance = int(positions)
+    else:
+        raise ArgumentError(
+            f"positions={positions!r}: expected 'auto', 'true', 'fixed', 'none' or a distance in tokens"
+        )
+    if not plain and positions not in ("auto", "true"):
+        raise Unsupported(
+            f"positions={positions!r}: this memory keeps keys as the model made them, which serve positions='true' "
+            "alone: make one with Memory.for_model(model, keys='plain')"
+        )
+    if plain and positions == "true":
+        raise Unsupported(
+            "positions='true': this memory keeps plain keys, which serve a fixed distance or none: make one with "
+            "Memory.for_model(model, keys='rotated')"
+        )
+    return distance
+
+
+def _check_writer(stack: Stack, memory: Memory) -> None:
     """Compare the model with the one that the memory was made for."""
     written_by = memory.fingerprint
     if written_by is None:
         return
-    own = fingerprint(decoder, memory.layers)
+    own = fingerprint(stack, memory.layers)
     if own == written_by:
         return
     if own.partition("/")[0] != written_by.partition("/")[0]:
         raise ArgumentError(
-            f"the memory was made for another architecture than this {decoder.name} (heads, sizes, positions or "
+            f"the memory was made for another architecture than this {stack.name} (heads, sizes, positions or "
             "layers differ): make one with Memory.for_model(model)"
         )
     if len(memory):
         warnings.warn(
-            f"the memory was written with other weights than this {decoder.name} has: its keys may not fit the queries",
+            f"the memory was written with other weights than this {stack.name} has: its keys may not fit the queries",
             stacklevel=3,
         )

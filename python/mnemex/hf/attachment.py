@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 from weakref import ReferenceType, ref
@@ -11,19 +13,26 @@ from weakref import ReferenceType, ref
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache
 
 from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
-from mnemex.hf.cache import WindowCache
+from mnemex.hf.cache import WindowCache, self_attention_cache
+from mnemex.hf.citations import Citation, Source, cite
 from mnemex.hf.forward import ModelForward
-from mnemex.hf.function import FORWARD, attached_modules, restore, switch
+from mnemex.hf.function import FORWARD, MERGE, attached_modules, restore, switch
+from mnemex.hf.ingest import read_text
+from mnemex.hf.rotary import Rotary, note_angles
 from mnemex.hf.staging import Counts, next_position
+from mnemex.torch.merges import JOINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mnemex import Memory, Receipt
-    from mnemex.hf.decoder import Decoder
+    from mnemex.hf.stack import Stack
+    from mnemex.hf.window import Ints
     from mnemex.torch.joined import Trace
+    from mnemex.torch.merges import PerHead
 
 Write = Literal["off", "all", "evicted"]
 
@@ -67,6 +76,8 @@ class Attachment:
         Entries each query reads; None: every entry.
     modules
         The attention modules that read, by layer.
+    staged
+        Ids of the tokens that the last forward pass wrote, int64 `[rows, T]`; None: it wrote none.
     trace
         What each layer retrieved in the last forward pass, by layer; None unless asked for. A layer that found its
         bank empty is not in it.
@@ -74,41 +85,52 @@ class Attachment:
 
     def __init__(
         self,
-        decoder: Decoder,
+        stack: Stack,
         modules: dict[int, nn.Module],
         memory: Memory,
         *,
         top_k: int | None,
         write: Write | None,
         trace: bool,
+        merge: PerHead | None = None,
+        rotary: Rotary | None = None,
+        distance: int | None = None,
     ) -> None:
-        self.decoder, self.modules, self.memory, self.top_k = decoder, modules, memory, top_k
+        self.stack, self.modules, self.memory, self.top_k = stack, modules, memory, top_k
         self.indices = {module: index for index, module in modules.items()}
         self.counts = Counts()
         self.writes = 0
+        self.staged: Ints | None = None
+        self._sources: list[Source] = []
         self.stages_tokens = write == "all"
         self.attached = True
         self.trace: dict[int, Trace] | None = {} if trace else None
         self._write = write
-        self._limit: int | None = getattr(decoder.config, "max_position_embeddings", None)
+        self._limit: int | None = getattr(stack.config, "max_position_embeddings", None)
         self._writer: ReferenceType[WindowCache] | None = None
-        self._configs = decoder.configs(modules)
+        self._configs = stack.configs(modules)
+        self.rotary, self._distance = rotary, distance
+        self.merge = JOINT if merge is None else merge.merge
         switch(self._configs)
         for module in self.indices:
-            attached_modules[module] = decoder.name
+            attached_modules[module] = stack.name
+            if merge is not None:
+                module.add_module(MERGE, copy.deepcopy(merge).to(next(module.parameters()).device))
         self._hooks = [
             hook
-            for model in decoder.owners
+            for model in stack.owners
             for hook in (
                 model.register_forward_pre_hook(self._before, with_kwargs=True),
                 model.register_forward_hook(self._after, with_kwargs=True, always_call=True),
             )
         ]
-        self._names = {model: list(inspect.signature(model.forward).parameters) for model in decoder.owners}
+        if rotary is not None:
+            self._hooks += [m.register_forward_pre_hook(note_angles, with_kwargs=True) for m in self.indices]
+        self._names = {model: list(inspect.signature(model.forward).parameters) for model in stack.owners}
 
     def __repr__(self) -> str:
         state = "" if self.attached else ", detached"
-        return f"Attachment({self.decoder.name}, layers={list(self.modules)}, top_k={self.top_k}{state})"
+        return f"Attachment({self.stack.name}, layers={list(self.modules)}, top_k={self.top_k}{state})"
 
     def __enter__(self) -> Self:
         return self
@@ -121,7 +143,7 @@ class Attachment:
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise Error(f"an attached {self.decoder.name} cannot be pickled: detach() first, and save the memory by itself")
+        raise Error(f"an attached {self.stack.name} cannot be pickled: detach() first, and save the memory by itself")
 
     def detach(self) -> None:
         """Leave the model as it was before; a second call does nothing."""
@@ -132,6 +154,8 @@ class Attachment:
             hook.remove()
         for module in self.indices:
             del attached_modules[module]
+            if hasattr(module, MERGE):
+                delattr(module, MERGE)
         restore(self._configs)
 
     def commit(self) -> list[Receipt]:
@@ -140,12 +164,18 @@ class Attachment:
 
     @property
     def next_position(self) -> int:
-        """Position at which a prompt continues what is in the memory: one after the last entry, 0 when empty."""
-        return next_position(self.memory)
+        """Position at which a prompt continues what is in the memory: one after the last entry, 0 when empty.
+
+        Plain keys have no position, so a prompt beside them starts at 0.
+        """
+        return 0 if self.rotary is not None else next_position(self.memory)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Learned parameters of the merge; joint attention has none."""
-        return iter(())
+        """Give the learned parameters of the merge, layer by layer; joint attention has none."""
+        for module in self.modules.values():
+            merge = getattr(module, MERGE, None)
+            if merge is not None:
+                yield from merge.parameters()
 
     def stats(self) -> AttachmentStats:
         """Tell what this attachment has done, and what its memory holds."""
@@ -158,7 +188,7 @@ class Attachment:
             next_position=self.next_position,
         )
 
-    def cache(self, window: int = 512, sinks: int = 4) -> WindowCache:
+    def cache(self, window: int = 512, sinks: int = 4) -> WindowCache | EncoderDecoderCache:
         """Make a cache whose window is local and whose rest is in the memory, for `generate` and forward passes.
 
         Parameters
@@ -170,8 +200,9 @@ class Attachment:
 
         Returns
         -------
-        WindowCache
-            Give it as `past_key_values`. It commits at the end of each forward pass, and continues the positions of
+        WindowCache or EncoderDecoderCache
+            Give it as `past_key_values`; for an encoder-decoder it stands beside a cache for the attention to the
+            encoder. It commits at the end of each forward pass, and continues the positions of
             what the memory holds already. The newest cache of an attachment is the one that works.
 
         Raises
@@ -184,8 +215,12 @@ class Attachment:
         if not self.attached:
             raise Error("the memory is detached from the model: attach it again")
         cache = WindowCache(self, window=window, sinks=sinks)
+        if self.rotary is not None and self._distance is None:
+            self.rotary.at(window)
         self._write = "evicted"
         self._writer = ref(cache)
+        if self.stack.kind == "encoder-decoder":
+            return EncoderDecoderCache(cache, DynamicCache(config=self.stack.config))
         return cache
 
     def writer(self) -> WindowCache | None:
@@ -193,11 +228,14 @@ class Attachment:
         return None if self._writer is None else self._writer()
 
     @torch.no_grad()
-    def ingest(self, ids: Tensor, attention_mask: Tensor | None = None, *, chunk: int = 512) -> None:
+    def ingest(
+        self, ids: Tensor, attention_mask: Tensor | None = None, *, chunk: int = 512, name: str | int | None = None
+    ) -> Ints:
         """Read a text into the memory: run it through the model chunk by chunk, and commit after each.
 
-        Every chunk attends to itself and to the memory, at positions that continue those in the memory. When a chunk
-        fails or is interrupted, what is staged is dropped and the chunks before it stay.
+        Every chunk attends to itself and to the memory, at positions that continue those in the memory. An encoder
+        reads each chunk as a passage of its own, whose positions start at 0. When a chunk fails or is interrupted,
+        what is staged is dropped and the chunks before it stay.
 
         Parameters
         ----------
@@ -207,51 +245,64 @@ class Attachment:
             0 for pads, which are not written, `[rows, T]`.
         chunk
             Tokens per forward pass.
+        name
+            What `citations` calls this text; None: its number among the texts this attachment has read.
+
+        Returns
+        -------
+        ids
+            int64 `[rows, T]`: the entry that each token became, -1 for pads and tokens that are not finite.
         """
         if not self.attached:
             raise Error("the memory is detached from the model: attach it again")
-        if ids.ndim != 2 or (attention_mask is not None and attention_mask.shape != ids.shape):
-            given = "" if attention_mask is None else f" and attention_mask {list(attention_mask.shape)}"
-            raise ShapeError(f"ids are {list(ids.shape)}{given}: expected [rows, tokens] for both")
-        if chunk < 1:
-            raise ArgumentError(f"chunk={chunk}: expected at least 1 token")
-        base = self.next_position
-        if base or ids.shape[1] > chunk:
-            self._need_positions()
-        positions = base + torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        if attention_mask is not None:
-            positions = base + (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-        # Layers that are not attached need their own past from chunk to chunk; without such layers, no cache is needed.
-        cache = WindowCache(self, window=1, sinks=0) if self.decoder.others or self._leaves_layers_out() else None
+        entries = read_text(self, ids, attention_mask, chunk)
+        self._sources.append(Source(len(self._sources) if name is None else name, entries))
+        return entries
+
+    def citations(self, n: int = 5, *, row: int = 0) -> list[Citation]:
+        """List the stretches of text that the last forward pass read most from, heaviest first.
+
+        Parameters
+        ----------
+        n
+            Stretches at most.
+        row
+            Of the batch.
+
+        Raises
+        ------
+        Error
+            The attachment was made without `trace=True`.
+        """
+        if self.trace is None:
+            raise Error("nothing was traced: attach with trace=True and a top_k, then run the model")
+        return cite(self.trace, self._sources, n=n, row=row)
+
+    def need_positions(self) -> None:
+        """Raise where the model cannot be told at which positions its tokens stand."""
+        if "position_ids" not in self._names[self.stack.model]:
+            raise Unsupported(
+                f"{self.stack.name} takes no position_ids, so it cannot continue after what is in the memory: "
+                "read each text in one chunk, into an empty memory"
+            )
+
+    def take_staged(self) -> Ints | None:
+        """Give the ids that forward passes have staged since the last call, of the last of them."""
+        staged, self.staged = self.staged, None
+        return staged
+
+    @contextmanager
+    def writing(self, cache: WindowCache | None) -> Iterator[None]:
+        """Write what forward passes see, through `cache` or with none; what stays staged is dropped on failure."""
         outer, self._writer = self._writer, None if cache is None else ref(cache)
         stages, self.stages_tokens = self.stages_tokens, cache is None
         try:
-            for start in range(0, ids.shape[1], chunk):
-                span = slice(start, start + chunk)
-                seen = None
-                if attention_mask is not None:
-                    seen = attention_mask[:, : span.stop] if cache is not None else attention_mask[:, span]
-                self.decoder.model(
-                    input_ids=ids[:, span], attention_mask=seen, position_ids=positions[:, span],
-                    past_key_values=cache, use_cache=cache is not None,
-                )  # fmt: skip
-                self.memory.commit()
-                self.writes += 1
+            yield
         except BaseException:
             self.memory.rollback()
             raise
         finally:
             self._writer, self.stages_tokens = outer, stages
-
-    def _need_positions(self) -> None:
-        if "position_ids" not in self._names[self.decoder.model]:
-            raise Unsupported(
-                f"{self.decoder.name} takes no position_ids, so it cannot continue after what is in the memory: "
-                "read each text in one chunk, into an empty memory"
-            )
-
-    def _leaves_layers_out(self) -> bool:
-        return len(self.modules) < len(self.decoder.modules)
 
     def take_rows(self, memory: Memory, batch: int) -> None:
         """Give the memory as many rows as the batch has, where it may take them."""
@@ -269,7 +320,7 @@ class Attachment:
         if FORWARD in kwargs or module not in self._names:
             return None
         inputs = {**dict(zip(self._names[module], args, strict=False)), **kwargs}
-        past = inputs.get("past_key_values")
+        past = self_attention_cache(inputs.get("past_key_values"))
         if isinstance(past, WindowCache):
             shifted = self._shifted(past, inputs)
             if shifted is not None:
@@ -298,7 +349,7 @@ class Attachment:
             cache.shift = base if given is None or not given.numel() or int(given.min()) < base else 0
         if cache.shift == 0:
             return None
-        self._need_positions()
+        self.need_positions()
         if given is not None:
             return given + cache.shift
         tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
@@ -306,9 +357,9 @@ class Attachment:
         return torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
 
     def _warn_beyond_limit(self, forward: ModelForward) -> None:
-        if self._limit is not None and forward.last_position >= self._limit:
+        if self.rotary is None and self._limit is not None and forward.last_position >= self._limit:
             warnings.warn(
-                f"position {forward.last_position} is past the {self._limit} that {self.decoder.name} was trained on, "
+                f"position {forward.last_position} is past the {self._limit} that {self.stack.name} was trained on, "
                 "where answers degrade with true positions; a memory made with keys='plain' serves longer texts",
                 stacklevel=6,
             )

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
 from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
+from mnemex.hf.rotary import WindowAngles
 from mnemex.hf.staging import stage_tokens
 from mnemex.hf.window import Eviction, Ints, WindowRows
 from mnemex.hf.window_layer import WindowLayer
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from mnemex import Memory
     from mnemex.hf.attachment import Attachment
     from mnemex.hf.forward import ModelForward
+
+
+def self_attention_cache(past: Any) -> Any:  # noqa: ANN401 - any cache of transformers
+    """Find the cache of the layers that a memory is attached to: of an encoder-decoder's two, the decoder's own."""
+    return past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
 
 
 class WindowCache(Cache):
@@ -51,13 +57,15 @@ class WindowCache(Cache):
             raise ArgumentError(f"window={window}: expected at least 1, the current token")
         if sinks < 0:
             raise ArgumentError(f"sinks={sinks}: expected 0 or more")
-        decoder = attachment.decoder
-        if decoder.expands_cached_keys:
+        stack = attachment.stack
+        if stack.kind == "encoder":
+            raise Unsupported(f"{stack.name} is an encoder, which keeps no cache: attach with write='all' instead")
+        if stack.expands_cached_keys:
             raise Unsupported(
-                f"{decoder.name} caches latents and makes keys and values of them afterwards (MLA), so a cache cannot "
+                f"{stack.name} caches latents and makes keys and values of them afterwards (MLA), so a cache cannot "
                 "put them into a memory: attach with write='all' instead"
             )
-        layers: list[Any] = DynamicCache(config=decoder.config).layers
+        layers: list[Any] = DynamicCache(config=stack.config).layers
         full = [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer]
         self.attached = {index: WindowLayer(self) for index in attachment.modules}
         self.others = [layer for index, layer in enumerate(layers) if index not in self.attached]
@@ -65,6 +73,7 @@ class WindowCache(Cache):
         self.window, self.sinks = window, sinks
         self.memory: Memory = attachment.memory
         self.rows = WindowRows(sinks)
+        self._angles = WindowAngles()
         # One mask serves all layers that see their whole past; a layer without memory needs every column of it.
         self.full_masks = any(index not in self.attached for index in full)
         self.forward: ModelForward | None = None
@@ -116,6 +125,11 @@ class WindowCache(Cache):
         if behind:
             raise Error(f"layers {behind} did not update this cache during the forward pass; reset() it")
         self.rows.append(forward.positions, forward.valid)
+        rotary = self._attachment.rotary
+        for group in set(rotary.leaders.values()) if rotary is not None else ():
+            angles = rotary.angles(group, forward.given.get(group)) if rotary is not None else None
+            if angles is not None:
+                self._angles.append(group, angles, forward.batch)
         n = self.rows.n - (self.window - 1)
         if n > 0:
             self._evict(self.rows.evict(n), forward)
@@ -132,6 +146,12 @@ class WindowCache(Cache):
 
     def _evict(self, eviction: Eviction, forward: ModelForward) -> None:
         oldest = {index: layer.oldest(eviction.n) for index, layer in self.attached.items()}
+        rotary = self._attachment.rotary
+        if rotary is not None:
+            for index, (keys, values) in oldest.items():
+                angles = self._angles.oldest(rotary.leaders[index], eviction.n)
+                oldest[index] = (rotary.plain(index, keys.detach(), angles), values)
+            self._angles.cut(eviction.n, eviction.n + self.rows.n)
         stored = eviction.stored
         if stored is None or stored.any():
             if not any(self.rows.runs):
@@ -149,6 +169,7 @@ class WindowCache(Cache):
             except BaseException:
                 self.memory.rollback()
                 raise
+            forward.attachment.staged = ids
             self.rows.record(eviction.first, ids)
         if eviction.sinks is not None:
             rows, slots, columns = (torch.from_numpy(x) for x in eviction.sinks)
@@ -173,6 +194,7 @@ class WindowCache(Cache):
         rows = index.detach().cpu().numpy().astype(np.int64)
         self.memory.reorder(rows)
         self.rows.select(rows)
+        self._angles.select(index)
         for layer in self.layers:
             layer.reorder_cache(index)  # type: ignore[arg-type]
 
@@ -192,6 +214,7 @@ class WindowCache(Cache):
                 "be taken back: keep crop within the window"
             )
         ends = self.rows.crop(n)
+        self._angles.cut(0, self.rows.n)
         if ends is not None:
             self._truncate(ends)
         for layer in self.attached.values():
@@ -204,7 +227,7 @@ class WindowCache(Cache):
             self._truncate(first)
             self.memory.next_position = self._continues
         super().reset()
-        self.rows = WindowRows(self.sinks)
+        self.rows, self._angles = WindowRows(self.sinks), WindowAngles()
         self.shift, self._broken = None, False
 
     def _truncate(self, ends: Ints) -> None:
@@ -215,7 +238,7 @@ class WindowCache(Cache):
         """Raise: the tokens that left the window would be missing."""
         raise Error(
             "this cache works inside forward passes of the model it was made for, while the memory is attached: "
-            f"{self._attachment.decoder.name} is {'' if self._attachment.attached else 'not '}attached; "
+            f"{self._attachment.stack.name} is {'' if self._attachment.attached else 'not '}attached; "
             "use the DynamicCache of transformers elsewhere"
         )
 

@@ -16,16 +16,18 @@ from torch import Tensor, nn
 from transformers import StaticCache
 
 from mnemex.errors import ArgumentError, Unsupported
-from mnemex.hf.cache import WindowCache
-from mnemex.hf.function import base_function
+from mnemex.hf import masks
+from mnemex.hf.cache import WindowCache, self_attention_cache
+from mnemex.hf.function import MERGE, base_function
 from mnemex.hf.staging import stage_tokens
 from mnemex.torch.joined import Reading, Trace, joined_attention
-from mnemex.torch.local import Mask, Scoring, prepare
+from mnemex.torch.local import Mask, Scoring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from mnemex.hf.attachment import Attachment
+    from mnemex.hf.rotary import Turn
     from mnemex.hf.window import Bools, Ints
 
 
@@ -45,13 +47,14 @@ class ModelForward:
     def __init__(self, attachment: Attachment, owner: nn.Module, inputs: Mapping[str, Any]) -> None:
         self.attachment, self.owner, self.open = attachment, owner, True
         self.layers = attachment.indices
-        tokens = inputs.get("input_ids")
-        if tokens is None:
-            tokens = inputs.get("inputs_embeds")
-        if tokens is None:
-            raise ArgumentError(f"{attachment.decoder.name} was called without input_ids and without inputs_embeds")
-        self.batch, self.n_queries = tokens.shape[:2]
-        past = inputs.get("past_key_values")
+        names = dict.fromkeys(["input_ids", "inputs_embeds", attachment.stack.model.main_input_name])
+        given = next((inputs[name] for name in names if inputs.get(name) is not None), None)
+        if given is None:
+            raise ArgumentError(f"{attachment.stack.name} was called without {' and without '.join(names)}")
+        self.batch = given.shape[0]
+        # How many tokens a model makes of an image shows in its first attention layer.
+        self.n_queries = given.shape[1] if given.ndim < 4 else 0
+        past = self_attention_cache(inputs.get("past_key_values"))
         self.cache = past if isinstance(past, WindowCache) else None
         self.stages = attachment.stages_tokens and self.cache is None
         if self.stages and isinstance(past, StaticCache):
@@ -60,18 +63,24 @@ class ModelForward:
             )
         self._inputs = inputs
         self._n_past = 0 if past is None else past.get_seq_length()
+        self.given: dict[int, tuple[Tensor, Tensor]] = {}
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._masks: tuple[Tensor, Mask | None] | None = None
         self._local_masks: tuple[Tensor | None, Tensor | None] | None = None
-        given = inputs.get("attention_mask")
-        self._mask_is_own = given is not None and not (isinstance(given, Tensor) and given.ndim == 2)
+        mask = inputs.get("attention_mask")
+        self._mask_is_own = mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2)
         self._diagonal: Bools | None = None
+        if self.cache is not None and self._mask_is_own:
+            raise Unsupported(
+                "a.cache() keeps part of the keys, to which a mask with one number per key does not fit: give the "
+                "attention_mask of pads, [rows, tokens]"
+            )
+        if (self.stages or self.cache is not None) and self._packed():
+            raise Unsupported(
+                "position_ids start again within a row, so it holds several texts, and a row of a memory keeps one: "
+                "write each text in a row of its own"
+            )
         if self.cache is not None:
-            if self._mask_is_own:
-                raise Unsupported(
-                    "a.cache() keeps part of the keys, to which a mask with one number per key does not fit: give the "
-                    "attention_mask of pads, [rows, tokens]"
-                )
             self.cache.begin(self)
         elif self.stages:
             attachment.take_rows(attachment.memory, self.batch)
@@ -90,6 +99,13 @@ class ModelForward:
         # Models of images and text give [axes, batch, T]; text moves along all axes alike.
         plane = given if given.ndim == 2 else given[0]
         return np.broadcast_to(plane.detach().cpu().numpy(), shape)
+
+    def _packed(self) -> bool:
+        """Whether a row holds several texts: transformers keeps texts apart where positions do not go on by one."""
+        given = self._inputs.get("position_ids")
+        if given is None or given.ndim != 2 or self._inputs.get("attention_mask") is not None:
+            return False
+        return bool((given[:, 1:] != given[:, :-1] + 1).any())
 
     @property
     def last_position(self) -> int:
@@ -122,17 +138,34 @@ class ModelForward:
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Attend in one attached layer; arguments and result are those of an attention function."""
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise Unsupported(
+                f"{type(module).__name__} got cu_seq_lens, which {base!r} attention does not see: give position_ids "
+                "that start again with each text"
+            )
+        bias = kwargs.get("position_bias")
         if base == "sdpa" and mask is not None and mask.dtype != torch.bool and not self._mask_is_own:
-            raise _biased(module)
+            raise masks.biased(module)
+        self.n_queries = self.n_queries or query.shape[2]
         if self.cache is not None:
+            if bias is not None:
+                raise Unsupported(
+                    f"{type(module).__name__} biases keys by where they stand in the cache, which keeps part of them: "
+                    "use it without a.cache()"
+                )
             mask = self._of_local_keys(index, module, key, value, mask)
         elif self.stages and self.open:
             self._keep(index, module, key, value, mask)
         snapshot = self._snapshot[index]
+        merge = getattr(module, MERGE, None)
+        weight = None if merge is None else merge(query)
         if not len(snapshot):
-            return base_function(type(module), base)(module, query, key, value, mask, **kwargs)
-        if kwargs.get("position_bias") is not None:
-            raise _biased(module)
+            out, shown = base_function(type(module), base)(module, query, key, value, mask, **kwargs)
+            # Distributed training wants every parameter in the graph, with nothing to learn in it too.
+            return (
+                out if weight is None or not torch.is_grad_enabled() else out + 0.0 * weight.sum().to(out.dtype),
+                shown,
+            )
         n_queries, n_keys = query.shape[2], key.shape[2]
         is_causal = kwargs.get("is_causal")
         causal = (
@@ -149,6 +182,11 @@ class ModelForward:
         if torch.is_autocast_enabled(query.device.type):
             home = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(home), key.to(home), value.to(home)
+        if bias is None:
+            local_mask = self._prepared(module, mask, home)
+        else:
+            local_mask = masks.with_bias(bias, mask, key.shape[2], causal=causal, dtype=home)
+            causal = False
         scale = kwargs.get("scaling")
         scoring = Scoring(
             query.shape[-1] ** -0.5 if scale is None else scale,
@@ -157,10 +195,16 @@ class ModelForward:
             kwargs.get("dropout", 0.0) if module.training else 0.0,
         )
         out = joined_attention(
-            query, key, value, self._prepared(module, mask, home), scoring,
-            Reading(snapshot, self.attachment.top_k, observe=self._observer(index)), sink=kwargs.get("s_aux"),
+            query, key, value, local_mask, scoring,
+            Reading(snapshot, self.attachment.top_k, self.attachment.merge, self._observer(index), self._view(index)),
+            weight=weight, sink=kwargs.get("s_aux"),
         )  # fmt: skip
         return out.transpose(1, 2).contiguous(), None
+
+    def _view(self, index: int) -> Turn | None:
+        """Say how the memory sees the queries of one layer."""
+        rotary = self.attachment.rotary
+        return None if rotary is None else rotary.turn_of(index, rotary.angles(index, self.given.get(index)))
 
     def _observer(self, index: int) -> Callable[[Trace], None] | None:
         """Make what notes the retrieval of one layer, while this pass is open and someone asked for it."""
@@ -178,7 +222,7 @@ class ModelForward:
                 self.cache.end(self)
         elif kept and not failed:
             positions, valid = self.positions, self.valid
-            stage_tokens(
+            self.attachment.staged = stage_tokens(
                 self.attachment.memory,
                 kept,
                 positions=positions,
@@ -197,15 +241,16 @@ class ModelForward:
                 f"leave layer {index} out with layers="
             )
         new = slice(key.shape[2] - self.n_queries, None)
-        self._kept[index] = (key[:, :, new], value[:, :, new])
+        keys, rotary = key[:, :, new], self.attachment.rotary
+        if rotary is not None:
+            keys = rotary.plain(index, keys.detach(), rotary.angles(index, self.given.get(index)))
+        self._kept[index] = (keys, value[:, :, new])
         self._note_diagonal(mask)
 
     def _note_diagonal(self, mask: Tensor | None) -> None:
         """With a mask made by the caller, a token that may not attend to itself is a pad."""
         if self._mask_is_own and self._diagonal is None and mask is not None:
-            own = mask[:, 0].diagonal(mask.shape[3] - mask.shape[2], -2, -1)
-            seen = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min
-            self._diagonal = np.broadcast_to(seen.cpu().numpy(), (self.batch, self.n_queries))
+            self._diagonal = np.broadcast_to(masks.diagonal(mask), (self.batch, self.n_queries))
 
     def _prepared(self, module: nn.Module, mask: Tensor | None, dtype: torch.dtype) -> Mask | None:
         """Make the mask that `joined_attention` takes. All layers share one mask, so it is made once."""
@@ -213,14 +258,7 @@ class ModelForward:
             return None
         if self._masks is not None and self._masks[0] is mask:
             return self._masks[1]
-        additive = mask
-        if mask.dtype != torch.bool:
-            # Eager masks block with the smallest number of their dtype.
-            blocked = mask <= torch.finfo(mask.dtype).min
-            if not self._mask_is_own and bool((mask.masked_fill(blocked, 0.0) != 0.0).any()):
-                raise _biased(module)
-            additive = mask.masked_fill(blocked, -torch.inf)
-        prepared = prepare(additive, dtype)
+        prepared = masks.prepared(module, mask, dtype, own=self._mask_is_own)
         if self.open:
             self._masks = (mask, prepared)
         return prepared
@@ -246,30 +284,6 @@ class ModelForward:
             )
             unused = np.ones((self.batch, n_sinks), np.bool_) if unused is None else unused
         if unused is not None:
-            local = _with_sinks(local, torch.from_numpy(unused).to(key.device), self.n_queries, key.shape[2])
+            local = masks.with_sinks(local, torch.from_numpy(unused).to(key.device), self.n_queries, key.shape[2])
         self._local_masks = (mask, local)
         return local
-
-
-def _biased(module: nn.Module) -> Unsupported:
-    return Unsupported(
-        f"{type(module).__name__} adds a bias of its own to each key, which entries of a memory do not have: "
-        "detach the memory from this model"
-    )
-
-
-def _with_sinks(mask: Tensor | None, valid: Tensor, n_queries: int, n_keys: int) -> Tensor:
-    """Open the first columns of the mask, the sinks, where a row has that sink; `valid` is `[rows, n_sinks]`."""
-    rows, n_sinks = valid.shape
-    if mask is None:
-        mask = torch.ones(rows, 1, n_queries, n_keys, dtype=torch.bool, device=valid.device)
-    else:
-        mask = mask.expand(rows, *mask.shape[1:]).clone()
-    blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    opened = True if mask.dtype == torch.bool else 0.0
-    mask[..., :n_sinks] = opened
-    return mask.masked_fill_(_padded(~valid, n_keys)[:, None, None], blocked)
-
-
-def _padded(columns: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(columns, (0, width - columns.shape[1]))

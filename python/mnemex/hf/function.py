@@ -26,6 +26,9 @@ from mnemex.errors import Unsupported
 FORWARD = "mnemex_forward"
 """The keyword argument that carries the state of one forward pass."""
 
+MERGE = "mnemex_merge"
+"""The submodule of an attached attention module that holds its learned merge: so it trains, moves and saves with it."""
+
 NAMES = {"sdpa": "mnemex", "eager": "mnemex_eager"}
 _BASES = {name: base for base, name in NAMES.items()}
 

@@ -6,15 +6,17 @@ keys and values. No table of configs is needed, and a model that would not hand 
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mnemex.errors import ArgumentError, Unsupported
-from mnemex.hf.decoder import Decoder, Layers, find_decoder
 from mnemex.hf.fingerprint import fingerprint
 from mnemex.hf.function import FORWARD, base_function, switched
+from mnemex.hf.rotary import Rotary
+from mnemex.hf.stack import Layers, Stack, find_stack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,11 +63,11 @@ def memory_for_model(
     model: nn.Module,
     *,
     layers: Layers = "auto",
-    keys: Literal["rotated"] = "rotated",
+    keys: Literal["rotated", "plain"] = "rotated",
     rows: int | Literal["auto"] = "auto",
     **bank: Any,  # noqa: ANN401 - whatever `Bank` takes
 ) -> Memory:
-    """Make an empty memory for a causal language model.
+    """Make an empty memory for a transformers model.
 
     Parameters
     ----------
@@ -74,7 +76,8 @@ def memory_for_model(
     layers
         Layers that get a bank; "auto": every layer that sees its whole past.
     keys
-        "rotated": as the model made them, which serves true positions.
+        "rotated": as the model made them, which serves true positions. "plain": before the rotary encoding of their
+        positions, which serves a fixed distance or none, and so texts longer than a model was trained for.
     rows
         Sequences; "auto": as many as the first batch that is written has, beams included.
     **bank
@@ -92,29 +95,48 @@ def memory_for_model(
     """
     from mnemex import Bank, Memory
 
-    if keys != "rotated":
-        raise Unsupported(f"keys={keys!r}: a memory keeps keys as the model made them, keys='rotated'")
+    if keys not in ("rotated", "plain"):
+        raise ArgumentError(f"keys={keys!r}: expected 'rotated' or 'plain'")
     given = sorted({"heads", "key_dim", "value_dim"} & bank.keys())
     if given:
         raise ArgumentError(f"{', '.join(given)}: the model decides, leave it out")
-    decoder = find_decoder(model)
-    shapes = bank_shapes(decoder, decoder.chosen(layers))
+    stack = find_stack(model)
+    modules = stack.chosen(layers)
+    shapes = bank_shapes(stack, modules)
+    if keys == "plain":
+        Rotary(stack, modules, 0)  # raises where the position in a key cannot be undone
     n_rows = 1 if rows == "auto" else rows
     banks = {index: Bank(rows=n_rows, **shape._asdict(), **bank) for index, shape in shapes.items()}
-    return Memory(banks, fingerprint=fingerprint(decoder, shapes), auto_rows=rows == "auto")
+    return Memory(banks, fingerprint=fingerprint(stack, shapes), auto_rows=rows == "auto", keys=keys)
 
 
-def bank_shapes(decoder: Decoder, modules: dict[int, nn.Module]) -> dict[int, BankShape]:
-    """Shapes of keys and values in these layers, from one token run through the model."""
+def _smallest_input(stack: Stack) -> dict[str, Any]:
+    """One token, or one black image of the size that the config names."""
+    model, config = stack.model, stack.config
+    given: dict[str, Any] = {}
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        given["use_cache"] = False
+    if model.main_input_name == "input_ids":
+        return {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=model.device), **given}
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    if model.main_input_name != "pixel_values" or size is None or channels is None:
+        raise Unsupported(
+            f"{stack.name} reads {model.main_input_name!r}, of which no small example can be made: give a Memory of "
+            "banks with the heads and sizes of its layers, Memory({layer: Bank(heads=..., key_dim=..., value_dim=...)})"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return {"pixel_values": torch.zeros(1, channels, height, width, dtype=model.dtype, device=model.device), **given}
+
+
+def bank_shapes(stack: Stack, modules: dict[int, nn.Module]) -> dict[int, BankShape]:
+    """Shapes of keys and values in these layers, from one token or image run through the model."""
     probe = _Probe(modules)
-    model = decoder.model
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    with torch.no_grad(), torch.random.fork_rng(), switched(decoder.configs(modules)):
-        model(input_ids=token, use_cache=False, **{FORWARD: probe})
+    with torch.no_grad(), torch.random.fork_rng(), switched(stack.configs(modules)):
+        stack.model(**_smallest_input(stack), **{FORWARD: probe})
     unreached = sorted(set(modules) - set(probe.shapes))
     if unreached:
         raise Unsupported(
-            f"layers {unreached} of {decoder.name} are not handed the keyword arguments of their model, which carry "
+            f"layers {unreached} of {stack.name} are not handed the keyword arguments of their model, which carry "
             "the memory: leave them out with layers=, or use another model"
         )
     return {index: probe.shapes[index] for index in modules}

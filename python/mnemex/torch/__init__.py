@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from mnemex.torch.attach import Attachment, attach
 from mnemex.torch.attention import attention
 from mnemex.torch.merges import Bias, Gate
 
-__all__ = ["Bias", "Gate", "attention"]
+__all__ = ["Attachment", "Bias", "Gate", "attach", "attention"]

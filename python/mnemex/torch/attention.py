@@ -14,7 +14,8 @@ from torch import Tensor
 from mnemex.errors import ArgumentError, DtypeError, ShapeError
 from mnemex.torch.joined import Reading, joined_attention
 from mnemex.torch.local import Scoring, prepare
-from mnemex.torch.merges import JOINT, Bias, Gate, Merge
+from mnemex.torch.merges import GATED, JOINT, Bias, Gate, Merge
+from mnemex.torch.retrieved import check_rows
 
 if TYPE_CHECKING:
     from mnemex import Bank, Snapshot
@@ -75,15 +76,19 @@ def attention(
     >>> out = mx.torch.attention(q, k, v, memory=bank, top_k=32, is_causal=True)
     >>> bank.write(k, v)
     """
-    _check_shapes(q, k, v, memory)
+    if torch.compiler.is_compiling():
+        from mnemex.torch import compiled
+
+        _check_shapes(q, k, v, compiled.sizes(memory))
+    else:
+        _check_shapes(q, k, v, (memory.key_dim, memory.value_dim, memory.heads))
+        check_rows(memory, q.shape[0])
     if attn_mask is not None and is_causal:
         raise ArgumentError("attn_mask and is_causal=True exclude each other: put the causal part into the mask")
     weight = None
     how: Merge = JOINT
-    if isinstance(merge, Bias | Gate):
-        how, weight = merge.merge, merge.weight
-        if weight.shape != (q.shape[1],):
-            raise ShapeError(f"merge has {weight.numel()} heads, q has {q.shape[1]}: make it with one per query head")
+    if callable(merge) and hasattr(merge, "merge"):
+        how, weight = merge.merge, merge(q)
     elif merge != "joint":
         raise ArgumentError(f"merge={merge!r}: expected 'joint', mnemex.torch.Bias(heads) or mnemex.torch.Gate(heads)")
     if torch.is_autocast_enabled(q.device.type):
@@ -93,13 +98,19 @@ def attention(
         raise ShapeError(
             f"attn_mask is {list(attn_mask.shape)}: expected {[*q.shape[:3], k.shape[2]]} or a shape that spreads to it"
         )
+    if torch.compiler.is_compiling():
+        from mnemex.torch import compiled
+
+        return compiled.attention(
+            q, k, v, memory, top_k, attn_mask, is_causal=is_causal, scale=scale, weight=weight, gated=how is GATED
+        )
     scoring = Scoring(q.shape[-1] ** -0.5 if scale is None else float(scale), causal=is_causal)
     return joined_attention(
         q, k, v, prepare(attn_mask, q.dtype), scoring, Reading(memory, top_k, how), weight=weight
     )  # fmt: skip
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, memory: Bank | Snapshot) -> None:
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, memory: tuple[int, int | None, int]) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ShapeError(f"{name} is {list(x.shape)}: expected 4 axes, [batch, heads, tokens, dim]")
@@ -114,15 +125,14 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, memory: Bank | Snapshot) -> N
         )
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ShapeError(f"q has {q.shape[1]} heads, k has {k.shape[1]}: expected a multiple")
-    if memory.key_dim != q.shape[-1] or memory.value_dim != v.shape[-1]:
+    key_dim, value_dim, heads = memory
+    if key_dim != q.shape[-1] or value_dim != v.shape[-1]:
         raise ShapeError(
-            f"memory has key_dim {memory.key_dim} and value_dim {memory.value_dim}, "
+            f"memory has key_dim {key_dim} and value_dim {value_dim}, "
             f"k and v have {k.shape[-1]} and {v.shape[-1]}: expected the same"
         )
-    if q.shape[1] % memory.heads:
-        raise ShapeError(f"q has {q.shape[1]} heads, memory has {memory.heads}: expected a multiple")
-    if memory.rows not in (1, q.shape[0]):
-        raise ShapeError(f"q has {q.shape[0]} rows, memory has {memory.rows}: expected as many, or a memory of one row")
+    if q.shape[1] % heads:
+        raise ShapeError(f"q has {q.shape[1]} heads, memory has {heads}: expected a multiple")
 
 
 def _spreads(mask: Tensor, shape: tuple[int, ...]) -> bool:

@@ -6,12 +6,13 @@ forward pass read, so that a commit between forward and backward changes nothing
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mnemex import Bank
 from mnemex.torch import local as local_side
 from mnemex.torch import retrieved
 from mnemex.torch.local import Local, Mask, Scoring
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mnemex import Bank, Snapshot
+    from mnemex import Hits, Snapshot
 
 
 class Trace(NamedTuple):
@@ -44,13 +45,33 @@ class Trace(NamedTuple):
     share: NDArray[np.float32]
 
 
+class View(Protocol):
+    """A linear map of queries `[B, Hq, Q, Dk]`, through which the memory sees them."""
+
+    def seen(self, query: Tensor) -> Tensor:
+        """Map queries."""
+        ...
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """Map the gradient of mapped queries back: the transpose."""
+        ...
+
+
 class Reading(NamedTuple):
-    """What is read and how it joins. With `k` None, every entry is; otherwise `observe` is told which ones were."""
+    """What is read and how it joins. With `k` None, every entry is; otherwise `observe` is told which ones were.
+
+    `view` is how the memory sees the queries; None: as they are.
+    """
 
     memory: Bank | Snapshot
     k: int | None
     merge: Merge = JOINT
     observe: Callable[[Trace], None] | None = None
+    view: View | None = None
+
+    def seen(self, query: Tensor) -> Tensor:
+        """Give the queries as the memory sees them."""
+        return query if self.view is None else self.view.seen(query.detach())
 
 
 def joined_attention(
@@ -92,7 +113,7 @@ def joined_attention(
     local = local_side.attend(query, key, value, mask, scoring)
     if sink is not None:
         local = _with_sink(local, sink)
-    far = retrieved.attend(reading.memory, query, reading.k, scoring, hits=reading.observe is not None)
+    far = retrieved.attend(reading.memory, reading.seen(query), reading.k, scoring, hits=reading.observe is not None)
     return _join(local, far, weight, reading).out.to(query.dtype)
 
 
@@ -108,6 +129,90 @@ def _with_sink(local: Local, sink: Tensor) -> Local:
     lse = torch.logaddexp(local.lse, sink.detach().to(local.lse.dtype)[None, :, None])
     share = (local.lse - lse).exp()[..., None]
     return local._replace(out=local.out.to(lse.dtype) * share, lse=lse)
+
+
+class Pass(NamedTuple):
+    """What a backward pass needs of its forward pass, besides the inputs; the memory in `reading` is frozen."""
+
+    reading: Reading
+    hits: Hits | None
+    local: Local
+    far: retrieved.Retrieved
+    joined: Joined
+    scoring: Scoring
+
+
+class Gradients(NamedTuple):
+    """Gradients of the inputs; None where there is no such input, or no gradient was asked for."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    additive: Tensor | None
+    weight: Tensor | None
+    sink: Tensor | None
+
+
+def forward_pass(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask | None,
+    scoring: Scoring,
+    reading: Reading,
+    *,
+    weight: Tensor | None,
+    sink: Tensor | None,
+) -> Pass:
+    """Attend, and keep what `backward_pass` needs. Takes what `joined_attention` takes."""
+    snapshot = reading.memory.snapshot() if isinstance(reading.memory, Bank) else reading.memory
+    local = local_side.attend(query, key, value, mask, scoring)
+    if sink is not None:
+        local = _with_sink(local, sink)
+    far = retrieved.attend(snapshot, reading.seen(query), reading.k, scoring, hits=reading.k is not None)
+    joined = _join(local, far, weight, reading)
+    return Pass(reading._replace(memory=snapshot), far.hits, local, far, joined, scoring)
+
+
+def backward_pass(
+    kept: Pass,
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask | None,
+    *,
+    weight: Tensor | None,
+    sink: Tensor | None,
+    of_mask: bool,
+) -> Gradients:
+    """Give the gradients of the inputs of `forward_pass`; that of the mask only where asked for."""
+    out, far, scoring = kept.joined.out, kept.far, kept.scoring
+    wide = grad.to(out.dtype)
+    split = kept.reading.merge.split(
+        Side(wide, kept.local.out, kept.local.lse), Side(wide, far.out, far.lse), kept.joined, weight
+    )
+    near = split.local
+    of_local = local_side.backward(
+        near.grad.to(query.dtype), query, key, value, mask, scoring,
+        out=near.out.to(query.dtype), lse=near.lse, kept=kept.local.kept,
+    )  # fmt: skip
+    memory = split.memory
+    of_far = retrieved.query_gradient(
+        kept.reading.memory, kept.hits, kept.reading.seen(query), scoring,
+        grad=memory.grad, delta=(memory.grad * memory.out).sum(-1), lse=memory.lse,
+    )  # fmt: skip
+    view = kept.reading.view
+    of_query = of_local.query + (of_far if view is None else view.gradient(of_far))
+    of_additive = None
+    if of_mask and mask is not None and of_local.scores is not None:
+        of_additive = of_local.scores.sum_to_size(mask.additive.shape).to(mask.additive.dtype)
+    of_sink = None
+    if sink is not None:
+        delta = (near.grad * near.out).sum(-1)
+        of_sink = -((sink[None, :, None] - near.lse).exp() * delta).sum((0, 2)).to(sink.dtype)
+    of_weight = None if split.weight is None or weight is None else split.weight.to(weight.dtype)
+    return Gradients(of_query, of_local.key, of_local.value, of_additive, of_weight, of_sink)
 
 
 class _JoinedAttention(torch.autograd.Function):
@@ -127,47 +232,25 @@ class _JoinedAttention(torch.autograd.Function):
         reading: Reading,
     ) -> Tensor:
         mask = None if additive is None else Mask(additive, dead)
-        snapshot = reading.memory.snapshot() if hasattr(reading.memory, "snapshot") else reading.memory
-        local = local_side.attend(query, key, value, mask, scoring)
-        if sink is not None:
-            local = _with_sink(local, sink)
-        far = retrieved.attend(snapshot, query, reading.k, scoring, hits=reading.k is not None)
-        joined = _join(local, far, weight, reading)
+        kept = forward_pass(query, key, value, mask, scoring, reading, weight=weight, sink=sink)
+        local, far, joined = kept.local, kept.far, kept.joined
+        # Tensors go through autograd, which frees them, and reports those that were changed in place.
         ctx.save_for_backward(
-            query, key, value, additive, weight, sink, dead, local.kept, local.out, local.lse,
-            far.out, far.lse, joined.out, joined.share,
+            query, key, value, additive, weight, sink, dead,
+            local.out, local.lse, local.kept, far.out, far.lse, joined.out, joined.share,
         )  # fmt: skip
-        ctx.snapshot, ctx.hits, ctx.scoring, ctx.merge = snapshot, far.hits, scoring, reading.merge
+        ctx.reading, ctx.hits, ctx.scoring = kept.reading, kept.hits, scoring
         return joined.out.to(query.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch names no type
-        (
-            query, key, value, additive, weight, sink, dead, kept, local_out, local_lse,
-            far_out, far_lse, out, share,
-        ) = ctx.saved_tensors  # fmt: skip
-        mask = None if additive is None else Mask(additive, dead)
-        wide = grad.to(out.dtype)
-        split = ctx.merge.split(
-            Side(wide, local_out, local_lse), Side(wide, far_out, far_lse), Joined(out, share), weight
+        query, key, value, additive, weight, sink, dead, *made = ctx.saved_tensors
+        kept = Pass(
+            ctx.reading, ctx.hits, Local(*made[:3]), retrieved.Retrieved(*made[3:5]), Joined(*made[5:]), ctx.scoring
         )
-        near = split.local
-        of_local = local_side.backward(
-            near.grad.to(query.dtype), query, key, value, mask, ctx.scoring,
-            out=near.out.to(query.dtype), lse=near.lse, kept=kept,
+        gradients = backward_pass(
+            kept, grad, query, key, value, None if additive is None else Mask(additive, dead),
+            weight=weight, sink=sink, of_mask=ctx.needs_input_grad[3],
         )  # fmt: skip
-        memory = split.memory
-        of_query = of_local.query + retrieved.query_gradient(
-            ctx.snapshot, ctx.hits, query, ctx.scoring,
-            grad=memory.grad, delta=(memory.grad * memory.out).sum(-1), lse=memory.lse,
-        )  # fmt: skip
-        of_mask = None
-        if ctx.needs_input_grad[3] and of_local.scores is not None:
-            of_mask = of_local.scores.sum_to_size(additive.shape).to(additive.dtype)
-        of_sink = None
-        if sink is not None:
-            delta = (near.grad * near.out).sum(-1)
-            of_sink = -((sink[None, :, None] - near.lse).exp() * delta).sum((0, 2)).to(sink.dtype)
-        of_weight = None if split.weight is None or weight is None else split.weight.to(weight.dtype)
-        return of_query, of_local.key, of_local.value, of_mask, of_weight, of_sink, None, None, None
+        return (*gradients, None, None, None)

@@ -69,6 +69,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask | None, scoring
         out = query.new_zeros(batch, heads, n_queries, value.shape[-1])
         return Local(out, query.new_full((batch, heads, n_queries), -torch.inf, dtype=_accumulator(query.dtype)))
     if _takes_flash(query, key, value, mask, scoring):
+        query, key, value = map(_rows_in_one_piece, (query, key, value))
         additive = None if mask is None else mask.additive
         out, lse = _flash(query, key, value, 0.0, scoring.causal, attn_mask=additive, scale=scoring.scale)
         local = Local(out, lse)
@@ -113,6 +114,7 @@ def backward(
     # Where no key at all took part, exp(-inf - 0) is the zero that is wanted.
     lse = lse.masked_fill(lse == -torch.inf, 0.0)
     if _takes_flash(query, key, value, mask, scoring):
+        grad, query, key, value, out = map(_rows_in_one_piece, (grad, query, key, value, out))
         additive = None if mask is None else mask.additive
         return LocalGradients(
             *_flash_backward(
@@ -131,6 +133,11 @@ def _takes_flash(query: Tensor, key: Tensor, value: Tensor, mask: Mask | None, s
         and query.dtype in FLASH_DTYPES
         and not (mask is not None and mask.additive.requires_grad)
     )
+
+
+def _rows_in_one_piece(x: Tensor) -> Tensor:
+    """Copy where the last axis is not contiguous: the flash kernel takes its stride for 1, and does not look."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

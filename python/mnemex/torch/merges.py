@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from mnemex.errors import ShapeError
+
 
 class Joined(NamedTuple):
     """Output `[B, Hq, Q, Dv]` in float32 or wider, and the share of the memory `[B, Hq, Q]`."""
@@ -87,7 +89,7 @@ class Gated:
         """Join the sides."""
         if weight is None:
             raise ValueError("a gate needs its weight")
-        share = torch.sigmoid(_per_head(weight)).to(memory.lse.dtype).expand_as(memory.lse)
+        share = torch.sigmoid(_per_head(weight).to(memory.lse.dtype)).expand_as(memory.lse)
         share = share.masked_fill(local.lse == -torch.inf, 1.0).masked_fill(memory.lse == -torch.inf, 0.0)
         return Joined(_mix(local.out, memory.out, share), share)
 
@@ -105,7 +107,37 @@ JOINT: Merge = OneSoftmax()
 GATED: Merge = Gated()
 
 
-class Bias(nn.Module):
+class PerHead(nn.Module):
+    """A merge with one learned number per query head, `weight` `[heads]`.
+
+    Calling it gives the numbers. Adapters call it, and never read `weight`, so that a module which stands in for this
+    one (PEFT's `modules_to_save` wraps a trainable copy) is obeyed.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    @property
+    def merge(self) -> Merge:
+        """How the sides join."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Show the number of heads."""
+        return f"heads={self.weight.numel()}"
+
+    def forward(self, query: Tensor) -> Tensor:
+        """Give the number of each head, for queries `[B, heads, Q, Dk]`."""
+        if query.shape[1] != self.weight.numel():
+            raise ShapeError(
+                f"merge has {self.weight.numel()} heads, the queries have {query.shape[1]}: "
+                f"make it with one per query head, {type(self).__name__}({query.shape[1]})"
+            )
+        return self.weight
+
+
+class Bias(PerHead):
     """A learned number per query head, added to every memory logit; 0, the start, is exact joint attention.
 
     Parameters
@@ -115,8 +147,7 @@ class Bias(nn.Module):
     """
 
     def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(heads))
+        super().__init__(torch.zeros(heads))
 
     @property
     def merge(self) -> Merge:
@@ -124,7 +155,7 @@ class Bias(nn.Module):
         return JOINT
 
 
-class Gate(nn.Module):
+class Gate(PerHead):
     """A learned number per query head whose sigmoid is the share of the memory, over two separate softmaxes.
 
     Parameters
@@ -140,8 +171,7 @@ class Gate(nn.Module):
     """
 
     def __init__(self, heads: int, *, init: float = -2.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.full((heads,), init))
+        super().__init__(torch.full((heads,), init))
 
     @property
     def merge(self) -> Merge:

@@ -13,7 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mnemex.errors import ShapeError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from mnemex import Bank, Hits, Snapshot
@@ -32,15 +36,22 @@ class Retrieved(NamedTuple):
     mass: NDArray[np.float32] | None = None
 
 
+def check_rows(memory: Bank | Snapshot, batch: int) -> None:
+    """Refuse a memory of other rows than the batch has."""
+    if memory.rows not in (1, batch):
+        raise ShapeError(f"q has {batch} rows, memory has {memory.rows}: expected as many, or a memory of one row")
+
+
 def attend(memory: Bank | Snapshot, query: Tensor, k: int | None, scoring: Scoring, *, hits: bool = False) -> Retrieved:
     """Attend to the `k` best entries of each query, or to all of them.
 
-    A query with NaN or infinity in it gives NaN and leaves the others alone.
+    A query with NaN or infinity in it gives NaN and leaves the others alone. The bank answers in float32; float64
+    queries are answered here, over the entries it finds, so that gradients can be checked by differences.
     """
     home = query.device
     query = query.detach()
     if query.dtype == torch.float64:
-        query = query.float()
+        return _attend_wide(memory, query, k, scoring, hits=hits)
     if home.type != "cpu":
         query = query.cpu()
     found = memory.attend(query, k, scale=scoring.scale, softcap=scoring.softcap, hits=hits, nonfinite="keep")
@@ -50,8 +61,42 @@ def attend(memory: Bank | Snapshot, query: Tensor, k: int | None, scoring: Scori
     return Retrieved(out, lse, found.hits, found.mass)
 
 
+def _attend_wide(memory: Bank | Snapshot, query: Tensor, k: int | None, scoring: Scoring, *, hits: bool) -> Retrieved:
+    """Attend in float64."""
+    home, query = query.device, query.cpu()
+    narrow = query.float()
+    found = memory.attend(narrow, k, scale=scoring.scale, softcap=scoring.softcap, hits=hits, nonfinite="keep")
+    longest = int(np.max(memory.lengths, initial=0))
+    if longest == 0 or query.numel() == 0:
+        return Retrieved(torch.from_numpy(found.out).to(home, torch.float64),
+                         torch.from_numpy(found.lse).to(home, torch.float64), found.hits, found.mass)  # fmt: skip
+    read = memory.search(narrow, longest if k is None else min(k, longest), nonfinite="keep")
+    outs, sums = [], []
+    for span in _spans(query.shape, read.ids.shape[-1], memory):
+        keys, values = (torch.from_numpy(x).double() for x in memory.gather(_stretch(read, span)))  # [.., q, k, dim]
+        logits = (query[:, :, span, None] @ keys.transpose(-1, -2)).squeeze(-2) * scoring.scale
+        if scoring.softcap is not None:
+            logits = torch.tanh(logits / scoring.softcap) * scoring.softcap
+        logits = logits.masked_fill(torch.from_numpy(read.ids[:, :, span] < 0), -torch.inf)
+        lse = logits.logsumexp(-1)
+        weights = (logits - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
+        outs.append((weights[..., None, :] @ values).squeeze(-2))
+        sums.append(lse)
+    bad = ~torch.isfinite(query).all(-1)
+    out = torch.cat(outs, 2).masked_fill(bad[..., None], torch.nan)
+    return Retrieved(out.to(home), torch.cat(sums, 2).masked_fill(bad, torch.nan).to(home), found.hits, found.mass)
+
+
+def _spans(shape: tuple[int, ...], k: int, memory: Bank | Snapshot) -> Iterator[slice]:
+    """Stretches of queries whose entries are gathered together."""
+    bytes_per_query = 4 * shape[0] * shape[1] * k * (memory.key_dim + (memory.value_dim or 0))
+    step = max(1, GATHER_BYTES // bytes_per_query)
+    for start in range(0, shape[2], step):
+        yield slice(start, start + step)
+
+
 def query_gradient(
-    snapshot: Snapshot,
+    snapshot: Bank | Snapshot,
     hits: Hits | None,
     query: Tensor,
     scoring: Scoring,
@@ -66,19 +111,17 @@ def query_gradient(
     entries took part, less any bias of theirs, and `delta` is grad . out of that softmax, both `[B, Hq, Q]`.
     """
     home, dtype = query.device, query.dtype
-    query, grad, delta, lse = (x.detach().to("cpu", torch.float32) for x in (query, grad, delta, lse))
+    wide = torch.promote_types(dtype, torch.float32)
+    query, grad, delta, lse = (x.detach().to("cpu", wide) for x in (query, grad, delta, lse))
     if hits is None:
         return _through_every_entry(snapshot, query, scoring, grad, delta, lse).to(home, dtype)
     ids = np.asarray(hits.ids)
-    n_queries, k = ids.shape[2:]
+    k = ids.shape[-1]
     if k == 0 or ids.size == 0:
         return torch.zeros(query.shape, dtype=dtype, device=home)
-    bytes_per_query = 4 * ids.shape[0] * ids.shape[1] * k * (query.shape[-1] + grad.shape[-1])
-    step = max(1, GATHER_BYTES // bytes_per_query)
     parts = []
-    for start in range(0, n_queries, step):
-        span = slice(start, start + step)
-        keys, values = (torch.from_numpy(x).float() for x in snapshot.gather(_stretch(hits, span)))  # [.., q, k, dim]
+    for span in _spans(query.shape, k, snapshot):
+        keys, values = (torch.from_numpy(x).to(wide) for x in snapshot.gather(_stretch(hits, span)))  # [.., q, k, dim]
         valid = torch.from_numpy(ids[:, :, span] >= 0)  # [B, Hq, q, k]
         q, g = query[:, :, span, None], grad[:, :, span, None]  # [B, Hq, q, 1, dim]
         logits = (q @ keys.transpose(-1, -2)).squeeze(-2) * scoring.scale
@@ -102,7 +145,7 @@ def _of_logits(
 
 
 def _through_every_entry(
-    snapshot: Snapshot, query: Tensor, scoring: Scoring, grad: Tensor, delta: Tensor, lse: Tensor
+    snapshot: Bank | Snapshot, query: Tensor, scoring: Scoring, grad: Tensor, delta: Tensor, lse: Tensor
 ) -> Tensor:
     """Compute the gradient for k = None, where every query of a key/value head read the same entries."""
     batch, heads, n_queries, key_dim = query.shape
@@ -110,7 +153,9 @@ def _through_every_entry(
     if longest == 0 or query.numel() == 0:
         return torch.zeros_like(query)
     everything = snapshot.search(np.zeros((batch, kv_heads, 1, key_dim), np.float32), longest)
-    keys, values = (torch.from_numpy(x).float().squeeze(2) for x in snapshot.gather(everything))  # [B, Hkv, n, dim]
+    keys, values = (
+        torch.from_numpy(x).to(query.dtype).squeeze(2) for x in snapshot.gather(everything)
+    )  # [B, Hkv, n, dim]
     valid = torch.from_numpy(np.asarray(everything.ids) >= 0)  # [B, Hkv, 1, n]
     group = heads // kv_heads
     step = max(1, GATHER_BYTES // (8 * batch * heads * longest))

@@ -1,4 +1,8 @@
-"""Which layers of a model can read a memory, and what to tell the owner of one that cannot."""
+"""Which layers of a model can read a memory, and what to tell the owner of one that cannot.
+
+A memory goes to one stack of layers: the decoder of a causal language model, the decoder of an encoder-decoder (its
+self attention, never its attention to the encoder), or an encoder. Layers that see only a window are left alone.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 Layers = Literal["auto"] | Sequence[int]
+Kind = Literal["causal", "encoder", "encoder-decoder"]
 
 
 @dataclass(frozen=True)
-class Decoder:
+class Stack:
     """The part of a model that a memory is attached to.
 
     Attributes
@@ -30,13 +35,16 @@ class Decoder:
     model
         The innermost transformers model that holds every attention layer below.
     owners
-        That model and those around it that pass keyword arguments on, outermost first.
+        That model and those around it that pass keyword arguments on, outermost first. Of an encoder-decoder, the
+        decoder alone.
     config
-        The config of the text decoder.
+        The config of the text decoder, or of the encoder.
     modules
         Attention modules by layer, for every layer that sees its whole past.
     others
         Why each of the other layers cannot be attached.
+    kind
+        "encoder": each token attends to all others, and texts stand side by side. The two decoders are causal.
     """
 
     name: str
@@ -45,6 +53,7 @@ class Decoder:
     config: PreTrainedConfig
     modules: dict[int, nn.Module]
     others: dict[int, str]
+    kind: Kind
 
     def chosen(self, layers: Layers) -> dict[int, nn.Module]:
         """List the modules of `layers`, ascending; raises where one cannot be attached."""
@@ -75,18 +84,14 @@ class Decoder:
         return any(getattr(m, "kv_lora_rank", None) is not None for m in self.modules.values())
 
 
-def find_decoder(model: nn.Module) -> Decoder:
-    """Find the attention layers of a causal language model; raises `Unsupported` for other models."""
+def find_stack(model: nn.Module) -> Stack:
+    """Find the attention layers that may read a memory; raises `Unsupported` where there are none."""
     name = type(model).__name__
     owners = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
     if not owners:
         raise Unsupported(
-            f"{name} is not a transformers model: use mnemex.torch.attention inside its attention instead"
-        )
-    if owners[0].config.is_encoder_decoder:
-        raise Unsupported(
-            f"{name} is an encoder-decoder model: attach takes causal language models; "
-            "mnemex.torch.attention works inside any attention"
+            f"{name} is not a transformers model: use mnemex.torch.attach, or mnemex.torch.attention inside its "
+            "attention"
         )
     candidates = [m for m in model.modules() if _uses_interface(m)]
     if not candidates:
@@ -94,16 +99,18 @@ def find_decoder(model: nn.Module) -> Decoder:
             f"{name} does not route its attention through transformers' AttentionInterface, so no public hook reaches "
             "it: use a model that does (most since 2025 do), or mnemex.torch.attention inside your own attention"
         )
-    config = owners[0].config.get_text_config(decoder=True)
     attentions = [m for m in candidates if _is_causal_self_attention(m)]
-    if not attentions or not getattr(config, "is_causal", True):
+    kind: Kind = "encoder-decoder" if owners[0].config.is_encoder_decoder else "causal"
+    if not attentions:
+        kind = "encoder"
+        attentions = [m for m in candidates if not getattr(m, "is_cross_attention", False)]
+    config = owners[0].config.get_text_config(decoder=kind != "encoder")
+    if kind != "encoder" and not getattr(config, "is_causal", True):
         raise Unsupported(
-            f"{name} is an encoder, each token of which attends to the ones after it: attach takes causal language "
-            "models; mnemex.torch.attention works inside any attention"
+            f"the config of {name} turns causality off, which its attention layers do not know of: set "
+            "config.is_causal to True, or use mnemex.torch.attention inside its attention"
         )
-    by_index = {_index(m): m for m in attentions}
-    if len(by_index) != len(attentions):
-        raise Unsupported(f"{name} has several attention layers of one number: attach one of its decoders instead")
+    by_index = _numbered(name, attentions, config, kind)
     for module in attentions:
         base = base_of(_config(module))
         if base not in NAMES:
@@ -116,7 +123,8 @@ def find_decoder(model: nn.Module) -> Decoder:
                 f"{name} selects keys itself (sparse attention), which only works under the names 'sdpa' and 'eager': "
                 "this model cannot be attached"
             )
-    modules, others = _sort_layers(name, by_index, config)
+    sort = _sort_encoder_layers if kind == "encoder" else _sort_layers
+    modules, others = sort(name, by_index, config)
     if not modules:
         raise Unsupported(f"no layer of {name} can read a memory: {'; '.join(sorted(set(others.values())))}")
     around = [m for m in owners if set(attentions) <= set(m.modules())]
@@ -126,7 +134,24 @@ def find_decoder(model: nn.Module) -> Decoder:
             f"{type(inner).__name__}.forward takes no **kwargs, so nothing can be handed to its attention layers: "
             "this model cannot be attached"
         )
-    return Decoder(name, inner, tuple(m for m in around if _takes_keywords(m)), config, modules, others)
+    outer = () if kind == "encoder-decoder" else tuple(m for m in around[:-1] if _takes_keywords(m))
+    return Stack(name, inner, (*outer, inner), config, modules, others, kind)
+
+
+def _numbered(name: str, attentions: list[nn.Module], config: PreTrainedConfig, kind: Kind) -> dict[int, nn.Module]:
+    """Attention layers by number: their own, or for encoders that number none, the order in which they stand."""
+    if all(isinstance(getattr(m, "layer_idx", None), int) for m in attentions):
+        by_index = {_index(m): m for m in attentions}
+    elif kind == "encoder" and len(attentions) == getattr(config, "num_hidden_layers", None):
+        by_index = dict(enumerate(attentions))
+    else:
+        by_index = {}
+    if len(by_index) != len(attentions):
+        raise Unsupported(
+            f"{name} has several attention layers of one number, or without numbers: attach one of its encoders or "
+            "decoders instead"
+        )
+    return by_index
 
 
 def _config(module: nn.Module) -> PreTrainedConfig:
@@ -154,6 +179,23 @@ def _is_causal_self_attention(module: nn.Module) -> bool:
         and getattr(module, "is_causal", True)
         and not getattr(module, "is_cross_attention", False)
     )
+
+
+def _sort_encoder_layers(
+    name: str,  # noqa: ARG001 - the signature of `_sort_layers`
+    by_index: dict[int, nn.Module],
+    config: PreTrainedConfig,
+) -> tuple[dict[int, nn.Module], dict[int, str]]:
+    """Layers of an encoder that see every token, and why the others do not count."""
+    types = getattr(config, "layer_types", None) or {}
+    kinds = {index: types[index] if index < len(types) else "full_attention" for index in by_index}
+    modules = {index: by_index[index] for index in sorted(by_index) if kinds[index] == "full_attention"}
+    others = {
+        index: f"it is of type {kind!r} and does not see every token, with or without a memory"
+        for index, kind in kinds.items()
+        if index not in modules
+    }
+    return modules, others
 
 
 def _sort_layers(

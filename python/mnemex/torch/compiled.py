@@ -1,0 +1,178 @@
+"""Attention as one operator that torch.compile keeps whole: no graph break, and one graph while the bank grows.
+
+A compiled graph holds numbers and tensors alone. So it knows the memory by its `id`, on which the graph is guarded, and
+what a backward pass needs of its forward pass hangs on a tensor that goes through the graph between them, the ticket:
+its buffer belongs to a numpy array that owns those things, and dies with the last tensor that shares it.
+
+Importing this imports the compiler, which takes seconds, so it is imported where something is compiled.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mnemex.errors import Error
+from mnemex.torch.joined import Pass, Reading, backward_pass, forward_pass, joined_attention
+from mnemex.torch.local import Mask, Scoring, prepare
+from mnemex.torch.merges import GATED, JOINT
+from mnemex.torch.retrieved import check_rows
+
+if TYPE_CHECKING:
+    from mnemex import Bank, Snapshot
+
+_memories: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_tickets: WeakValueDictionary[int, _Ticket] = WeakValueDictionary()
+
+
+class _Ticket(np.ndarray[Any, Any]):
+    """A buffer, found by its address, and what a backward pass will need."""
+
+    kept: Pass
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def sizes(memory: Bank | Snapshot) -> tuple[int, int | None, int]:
+    """Give key_dim, value_dim and heads, which never change, and let graphs know the memory by its id."""
+    _memories[id(memory)] = memory
+    return memory.key_dim, memory.value_dim, memory.heads
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    memory: Bank | Snapshot,
+    k: int | None,
+    mask: Tensor | None,
+    *,
+    is_causal: bool,
+    scale: float | None,
+    weight: Tensor | None,
+    gated: bool,
+) -> Tensor:
+    """Attend as one operator; the arguments are those of `mnemex.torch.attention`, checked."""
+    given = (query, key, value, mask, weight)
+    out, _ = _attend(
+        query, key, value, mask, weight, id(memory), k, query.shape[-1] ** -0.5 if scale is None else float(scale),
+        is_causal, gated, torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given),
+        torch.is_grad_enabled() and mask is not None and mask.requires_grad,
+    )  # fmt: skip
+    return out
+
+
+def _prepared(mask: Tensor | None, dtype: torch.dtype, *, of_mask: bool) -> Mask | None:
+    """Prepare the mask; inside an operator no tensor requires a gradient, so one that is learned is marked again."""
+    prepared = prepare(mask, dtype)
+    return prepared and prepared._replace(additive=prepared.additive.detach().requires_grad_(of_mask))
+
+
+@torch.library.custom_op("mnemex::attention", mutates_args=())
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    memory: int,
+    k: int | None,
+    scale: float,
+    causal: bool,  # noqa: FBT001 - operators take what a schema can say
+    gated: bool,  # noqa: FBT001
+    gradients: bool,  # noqa: FBT001
+    of_mask: bool,  # noqa: FBT001
+) -> tuple[Tensor, Tensor]:
+    found = _memories.get(memory)
+    if found is None:
+        raise Error("the memory this function was compiled with is gone: keep a reference to it")
+    check_rows(found, query.shape[0])
+    scoring = Scoring(scale, causal=causal)
+    reading = Reading(found, k, GATED if gated else JOINT)
+    local_mask = _prepared(mask, query.dtype, of_mask=of_mask)
+    if not gradients:
+        out = joined_attention(query, key, value, local_mask, scoring, reading, weight=weight)
+        return out.contiguous(), torch.zeros(1, dtype=torch.uint8)
+    kept = forward_pass(query, key, value, local_mask, scoring, reading, weight=weight, sink=None)
+    ticket = np.zeros(1, np.uint8).view(_Ticket)
+    ticket.kept = kept
+    _tickets[ticket.ctypes.data] = ticket
+    # A copy: the graph may write over what it is given.
+    return kept.joined.out.to(query.dtype, copy=True).contiguous(), torch.from_numpy(ticket)
+
+
+@_attend.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    return query.new_empty(*query.shape[:3], value.shape[-1]), torch.empty(1, dtype=torch.uint8)
+
+
+@torch.library.custom_op("mnemex::attention_backward", mutates_args=())
+def _attend_backward(
+    grad: Tensor,
+    ticket: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    of_mask: bool,  # noqa: FBT001
+) -> list[Tensor]:
+    held = _tickets.get(ticket.data_ptr())
+    if held is None:
+        raise Error("the forward pass of this backward pass is gone: run mnemex.torch.attention outside torch.compile")
+    found = backward_pass(
+        held.kept,
+        grad,
+        query,
+        key,
+        value,
+        _prepared(mask, query.dtype, of_mask=of_mask),
+        weight=weight,
+        sink=None,
+        of_mask=of_mask,
+    )
+    gradients = [found.query, found.key, found.value]
+    if of_mask and mask is not None:
+        gradients.append(torch.zeros_like(mask) if found.additive is None else found.additive.reshape(mask.shape))
+    if weight is not None and found.weight is not None:
+        gradients.append(found.weight)
+    return [x.contiguous() for x in gradients]
+
+
+@_attend_backward.register_fake
+def _(
+    grad: Tensor,  # noqa: ARG001
+    ticket: Tensor,  # noqa: ARG001
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    of_mask: bool,  # noqa: FBT001
+) -> list[Tensor]:
+    wanted = [
+        query,
+        key,
+        value,
+        *([mask] if of_mask and mask is not None else []),
+        *([] if weight is None else [weight]),
+    ]
+    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in wanted]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
+    ctx.save_for_backward(*inputs[:5], output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    query, key, value, mask, weight, ticket = ctx.saved_tensors
+    of_mask = ctx.needs_input_grad[3]
+    first, second, third, *rest = _attend_backward(grad, ticket, query, key, value, mask, weight, of_mask)
+    of_mask_ = rest.pop(0) if of_mask else None
+    return first, second, third, of_mask_, rest.pop(0) if rest else None, *(None,) * 7
+
+
+_attend.register_autograd(_differentiate, setup_context=_keep)
