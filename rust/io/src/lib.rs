@@ -13,7 +13,9 @@
 mod decode;
 mod encode;
 mod error;
+mod export;
 mod folder;
+pub mod ingest;
 mod interrupt;
 mod manifest;
 mod open;
@@ -22,6 +24,7 @@ mod save;
 mod table;
 
 pub use error::{Error, Result};
+pub use export::Export;
 pub use manifest::{Kind, Manifest};
 pub use open::{Opened, open};
 pub use save::{Contents, save};

@@ -8,6 +8,7 @@ mod bank;
 mod call;
 mod error;
 mod files;
+mod ingest;
 mod snapshot;
 
 use pyo3::prelude::*;
@@ -29,6 +30,12 @@ mod _native {
     use crate::files::open;
     #[pymodule_export]
     use crate::files::save;
+    #[pymodule_export]
+    use crate::ingest::NativeIngest;
+    #[pymodule_export]
+    use crate::ingest::stream;
+    #[pymodule_export]
+    use crate::ingest::stream_schema;
     #[pymodule_export]
     use crate::snapshot::NativeSnapshot;
 }

@@ -1,0 +1,189 @@
+//! A piece's tokens to the rows of the bank that they are for, in the memory in which they came where that is possible.
+
+use std::collections::BTreeMap;
+
+use arrow_buffer::{Buffer, MutableBuffer};
+use bytemuck::cast_slice;
+use mnemex_core::input::Input;
+use mnemex_core::stage::Tokens;
+use mnemex_core::work::Work;
+use mnemex_core::{Bank, Codec, Kind};
+use ndarray::{ArrayView4, ShapeBuilder};
+
+use super::columns::{Columns, Numbers};
+use super::piece::Piece;
+use super::place::Place;
+use super::vectors::VectorColumn;
+use crate::error::{Error, Result};
+
+/// What staging a piece needs to know.
+pub(super) struct Stage<'a> {
+    pub(super) bank: &'a Bank,
+    pub(super) columns: &'a Columns,
+    pub(super) on_duplicate: Option<&'a str>,
+    pub(super) place: &'a Place,
+    pub(super) work: &'a Work<'a>,
+}
+
+impl Stage<'_> {
+    /// Stages a piece; the number of tokens that the bank left unwritten because they are not finite.
+    pub(super) fn piece(&self, piece: &Piece) -> Result<usize> {
+        let rows = self.by_row(piece)?;
+        rows.iter().try_fold(0, |unwritten, (&row, tokens)| Ok(unwritten + self.row(row, tokens, piece)?))
+    }
+
+    /// The tokens of each bank row, in the order in which they came.
+    fn by_row(&self, piece: &Piece) -> Result<BTreeMap<usize, Vec<usize>>> {
+        let mut tokens: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let (Some(rows), Some(named)) = (&piece.bank_rows, &self.columns.row) else {
+            if piece.len() > 0 {
+                tokens.insert(0, (0..piece.len()).collect());
+            }
+            return Ok(tokens);
+        };
+        let n_rows = self.bank.snapshot().version().rows.len();
+        for (token, &row) in rows.iter().enumerate() {
+            let known = usize::try_from(row).ok().filter(|&row| row < n_rows).ok_or_else(|| {
+                let what = format!("row number {row}; the bank has {n_rows} rows, numbered from 0");
+                self.place.refuse(Kind::Row, named.name(), Some(piece.number(token)), what)
+            })?;
+            tokens.entry(known).or_default().push(token);
+        }
+        Ok(tokens)
+    }
+
+    /// Stages one bank row's tokens, of which there is one at least.
+    fn row(&self, row: usize, tokens: &[usize], piece: &Piece) -> Result<usize> {
+        let (bank, columns) = (self.bank, self.columns);
+        let [heads, key_dim, value_dim] = [bank.config().heads, bank.config().key_dim, bank.config().value_dim()];
+        let keys = gathered(&piece.keys, tokens, piece.len());
+        let values = piece.values.as_ref().zip(columns.value.as_ref());
+        let values = values.map(|(bytes, column)| (gathered(bytes, tokens, piece.len()), column));
+        let side = |numbers: &Option<Vec<i64>>| {
+            numbers.as_ref().map(|numbers| tokens.iter().map(|&at| numbers[at]).collect::<Vec<i64>>())
+        };
+        let (labels, positions) = (side(&piece.labels), side(&piece.positions));
+        let own: Vec<(&str, Numbers)> =
+            piece.columns.iter().map(|(bank, numbers)| (bank.as_str(), numbers.at(tokens))).collect();
+        let given = Given {
+            row: &[row],
+            keys: input(&keys, columns.key.codec, [heads, tokens.len(), key_dim]),
+            values: values.as_ref().map(|(bytes, column)| input(bytes, column.codec, [heads, tokens.len(), value_dim])),
+            labels: labels.as_deref(),
+            positions: positions.as_deref(),
+            columns: &own,
+        };
+        let staged = self.hand_over(&given).map_err(|error| match error.kind {
+            Kind::NonFinite => {
+                let asked = bank.config();
+                let key = (&columns.key, &keys, asked.key_codec);
+                let value = values.as_ref().map(|(bytes, column)| (*column, bytes, asked.value_codec));
+                self.non_finite([Some(key), value], tokens, piece).unwrap_or(Error::Core(error))
+            }
+            Kind::Interrupted => Error::Core(error),
+            kind => {
+                let (first, last) = (piece.number(tokens[0]), piece.number(tokens[tokens.len() - 1]));
+                self.place.refuse_all(kind, &format!("rows {first} to {last}: {}", error.message))
+            }
+        })?;
+        Ok(staged.iter().filter(|&&id| id < 0).count())
+    }
+
+    /// Hands tokens to the core: the one place that knows what [`Bank::stage`] takes. Returns their ids.
+    fn hand_over(&self, given: &Given) -> mnemex_core::Result<Vec<i64>> {
+        let refuse = |message| Err(mnemex_core::Error { kind: Kind::Argument, message });
+        if let Some((name, _)) = given.columns.first() {
+            return refuse(format!("columns= names {name:?}, which this bank does not have"));
+        }
+        if let Some(word) = self.on_duplicate {
+            return refuse(format!("on_duplicate={word:?}: labels may repeat in this bank; pass None"));
+        }
+        let tokens = Tokens {
+            keys: given.keys,
+            values: given.values,
+            rows: Some(given.row),
+            mask: None,
+            labels: given.labels,
+            positions: given.positions,
+            nonfinite: None,
+        };
+        Ok(self.bank.stage(&tokens, self.work)?.ids)
+    }
+
+    /// The refusal of the first vector that the core refused because it is not finite, as given or as stored.
+    fn non_finite(&self, sides: [Option<Side>; 2], tokens: &[usize], piece: &Piece) -> Option<Error> {
+        let schema = self.bank.snapshot().version().schema;
+        let stored = [schema.map(|schema| schema.key), schema.and_then(|schema| schema.value)];
+        let found = sides.into_iter().zip(stored).filter_map(|(side, stored)| {
+            let (column, bytes, asked) = side?;
+            let stored = stored.map(|layout| layout.codec).or(asked).unwrap_or(column.codec);
+            let each = bytes.len() / tokens.len();
+            let bad = |token: &usize| !finite(column.codec, stored, &bytes[token * each..][..each]);
+            (0..tokens.len()).find(bad).map(|token| (token, column, stored))
+        });
+        let (token, column, stored) = found.min_by_key(|(token, ..)| *token)?;
+        let what = format!(
+            "NaN or infinity, or beyond what {} holds: leave the row out, scale it, or make the bank with \
+             nonfinite=\"skip\" or \"keep\"",
+            stored.name()
+        );
+        Some(self.place.refuse(Kind::NonFinite, &column.name, Some(piece.number(tokens[token])), what))
+    }
+}
+
+/// One row's tokens as they go to the core.
+struct Given<'a> {
+    row: &'a [usize; 1],
+    keys: Input<'a>,
+    values: Option<Input<'a>>,
+    labels: Option<&'a [i64]>,
+    positions: Option<&'a [i64]>,
+    /// By the bank's name, one number per token.
+    columns: &'a [(&'a str, Numbers)],
+}
+
+/// The vectors of some of `n` tokens: a part of the column's memory where they lie together.
+fn gathered(bytes: &Buffer, tokens: &[usize], n: usize) -> Buffer {
+    let each = bytes.len() / n.max(1);
+    let (first, last) = (tokens[0], tokens[tokens.len() - 1]);
+    if last - first + 1 == tokens.len() {
+        return bytes.slice_with_length(first * each, tokens.len() * each);
+    }
+    let mut gathered = MutableBuffer::with_capacity(tokens.len() * each);
+    for token in tokens {
+        gathered.extend_from_slice(&bytes[token * each..][..each]);
+    }
+    gathered.into()
+}
+
+/// `[tokens, heads, dim]` as the core wants to see it, `[1, heads, tokens, dim]`.
+fn input(bytes: &Buffer, codec: Codec, [heads, tokens, dim]: [usize; 3]) -> Input<'_> {
+    fn view<T: bytemuck::Pod>(bytes: &[u8], [heads, tokens, dim]: [usize; 3]) -> ArrayView4<'_, T> {
+        let strides = (heads * tokens * dim, dim, heads * dim, 1);
+        let view = ArrayView4::from_shape((1, heads, tokens, dim).strides(strides), cast_slice(bytes));
+        view.unwrap_or_else(|error| unreachable!("the bytes were counted: {error}"))
+    }
+    let shape = [heads, tokens, dim];
+    match codec {
+        Codec::F32 => Input::F32(view(bytes, shape)),
+        Codec::F16 => Input::F16(view(bytes, shape)),
+        Codec::Bf16 => Input::Bf16(view(bytes, shape)),
+    }
+}
+
+/// A column, its bytes, and the codec that was asked for.
+type Side<'a> = (&'a VectorColumn, &'a Buffer, Option<Codec>);
+
+/// Whether a vector is finite, as given and as stored.
+fn finite(given: Codec, stored: Codec, bytes: &[u8]) -> bool {
+    let holds = |x: f32| match stored {
+        Codec::F32 => x.is_finite(),
+        Codec::F16 => half::f16::from_f32(x).is_finite(),
+        Codec::Bf16 => half::bf16::from_f32(x).is_finite(),
+    };
+    match given {
+        Codec::F32 => cast_slice::<u8, f32>(bytes).iter().all(|&x| holds(x)),
+        Codec::F16 => cast_slice(bytes).iter().all(|&bits| holds(half::f16::from_bits(bits).to_f32())),
+        Codec::Bf16 => cast_slice(bytes).iter().all(|&bits| holds(half::bf16::from_bits(bits).to_f32())),
+    }
+}
