@@ -88,6 +88,7 @@ impl Columns {
             let at = find(argument, name)?;
             VectorColumn::of(at, &fields[at], [heads, dim], place)
         };
+        let key = vectors("key", &names.key, config.key_dim)?;
         let value = match (config.values, &names.value) {
             (Values::Dim(dim), Some(name)) => Some(vectors("value", name, dim)?),
             (Values::Dim(dim), None) => {
@@ -108,7 +109,7 @@ impl Columns {
             Ok((bank.clone(), Named { at: find(&format!("columns[{bank:?}]"), table)?, name: table.clone() }))
         };
         Ok(Columns {
-            key: vectors("key", &names.key, config.key_dim)?,
+            key,
             value,
             row: named("row", &names.row)?,
             head: named("head", &names.head)?,
