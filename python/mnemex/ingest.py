@@ -167,7 +167,13 @@ class _Run:
             self.total_rows = None if total is None else (self.total_rows or 0) + total
             first = streamed if file is None else 0
             for table in tables:
-                first += self.native.feed(table, file, first, tell, self.threads)
+                try:
+                    first += self.native.feed(table, file, first, tell, self.threads)
+                except FormatError as error:
+                    # All that the C stream of an iterator of batches tells of a Ctrl-C inside it is this text.
+                    if "KeyboardInterrupt" in str(error):
+                        raise KeyboardInterrupt from error
+                    raise
             if file is None:
                 streamed = first
             else:

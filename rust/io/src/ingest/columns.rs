@@ -8,7 +8,7 @@ use arrow_schema::{DataType, Fields};
 use mnemex_core::Kind;
 use mnemex_core::config::{Config, Values};
 
-use super::place::{Place, Rows};
+use super::place::{Place, Rows, shown};
 use super::vectors::VectorColumn;
 use crate::error::Result;
 
@@ -160,7 +160,7 @@ impl Named {
                 };
                 numbers.map(fit).collect()
             }
-            other => Err(refuse(None, format!("holds {other}; expected whole numbers, such as int64"))),
+            other => Err(refuse(None, format!("holds {}; expected whole numbers, such as int64", shown(other)))),
         }
     }
 
@@ -175,7 +175,7 @@ impl Named {
             DataType::Boolean => Ok(Numbers::Bool(array.as_boolean().values().iter().collect())),
             other if other.is_integer() => self.integers(table, rows, place).map(Numbers::I64),
             other => {
-                let what = format!("holds {other}; expected float32, int64 or bool: cast it first");
+                let what = format!("holds {}; expected float32, int64 or bool: cast it first", shown(other));
                 Err(place.refuse(Kind::Dtype, &self.name, None, what))
             }
         }

@@ -133,7 +133,8 @@ impl Ingest {
         work: &Work,
     ) -> Result<u64> {
         let DataType::Struct(fields) = field.data_type() else {
-            let what = format!("the source holds {}; expected a table of named columns", field.data_type());
+            let what =
+                format!("the source holds {}; expected a table of named columns", place::shown(field.data_type()));
             return Err(place.refuse_all(Kind::Dtype, &what));
         };
         let columns = Columns::find(fields, &self.terms.names, bank.config(), place)?;

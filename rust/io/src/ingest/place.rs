@@ -1,6 +1,6 @@
 //! Where in its source a mistake is, in words: file, column, and the number of the table row.
 
-use arrow_schema::ArrowError;
+use arrow_schema::{ArrowError, DataType};
 use mnemex_core::Kind;
 
 use crate::error::Error;
@@ -42,6 +42,11 @@ impl Place {
     pub(super) fn failed(&self, error: &ArrowError) -> Error {
         self.malformed(format!("the source failed: {error}"))
     }
+}
+
+/// A type's name as numpy writes it.
+pub(super) fn shown(data_type: &DataType) -> String {
+    data_type.to_string().to_lowercase()
 }
 
 /// The rows of a piece of a table, and what they are called in their source: its rows are numbered from 0.

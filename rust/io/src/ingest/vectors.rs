@@ -15,7 +15,7 @@ use arrow_schema::{DataType, Field};
 use mnemex_core::{Codec, Kind};
 use serde_json::Value;
 
-use super::place::{Place, Rows};
+use super::place::{Place, Rows, shown};
 use crate::error::{Error, Result};
 
 /// Says which cast to write.
@@ -71,48 +71,8 @@ impl VectorColumn {
             check_tensor(field.extension_type_metadata(), heads, dim).map_err(|what| refuse(Kind::Shape, what))?;
         }
         let named = DTYPE_KEYS.iter().find_map(|&key| inner.metadata().get(key).or(field.metadata().get(key)));
-        let named = named.map(String::as_str);
-        let codec = match (inner.data_type(), levels.is_empty()) {
-            (DataType::Float32, false) => Codec::F32,
-            (DataType::Float16, false) => Codec::F16,
-            (DataType::UInt16, false) => {
-                named.and_then(codec_named).filter(|codec| *codec != Codec::F32).ok_or_else(|| {
-                    refuse(
-                        Kind::Dtype,
-                        "holds uint16, which may be bfloat16 or float16 bits or whole numbers: say so in \
-                     the field's metadata, as with field.with_metadata({\"mnemex.dtype\": \"bfloat16\"})"
-                            .into(),
-                    )
-                })?
-            }
-            (DataType::FixedSizeBinary(bytes), true) => {
-                let codec = named.and_then(codec_named).ok_or_else(|| {
-                    let found = named.map_or("none".into(), |named| format!("{named:?}"));
-                    refuse(
-                        Kind::Dtype,
-                        format!(
-                            "holds bytes and its field metadata name the type {found}: set {:?} to \"float32\", \
-                             \"float16\" or \"bfloat16\"",
-                            DTYPE_KEYS[0]
-                        ),
-                    )
-                })?;
-                let want = width * codec.item_bytes();
-                if usize::try_from(*bytes) != Ok(want) {
-                    let what =
-                        format!("holds {bytes} bytes a row; expected {want}: {width} numbers in {}", codec.name());
-                    return Err(refuse(Kind::Shape, what));
-                }
-                codec
-            }
-            (found, true) => {
-                let what = format!("holds {found}; expected vectors: lists of {width} float32 or float16 numbers");
-                return Err(refuse(Kind::Dtype, what));
-            }
-            (found, false) => {
-                return Err(refuse(Kind::Dtype, format!("holds {found}; expected float32 or float16: {CAST}")));
-            }
-        };
+        let codec = codec_of(inner.data_type(), lens.is_empty(), named.map(String::as_str), width)
+            .map_err(|(kind, what)| refuse(kind, what))?;
         Ok(VectorColumn { at, name: name.clone(), codec, lens, width })
     }
 
@@ -154,6 +114,43 @@ impl VectorColumn {
         }
         let aligned = bytes.as_ptr().align_offset(self.codec.item_bytes()) == 0;
         Ok(if aligned { bytes } else { Buffer::from_slice_ref(bytes.as_slice()) })
+    }
+}
+
+/// The codec of what a column holds in the end, lists or none around it; `named` is what its metadata say.
+fn codec_of(item: &DataType, bare: bool, named: Option<&str>, width: usize) -> Result<Codec, (Kind, String)> {
+    let refuse = |what| Err((Kind::Dtype, what));
+    let codec = named.and_then(codec_named);
+    match (item, bare) {
+        (DataType::Float32, false) => Ok(Codec::F32),
+        (DataType::Float16, false) => Ok(Codec::F16),
+        (DataType::UInt16, false) => match codec {
+            Some(codec @ (Codec::F16 | Codec::Bf16)) => Ok(codec),
+            _ => refuse(format!(
+                "holds uint16, which may be bfloat16 or float16 bits or whole numbers: say which in the field's \
+                 metadata, as with field.with_metadata({{{:?}: \"bfloat16\"}})",
+                DTYPE_KEYS[0]
+            )),
+        },
+        (DataType::FixedSizeBinary(bytes), true) => {
+            let Some(codec) = codec else {
+                return refuse(format!(
+                    "holds bytes, and its field metadata say {named:?} of their type: set {:?} to \"float32\", \
+                     \"float16\" or \"bfloat16\"",
+                    DTYPE_KEYS[0]
+                ));
+            };
+            let want = width * codec.item_bytes();
+            if usize::try_from(*bytes) == Ok(want) {
+                return Ok(codec);
+            }
+            let what = format!("holds {bytes} bytes a row; expected {want}: {width} numbers in {}", codec.name());
+            Err((Kind::Shape, what))
+        }
+        (found, true) => {
+            refuse(format!("holds {}; expected vectors: lists of {width} float32 or float16 numbers", shown(found)))
+        }
+        (found, false) => refuse(format!("holds {}; expected float32 or float16: {CAST}", shown(found))),
     }
 }
 
