@@ -190,9 +190,7 @@ class _Run:
         seconds = perf_counter() - self.started
         entries = tokens * self.bank.heads
         files = tuple(self.files)
-        return IngestReport(
-            rows, self.total_rows, entries, skipped, evicted, batches, size, seconds, files, version
-        )
+        return IngestReport(rows, self.total_rows, entries, skipped, evicted, batches, size, seconds, files, version)
 
     def parts(self, source: object) -> Iterator[tuple[str | None, Iterable[Table], int | None]]:
         """Give the tables of each file, or of what is no file, and how many rows they have."""

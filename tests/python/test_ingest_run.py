@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -76,7 +77,7 @@ def test_what_breaks_off_leaves_nothing_or_the_committed_batches(commit, source,
     holds(bank, K[:3] if commit == "end" else np.concatenate([K[:3], K[:20]]))
     assert bank.version == (1 if commit == "end" else 3)
     bank.ingest(TABLE, key="k")
-    assert len(bank) == 43 if commit == "end" else 63
+    assert len(bank) == (43 if commit == "end" else 63)
 
 
 def test_readers_see_all_or_nothing_and_batch_by_batch():
@@ -102,7 +103,7 @@ def test_a_bank_with_staged_tokens_is_refused():
 def test_what_others_wrote_meanwhile_stands_and_the_ingest_is_refused(change):
     bank = mx.Bank(key_dim=DIM)
     with pytest.raises(mx.StateError, match="meanwhile"):
-        bank.ingest(TABLE, key="k", batch_bytes=1000, progress=lambda report: report.rows == 40 or change(bank))
+        bank.ingest(TABLE, key="k", batch_bytes=200, progress=lambda report: report.rows > 20 or change(bank))
     bank.commit()
     assert len(bank) > 0
     np.testing.assert_array_equal(bank.gather([0])[0], K[:1])
@@ -137,7 +138,7 @@ def test_files_are_told_apart_and_named_in_messages(tmp_path):
     bank = mx.Bank(key_dim=DIM)
     report = bank.ingest(tmp_path / "*", key="k", batch_bytes=6 * ROW_BYTES)
     holds(bank, K)
-    assert [file[-9:] for file in report.files] == ["a.parquet", "/b.arrow", "c.stream"[-9:].rjust(9, "/")]
+    assert [Path(file).name for file in report.files] == ["a.parquet", "b.arrow", "c.stream"]
     assert "3 files" in repr(report)
     parts = [str(tmp_path / "a.parquet"), TABLE.slice(15)]
     holds(ingested(parts), K)

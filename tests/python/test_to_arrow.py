@@ -61,38 +61,34 @@ def test_a_table_is_one_version_and_may_be_read_again():
 def test_polars_and_duckdb_read_it():
     bank = mx.Bank(key_dim=DIM, value_dim=2)
     bank.write(whole(1, 9, DIM), whole(2, 9, 2), labels=np.arange(9) * 10)
-    table = bank.to_arrow()
-    assert pl.DataFrame(table)["label"].to_list() == list(range(0, 90, 10))
-    assert duckdb.sql("select sum(label), max(id) from table").fetchall() == [(360, 8)]
+    out = bank.to_arrow()
+    assert pl.DataFrame(out)["label"].to_list() == list(range(0, 90, 10))
+    assert duckdb.sql("select sum(label), max(id) from out").fetchall() == [(360, 8)]
 
 
 CUTS = st.lists(st.integers(0, 40), max_size=6)
 WAYS = st.sampled_from(["pyarrow", "lists", "polars", "duckdb"])
 
 
-def pieces(table, cuts):
+def cut(table, cuts):
     """The same rows in slices, one after the other."""
-    edges = [0, *sorted(cuts), table.num_rows]
+    edges = [0, *sorted(cut for cut in cuts if cut <= table.num_rows), table.num_rows]
     return [table.slice(a, b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
 def produced(way, table, cuts):
     """The table as that library makes it of slices of slices."""
-    parts = pieces(table, [cut for cut in cuts if cut <= table.num_rows])
-    if way == "pyarrow":
-        return pa.concat_tables(parts)
     if way == "lists":
-        lists = [pa.array(x.to_pylist(), pa.large_list(x.type.value_type)) for x in (table["k"], table["v"])]
-        return pa.concat_tables(pieces(pa.table({"k": lists[0], "v": lists[1], "r": table["r"]}), cuts_in(table, cuts)))
+        lists = {name: pa.array(table[name].to_pylist(), pa.large_list(pa.float32())) for name in ("k", "v")}
+        return pa.concat_tables(cut(pa.table({**lists, "r": table["r"]}), cuts))
     if way == "polars":
-        return pl.concat([pl.DataFrame(part) for part in parts], rechunk=False)
+        return pl.concat([pl.DataFrame(part) for part in cut(table, cuts)], rechunk=False)
+    joined = pa.concat_tables(cut(table, cuts))
+    if way == "pyarrow":
+        return joined
     connection = duckdb.connect()
-    connection.register("t", pa.concat_tables(parts))
+    connection.register("t", joined)
     return connection.sql("select * from t")
-
-
-def cuts_in(table, cuts):
-    return [cut for cut in cuts if cut <= table.num_rows]
 
 
 @given(
