@@ -6,7 +6,7 @@ from mnemex._native import NativeSnapshot, stream, stream_schema
 
 
 class ArrowTable:
-    """The live entries of one version, for any reader of the Arrow C stream: `pyarrow.table`, `polars.DataFrame`, duckdb.
+    """The live entries of one version, for any reader of an Arrow C stream: pyarrow, polars, duckdb.
 
     May be read any number of times, from any thread; what is written to the bank meanwhile is not in it. Batches are
     made one by one, so that no second copy of the bank comes to be unless the reader keeps one.

@@ -11,17 +11,14 @@ from mnemex import parts
 from mnemex._arrays import vectors
 from mnemex._native import NativeBank, NativeSnapshot
 from mnemex.errors import ArgumentError, DtypeError
-from mnemex.ingest import BATCH_BYTES, IngestReport, ingest
+from mnemex.ingest import Ingests
 from mnemex.reads import Reads
 from mnemex.results import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
     from numpy.typing import NDArray
 
     from mnemex._arrays import ArrayLike, IntsLike
-    from mnemex.ingest import Source
 
 NONFINITE = ("raise", "keep", "skip")
 
@@ -46,7 +43,7 @@ class Snapshot(Reads):
         return Bank._of(self._frozen.copy(), threads=self._threads)
 
 
-class Bank(Reads):
+class Bank(Ingests, Reads):
     """Keys and values in `rows x heads` independent lanes, searched exactly.
 
     Parameters
@@ -263,86 +260,6 @@ class Bank(Reads):
     def rollback(self) -> None:
         """Drop everything staged; the ids are given again."""
         self._native.rollback()
-
-    def ingest(
-        self,
-        source: Source | Iterable[Source],
-        *,
-        key: str,
-        value: str | None = None,
-        row: str | None = None,
-        head: str | None = None,
-        label: str | None = None,
-        position: str | None = None,
-        columns: Mapping[str, str] | None = None,
-        nulls: Literal["raise", "skip"] = "raise",
-        on_duplicate: Literal["raise", "skip", "replace"] | None = None,
-        commit: Literal["end", "batch"] = "end",
-        batch_bytes: int = BATCH_BYTES,
-        progress: bool | Callable[[IngestReport], object] = False,
-        threads: int | None = None,
-    ) -> IngestReport:
-        """Take tables in: Arrow from any library, or Parquet and Arrow files, of any size.
-
-        Vectors are lists of float32 or float16 (fixed-size lists, lists of equal lengths, `arrow.fixed_shape_tensor`),
-        or fixed-size binary and uint16 lists whose field metadata name the type ("mnemex.dtype": "bfloat16"). A bank of
-        several heads takes `[heads][dim]`, or `heads * dim` numbers head after head. Reads go on meanwhile and see the
-        bank as it was; other writes wait until afterwards, or the ingest is refused.
-
-        Parameters
-        ----------
-        source
-            A table with `__arrow_c_stream__` or `__arrow_c_array__`; the path or glob of Parquet or Arrow files (needs
-            pyarrow); or a list or iterator of those.
-        key, value
-            Columns of vectors.
-        row
-            Column of bank rows: tokens of several rows in any order, of each row in its own. None: the only row.
-        head
-            Column of head numbers, where each table row holds one head: a token's heads together, 0 first, as
-            `to_arrow` has them. None: a table row holds a whole token.
-        label, position
-            Columns of whole numbers.
-        columns
-            Columns of the bank by name, and the table's column for each.
-        nulls
-            "raise": a null row or vector is refused; "skip": its token is left out. A null inside a vector is refused.
-        on_duplicate
-            None, or what to do with a label that the row has already: "raise", "skip" or "replace".
-        commit
-            "end": all or nothing, as one version; "batch": each batch is published, and stays where a later one fails
-            or the call is interrupted.
-        batch_bytes
-            Bytes of vectors per batch: what is held in memory beside the bank, about.
-        progress
-            True: a bar on the terminal (needs rich); a function: called with an `IngestReport` after each batch, and
-            what it raises ends the call.
-        threads
-            For this call, instead of the bank's.
-
-        Raises
-        ------
-        StateError
-            Tokens are staged, or the bank was changed meanwhile.
-        ArgumentError, ShapeError, DtypeError, RowError, NonFinite, CapacityError
-            What a column or a row is refused for, with file, column and row.
-        FormatError, NotFoundError
-            A source that fails, or is not what it says.
-        MissingDependency
-            pyarrow or rich is needed and not installed.
-        """
-        return ingest(
-            self,
-            source,
-            names=(key, value, row, head, label, position),
-            columns=columns,
-            nulls=nulls,
-            on_duplicate=on_duplicate,
-            commit=commit,
-            batch_bytes=batch_bytes,
-            progress=progress,
-            threads=self._threads_of(threads),
-        )
 
     # ------------------------------------------------------------------ versions
 

@@ -1,48 +1,25 @@
-"""Tables into a bank: which sources there are, and what was done.
-
-Anything with `__arrow_c_stream__` or `__arrow_c_array__` is read natively, without pyarrow. Files are opened by pyarrow,
-which is imported when the first path is given, and come a few megabytes at a time.
-"""
+"""Tables into a bank: the call, what it reports, and its bar on the terminal."""
 
 from __future__ import annotations
 
-import glob
-import os
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from mnemex import _arguments as arguments
 from mnemex._native import NativeIngest
-from mnemex.errors import ArgumentError, DtypeError, FormatError, MissingDependency, NotFoundError
+from mnemex.errors import DtypeError, FormatError, MissingDependency
+from mnemex.sources import parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from mnemex.bank import Bank
-
-    Progress = bool | Callable[["IngestReport"], object]
+    from mnemex.sources import Source
 
 BATCH_BYTES = 64 << 20
-ON_DUPLICATE = ("raise", "skip", "replace")
-
-
-class ArrowStream(Protocol):
-    """Tables and readers of pyarrow, polars, duckdb, pandas and nanoarrow, and what `to_arrow` gives."""
-
-    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
-
-
-class ArrowArray(Protocol):
-    """Record batches."""
-
-    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
-
-
-Table = ArrowStream | ArrowArray
-Source = Table | str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,39 +75,94 @@ class IngestReport:
         return f"<IngestReport: {', '.join(facts)}, version {self.version}>"
 
 
-def ingest(
-    bank: Bank,
-    source: Source | Iterable[Source],
-    *,
-    names: tuple[str, str | None, str | None, str | None, str | None, str | None],
-    columns: Mapping[str, str] | None,
-    nulls: str,
-    on_duplicate: str | None,
-    commit: str,
-    batch_bytes: int,
-    progress: Progress,
-    threads: int | None,
-) -> IngestReport:
-    """Do what `Bank.ingest` says."""
-    checked = [_name(argument, name) for argument, name in zip(_ARGUMENTS, names, strict=True)]
-    own = [(_name("columns", ours), _name("columns", theirs)) for ours, theirs in dict(columns or {}).items()]
-    skip_nulls = arguments.word("nulls", nulls, ("raise", "skip")) == "skip"
-    by_batch = arguments.word("commit", commit, ("end", "batch")) == "batch"
-    if on_duplicate is not None:
-        arguments.word("on_duplicate", on_duplicate, ON_DUPLICATE)
-    size = arguments.count("batch_bytes", batch_bytes)
-    if not isinstance(progress, bool) and not callable(progress):
-        raise DtypeError(f"progress={progress!r} must be True, False, or a function of an IngestReport")
-    if names[0] is None:
-        raise DtypeError("key=None must be the name of the column of keys")
-    native = NativeIngest(bank._native, (*checked, own), skip_nulls, by_batch, on_duplicate, size)
-    wanted = {name for name in checked if name is not None} | {theirs for _, theirs in own}
-    run = _Run(bank, native, wanted, size, threads)
-    with _reporter(progress) as report:
-        return run.over(source, report)
+class Ingests:
+    """The part of a bank that takes tables in."""
 
+    def ingest(
+        self,
+        source: Source | Iterable[Source],
+        *,
+        key: str,
+        value: str | None = None,
+        row: str | None = None,
+        head: str | None = None,
+        label: str | None = None,
+        position: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        nulls: Literal["raise", "skip"] = "raise",
+        on_duplicate: Literal["raise", "skip", "replace"] | None = None,
+        commit: Literal["end", "batch"] = "end",
+        batch_bytes: int = BATCH_BYTES,
+        progress: bool | Callable[[IngestReport], object] = False,
+        threads: int | None = None,
+    ) -> IngestReport:
+        """Take tables in: Arrow from any library, or Parquet and Arrow files, of any size.
 
-_ARGUMENTS = ("key", "value", "row", "head", "label", "position")
+        Vectors are lists of float32 or float16 (fixed-size lists, lists of equal lengths, `arrow.fixed_shape_tensor`),
+        or fixed-size binary and uint16 lists whose field metadata name the type ("mnemex.dtype": "bfloat16"). A bank of
+        several heads takes `[heads][dim]`, or `heads * dim` numbers head after head. Reads go on meanwhile and see the
+        bank as it was; other writes wait until afterwards, or the ingest is refused.
+
+        Parameters
+        ----------
+        source
+            A table with `__arrow_c_stream__` or `__arrow_c_array__`; the path or glob of Parquet or Arrow files (needs
+            pyarrow); or a list or iterator of those.
+        key, value
+            Columns of vectors.
+        row
+            Column of bank rows: tokens of several rows in any order, of each row in its own. None: the only row.
+        head
+            Column of head numbers, where each table row holds one head: a token's heads together, 0 first, as
+            `to_arrow` has them. None: a table row holds a whole token.
+        label, position
+            Columns of whole numbers.
+        columns
+            Columns of the bank by name, and the table's column for each.
+        nulls
+            "raise": a null row or vector is refused; "skip": its token is left out. A null inside a vector is refused.
+        on_duplicate
+            None, or what to do with a label that the row has already: "raise", "skip" or "replace".
+        commit
+            "end": all or nothing, as one version; "batch": each batch is published, and stays where a later one fails
+            or the call is interrupted.
+        batch_bytes
+            Bytes of vectors per batch: what is held in memory beside the bank, about.
+        progress
+            True: a bar on the terminal (needs rich); a function: called with an `IngestReport` after each batch, and
+            what it raises ends the call.
+        threads
+            For this call, instead of the bank's.
+
+        Raises
+        ------
+        StateError
+            Tokens are staged, or the bank was changed meanwhile.
+        ArgumentError, ShapeError, DtypeError, RowError, NonFinite, CapacityError
+            What a column or a row is refused for, with file, column and row.
+        FormatError, NotFoundError
+            A source that fails, or is not what it says.
+        MissingDependency
+            pyarrow or rich is needed and not installed.
+        """
+        names = {"key": key, "value": value, "row": row, "head": head, "label": label, "position": position}
+        checked = tuple(_name(argument, name) for argument, name in names.items())
+        if key is None:
+            raise DtypeError("key=None must be the name of the column of keys")
+        own = [(_name("columns", ours), _name("columns", theirs)) for ours, theirs in dict(columns or {}).items()]
+        skip_nulls = arguments.word("nulls", nulls, ("raise", "skip")) == "skip"
+        by_batch = arguments.word("commit", commit, ("end", "batch")) == "batch"
+        if on_duplicate is not None:
+            arguments.word("on_duplicate", on_duplicate, ("raise", "skip", "replace"))
+        size = arguments.count("batch_bytes", batch_bytes)
+        if not isinstance(progress, bool) and not callable(progress):
+            raise DtypeError(f"progress={progress!r} must be True, False, or a function of an IngestReport")
+        bank: Bank = self  # type: ignore[assignment]  # Ingests is a part of Bank alone
+        native = NativeIngest(bank._native, (*checked, own), skip_nulls, by_batch, on_duplicate, size)
+        wanted = {name for name in checked if name is not None} | {theirs for _, theirs in own}
+        run = _Run(bank, native, wanted, size, bank._threads_of(threads))
+        with _reporter(progress) as report:
+            return run.over(source, report)
 
 
 def _name(argument: str, name: object) -> Any:  # noqa: ANN401 - the same string, or None
@@ -160,7 +192,7 @@ class _Run:
                 report(self.report(done))
 
         streamed = 0
-        for file, tables, total in self.parts(source):
+        for file, tables, total in parts(source, self.wanted, self.rows_at_once()):
             if file is not None:
                 self.native.end_source(None)
                 self.files.append(file)
@@ -192,22 +224,6 @@ class _Run:
         files = tuple(self.files)
         return IngestReport(rows, self.total_rows, entries, skipped, evicted, batches, size, seconds, files, version)
 
-    def parts(self, source: object) -> Iterator[tuple[str | None, Iterable[Table], int | None]]:
-        """Give the tables of each file, or of what is no file, and how many rows they have."""
-        if _is_table(source):
-            total = getattr(source, "num_rows", None)
-            yield None, [source], total if isinstance(total, int) else None  # type: ignore[list-item]
-        elif isinstance(source, str | os.PathLike):
-            for path in _paths(os.fspath(source)):
-                yield path, *_opened(path, self.wanted, self.rows_at_once())
-        elif isinstance(source, list | tuple) or hasattr(source, "__next__"):
-            for part in source:  # type: ignore[attr-defined]
-                if isinstance(part, list | tuple):
-                    raise _unknown(part)
-                yield from self.parts(part)
-        else:
-            raise _unknown(source)
-
     def rows_at_once(self) -> int:
         """Count the rows to read from a file at a time: a quarter of the budget, as read and as decoded."""
         bank = self.bank
@@ -215,92 +231,7 @@ class _Run:
         return max(1, self.batch_bytes // 4 // each)
 
 
-def _is_table(source: object) -> bool:
-    return hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__")
-
-
-def _unknown(source: object) -> DtypeError:
-    arrays = ": give arrays to stage() or write()" if hasattr(source, "__array__") else ""
-    return DtypeError(
-        f"source is {type(source).__name__}; expected a table with __arrow_c_stream__ or __arrow_c_array__ (pyarrow, "
-        f"polars, duckdb, ...), the path or glob of Parquet or Arrow files, or a list of those{arrays}"
-    )
-
-
-# ---------------------------------------------------------------------- files
-
-
-def _paths(path: str | bytes) -> list[str]:
-    name = os.fsdecode(path)
-    if not name or "\0" in name:
-        raise ArgumentError(f"source={name!r} is not a path")
-    if os.path.isdir(name):  # noqa: PTH112 - a string, as the user wrote it
-        raise ArgumentError(f"source={name!r} is a folder: name its files, as in {os.path.join(name, '*.parquet')!r}")  # noqa: PTH118
-    if os.path.exists(name):  # noqa: PTH110
-        return [name]
-    found = sorted(path for path in glob.glob(name, recursive=True) if os.path.isfile(path))  # noqa: PTH207, PTH113
-    if not found:
-        raise NotFoundError(f"source={name!r}: there is no such file")
-    return found
-
-
-def _pyarrow(module: str) -> Any:  # noqa: ANN401 - pyarrow is typed in part
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise MissingDependency(
-            f"reading files needs pyarrow, which cannot be imported ({error}): pip install pyarrow, or give a table "
-            "that another library read"
-        ) from error
-
-
-@contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Name the file in what pyarrow and the system say of it."""
-    try:
-        yield
-    except (_pyarrow("pyarrow").ArrowException, OSError) as error:
-        raise FormatError(f"{path}: cannot be read as Parquet or Arrow: {error}") from error
-
-
-def _opened(path: str, wanted: set[str], rows: int) -> tuple[Iterator[Table], int | None]:
-    """Open a Parquet or Arrow file, told apart by their first bytes."""
-    with _naming(path):
-        with open(path, "rb") as head:  # noqa: PTH123
-            magic = head.read(8)
-        if magic.startswith(b"PAR1"):
-            file = _pyarrow("pyarrow.parquet").ParquetFile(path)
-            names, total = file.schema_arrow.names, file.metadata.num_rows
-            batches = file.iter_batches(batch_size=rows, columns=_projected(names, wanted))
-        else:
-            ipc = _pyarrow("pyarrow.ipc")
-            source = _pyarrow("pyarrow").OSFile(path)  # not mapped: pages that were read would stay in memory
-            if magic.startswith(b"ARROW1"):
-                file, total = ipc.open_file(source), None
-                batches = (file.get_batch(at) for at in range(file.num_record_batches))
-            else:
-                batches, total = iter(ipc.open_stream(source)), None
-    return _each(path, batches), total
-
-
-def _projected(names: list[str], wanted: set[str]) -> list[str] | None:
-    """Name the columns to read; all where one is missing, so that the error can list them."""
-    return sorted(wanted) if wanted <= set(names) else None
-
-
-def _each(path: str, batches: Iterator[Table]) -> Iterator[Table]:
-    while True:
-        with _naming(path):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
-
-
-# ---------------------------------------------------------------------- progress
-
-
-def _reporter(progress: Progress) -> Any:  # noqa: ANN401 - a context manager that gives a function of a report, or None
+def _reporter(progress: object) -> Any:  # noqa: ANN401 - a context manager that gives a function of a report, or None
     if progress is True:
         return _bar()
     return nullcontext(progress or None)

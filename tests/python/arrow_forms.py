@@ -27,7 +27,7 @@ def fixed(x: np.ndarray, nulls: np.ndarray | None = None) -> pa.Array:
 
 
 def ingested(source: object, **how: object) -> mx.Bank:
-    """A bank of one lane, without values, of a table's column `k`."""
+    """Make a bank of one lane, without values, of a table's column `k`."""
     bank = mx.Bank(key_dim=DIM)
     bank.ingest(source, key="k", **how)
     return bank

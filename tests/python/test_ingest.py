@@ -92,7 +92,7 @@ def test_rows_that_hold_one_head_make_tokens_across_batches():
         assert pa.table(other.to_arrow()) == table
     for wrong, row in [(table.slice(1), 0), (table.slice(0, 5), 3), (table.sort_by("head"), 1)]:
         other = mx.Bank(rows=2, heads=3, key_dim=DIM)
-        with pytest.raises(mx.ArgumentError, match=f'"head", row {row}: .*head'):
+        with pytest.raises(mx.ArgumentError, match=rf'"head", row {row}: .*head'):
             other.ingest(wrong, **names)
         assert other.version == len(other) == 0
 
@@ -105,7 +105,7 @@ def test_nulls_are_refused_by_row_or_left_out_and_counted():
     structs = pa.StructArray.from_arrays([fixed(K), pa.array(range(9))], ["k", "n"], mask=pa.array(null))
     for source in (vectors, numbers, structs, pa.chunked_array([structs[:4], structs[4:]])):
         bank = mx.Bank(key_dim=DIM)
-        with pytest.raises(mx.ArgumentError, match="row 3: null.*skip"):
+        with pytest.raises(mx.ArgumentError, match=r"row 3: null.*skip"):
             bank.ingest(source, key="k", label="n")
         report = bank.ingest(source, key="k", label="n", nulls="skip")
         holds(bank, K[~null])
@@ -142,7 +142,7 @@ def test_rows_in_messages_are_those_of_the_source():
     bank = mx.Bank(key_dim=DIM, nonfinite="skip")
     assert bank.ingest(pa.table({"k": fixed(bad)}), key="k").skipped == {"nonfinite": 1}
     large = mx.Bank(key_dim=DIM, key_codec="f16")
-    with pytest.raises(mx.NonFinite, match="row 4.*f16"):
+    with pytest.raises(mx.NonFinite, match=r"row 4.*f16"):
         large.ingest(pa.table({"k": fixed(np.where(np.arange(9)[:, None] == 4, 1e6, K).astype(np.float32))}), key="k")
     assert len(large) == 0
     rows = pa.table({"k": fixed(K), "r": pa.array([0, 1, 0, 1, 5, 0, 0, 0, 0])})
@@ -158,7 +158,7 @@ def test_rows_in_messages_are_those_of_the_source():
         (fixed(K.astype(np.uint16)), mx.DtypeError, "uint16.*mnemex.dtype"),
         (pa.array(range(9)), mx.DtypeError, "expected vectors"),
         (fixed(K[:, :3]), mx.ShapeError, "lists of 3; expected 4"),
-        (pa.array([k[: 3 + (i != 8)] for i, k in enumerate(K.tolist())], pa.list_(pa.float32())), mx.ShapeError, "row 8: list of 3; expected 4"),
+        (pa.array([*K[:8].tolist(), [1, 2, 3]], pa.list_(pa.float32())), mx.ShapeError, "row 8: list of 3; expected 4"),
         (fixed(K.reshape(9, 2, 2)), mx.ShapeError, "lists of 2; expected"),
         (pa.array([bytes(16)] * 9, pa.binary(16)), mx.DtypeError, "metadata"),
     ],
@@ -223,7 +223,7 @@ def negative_length(array):
 
 @pytest.mark.parametrize("breaking", [short_items, long_table, no_children, negative_length])
 def test_c_structures_that_do_not_fit_together_are_refused(breaking):
-    with pytest.raises(mx.Error, match="fit together|source"):
+    with pytest.raises(mx.Error, match=r"fit together|source"):
         ingested(Broken(pa.RecordBatch.from_arrays([fixed(K)], ["k"]), breaking))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import duckdb
 import numpy as np
 import polars as pl
@@ -71,13 +73,13 @@ WAYS = st.sampled_from(["pyarrow", "lists", "polars", "duckdb"])
 
 
 def cut(table, cuts):
-    """The same rows in slices, one after the other."""
+    """Take the same rows in slices, one after the other."""
     edges = [0, *sorted(cut for cut in cuts if cut <= table.num_rows), table.num_rows]
-    return [table.slice(a, b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [table.slice(a, b - a) for a, b in pairwise(edges)]
 
 
 def produced(way, table, cuts):
-    """The table as that library makes it of slices of slices."""
+    """Make the table as that library does it of slices of slices."""
     if way == "lists":
         lists = {name: pa.array(table[name].to_pylist(), pa.large_list(pa.float32())) for name in ("k", "v")}
         return pa.concat_tables(cut(pa.table({**lists, "r": table["r"]}), cuts))

@@ -159,13 +159,14 @@ fn stream_field(schema: &Schema) -> FieldRef {
 pub(crate) fn stream<'py>(
     py: Python<'py>,
     snapshot: &NativeSnapshot,
-    requested_schema: Option<Bound<'py, PyCapsule>>,
+    requested_schema: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
+    let requested = requested_schema.map(|schema| schema.cast_into::<PyCapsule>()).transpose()?;
     let export = Export::new(&snapshot.0);
     let field = stream_field(&export.columns());
     let arrays = export.map(|batch| batch.map(|batch| Arc::new(StructArray::from(batch)) as ArrayRef));
     let reader: Box<dyn ArrayReader + Send> = Box::new(ArrayIterator::<_>::new(arrays, field));
-    Ok(to_stream_pycapsule(py, reader, requested_schema)?.into_any())
+    Ok(to_stream_pycapsule(py, reader, requested)?.into_any())
 }
 
 /// The columns of that stream, as an Arrow C schema.
