@@ -12,6 +12,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from mnemex.arrow import ArrowTable
 from mnemex.bank import Bank, Snapshot
 from mnemex.build import BuildInfo, build_info
 from mnemex.describe import Stats
@@ -33,6 +34,7 @@ from mnemex.errors import (
     Unsupported,
 )
 from mnemex.files import open  # noqa: A004 - `mnemex.open` is what the reader of a saved bank writes
+from mnemex.ingest import IngestReport
 from mnemex.memory import Memory, MemorySnapshot, from_cache
 from mnemex.merge import merge
 from mnemex.parts import BF16, F16, F32, Append, Fifo, Flat
@@ -49,6 +51,7 @@ __all__ = [
     "F32",
     "Append",
     "ArgumentError",
+    "ArrowTable",
     "Bank",
     "BuildInfo",
     "CapacityError",
@@ -60,6 +63,7 @@ __all__ = [
     "FormatError",
     "Hits",
     "IdError",
+    "IngestReport",
     "Memory",
     "MemorySnapshot",
     "MissingDependency",

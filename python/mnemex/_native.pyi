@@ -3,9 +3,9 @@ Native part of mnemex; use the `mnemex` package.
 """
 
 from _typeshed import Incomplete, SupportsGetItem
-from typing import SupportsFloat, SupportsIndex, final
+from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["NativeBank", "NativeReceipt", "NativeSnapshot", "commit_all", "isa", "isas", "max_threads", "open", "save"]
+__all__ = ["NativeBank", "NativeIngest", "NativeReceipt", "NativeSnapshot", "commit_all", "isa", "isas", "max_threads", "open", "save", "stream", "stream_schema"]
 
 @final
 class NativeBank:
@@ -76,6 +76,26 @@ class NativeBank:
     def write(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None, Incomplete | None, str | None, SupportsGetItem[int, tuple[str, Incomplete]], bool], threads: SupportsIndex | None) -> NativeReceipt:
         """
         Stage tokens and publish what is staged; a failure leaves none of the tokens.
+        """
+
+@final
+class NativeIngest:
+    """
+    An ingest under way.
+    """
+    def __new__(cls, /, bank: NativeBank, names: tuple[str, str | None, str | None, str | None, str | None, str | None, SupportsGetItem[int, tuple[str, str]]], skip_nulls: bool, by_batch: bool, on_duplicate: str | None, batch_bytes: SupportsIndex) -> NativeIngest: ...
+    def end_source(self, /, file: str | None) -> None:
+        """
+        End a file, or the stream.
+        """
+    def feed(self, /, source: Any, file: str | None, first: SupportsIndex, report: Any | None, threads: SupportsIndex | None) -> int:
+        """
+        Take in an object with `__arrow_c_stream__` or `__arrow_c_array__` whose first row is row `first` of its source;
+        the number of rows. `report` is called after each commit with what was done.
+        """
+    def finish(self, /, threads: SupportsIndex | None) -> tuple[int, int, int, int, int, int, int, int, int]:
+        """
+        Publish what was not; what was done.
         """
 
 @final
@@ -199,4 +219,14 @@ def open(path: str) -> tuple[str, str, list[NativeBank]]:
 def save(path: str, kind: str, snapshots: SupportsGetItem[int, NativeSnapshot], metadata: str, overwrite: bool) -> None:
     """
     Save versions of banks as one folder; `metadata` is JSON.
+    """
+
+def stream(snapshot: NativeSnapshot, requested_schema: Any | None) -> Any:
+    """
+    A version's live entries as an Arrow C stream.
+    """
+
+def stream_schema(snapshot: NativeSnapshot) -> Any:
+    """
+    The columns of that stream, as an Arrow C schema.
     """

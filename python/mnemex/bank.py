@@ -11,6 +11,7 @@ from mnemex import _columns, parts
 from mnemex._arrays import vectors
 from mnemex._native import NativeBank, NativeSnapshot
 from mnemex.errors import ArgumentError, DtypeError, ShapeError
+from mnemex.ingest import Ingests
 from mnemex.reads import Reads
 from mnemex.results import Hits, Receipt
 
@@ -46,7 +47,7 @@ class Snapshot(Reads):
         return Bank._of(self._frozen.copy(), threads=self._threads)
 
 
-class Bank(Reads):
+class Bank(Ingests, Reads):
     """Keys and values in `rows x heads` independent lanes, searched exactly.
 
     Parameters

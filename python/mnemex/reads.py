@@ -9,6 +9,7 @@ import numpy as np
 from mnemex import _arguments as arguments
 from mnemex import _entries, _where
 from mnemex._arrays import vectors
+from mnemex.arrow import ArrowTable
 from mnemex.describe import Described, Stats
 from mnemex.errors import ArgumentError, DtypeError
 from mnemex.results import Hits, Partial
@@ -363,6 +364,21 @@ class Reads(Described):
         from mnemex.files import save_banks
 
         save_banks(path, "bank", [self._native_snapshot()], {}, overwrite=overwrite)
+
+    def to_arrow(self) -> ArrowTable:
+        """Give the live entries as an Arrow table: `pyarrow.table(bank.to_arrow())`, `polars.DataFrame(...)`, duckdb.
+
+        Needs no pyarrow, makes no second copy, and holds the version of this moment.
+
+        Returns
+        -------
+        table
+            One table row per entry and head: row after row, ids ascending, the heads of an id together. Columns `row`,
+            `head` (int32), `id`, `label`, `position` (int64), `key` and, where the bank has them, `value`: fixed-size
+            lists of float32 or float16; bfloat16 stands as uint16 with the field metadata `mnemex.dtype`. `ingest`
+            reads it back: with `head="head"` where the bank has several heads.
+        """
+        return ArrowTable(self._native_snapshot())
 
     def _query(
         self, queries: ArrayLike, rows: IntsLike | None, before: IntsLike | None

@@ -240,6 +240,22 @@ impl Bank {
         Ok(())
     }
 
+    /// Takes over the version of a copy that was made from `base` and written to since, as one version, and returns it.
+    ///
+    /// # Errors
+    /// When the bank changed since `base`, or anything is staged: nothing was changed then.
+    pub fn adopt(&self, base: &Snapshot, copy: &Bank) -> Result<Snapshot> {
+        let next = copy.snapshot().version;
+        let staging = self.writer();
+        let mut version = self.version.write().unwrap_or_else(PoisonError::into_inner);
+        ensure(staging.is_empty() && Arc::ptr_eq(&base.version, &version), Kind::State, || {
+            "the bank was changed by another call meanwhile, and that change stands: give it all again".into()
+        })?;
+        let number = version.number + 1;
+        *version = Arc::new(Version { number, ..Version::clone(&next) });
+        Ok(Snapshot { shared: Arc::clone(&self.shared), version: Arc::clone(&version) })
+    }
+
     /// Whether anything is staged.
     pub fn has_staged(&self) -> bool {
         !self.writer().is_empty()

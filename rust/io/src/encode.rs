@@ -82,7 +82,7 @@ pub(crate) fn write_rows(
         for (head, lane) in row.lanes().iter().enumerate() {
             for entries in entries(lane).chunks(table::batch_rows(schema)) {
                 interrupt.poll()?;
-                let place = (at as i32, head as i32);
+                let place = (at as i32, Int32Array::from_value(head as i32, entries.len()));
                 let (batch, finite) = batch(&columns, (schema, own), row, place, entries).map_err(&failed)?;
                 all_finite &= finite;
                 writer.write(&batch).map_err(&failed)?;
@@ -113,11 +113,12 @@ fn entries(lane: &Lane) -> Vec<(&Ref, usize)> {
     entries
 }
 
-fn batch(
+/// A record batch of entries of one row, with the head of each; and whether all its numbers are finite.
+pub(crate) fn batch(
     columns: &SchemaRef,
     (schema, own): (&Schema, &[Declared]),
     row: &Row,
-    (at, head): (i32, i32),
+    (at, heads): (i32, Int32Array),
     entries: &[(&Ref, usize)],
 ) -> Result<(RecordBatch, bool), ArrowError> {
     let ids: Vec<i64> = entries.iter().map(|(r, slot)| r.id(*slot)).collect();
@@ -125,7 +126,7 @@ fn batch(
     let positions: Int64Array = ids.iter().map(|&id| row.position(id)).collect::<Vec<_>>().into();
     let mut arrays: Vec<ArrayRef> = vec![
         Arc::new(Int32Array::from_value(at, ids.len())),
-        Arc::new(Int32Array::from_value(head, ids.len())),
+        Arc::new(heads),
         Arc::new(Int64Array::from(ids.clone())),
         Arc::new(labels),
         Arc::new(positions),

@@ -14,7 +14,9 @@
 mod decode;
 mod encode;
 mod error;
+mod export;
 mod folder;
+pub mod ingest;
 mod interrupt;
 mod manifest;
 mod open;
@@ -23,6 +25,7 @@ mod save;
 mod table;
 
 pub use error::{Error, Result};
+pub use export::Export;
 pub use manifest::{Kind, Manifest};
 pub use open::{Opened, open};
 pub use save::{Contents, save};

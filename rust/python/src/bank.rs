@@ -43,7 +43,7 @@ pub(crate) fn nonfinite_named(word: &str) -> PyResult<NonFinite> {
     }
 }
 
-fn on_duplicate_named(word: &str) -> PyResult<OnDuplicate> {
+pub(crate) fn on_duplicate_named(word: &str) -> PyResult<OnDuplicate> {
     match word {
         "raise" => Ok(OnDuplicate::Raise),
         "skip" => Ok(OnDuplicate::Skip),

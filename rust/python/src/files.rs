@@ -14,7 +14,7 @@ use crate::snapshot::NativeSnapshot;
 /// What a manifest says besides its banks, and the banks.
 type Opened = (&'static str, String, Vec<NativeBank>);
 
-fn exception(error: Error) -> PyErr {
+pub(crate) fn exception(error: Error) -> PyErr {
     let message = error.to_string();
     match error {
         Error::NotFound(_) => NotFoundError::new_err(message),

@@ -9,6 +9,7 @@ mod call;
 mod columns;
 mod error;
 mod files;
+mod ingest;
 mod receipt;
 mod snapshot;
 
@@ -31,6 +32,12 @@ mod _native {
     use crate::files::open;
     #[pymodule_export]
     use crate::files::save;
+    #[pymodule_export]
+    use crate::ingest::NativeIngest;
+    #[pymodule_export]
+    use crate::ingest::stream;
+    #[pymodule_export]
+    use crate::ingest::stream_schema;
     #[pymodule_export]
     use crate::receipt::NativeReceipt;
     #[pymodule_export]

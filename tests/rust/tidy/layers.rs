@@ -20,13 +20,15 @@ const UNSAFE: [(&str, &str); 4] = [
 ];
 
 /// Python files between the native module and the user.
-const FACADES: [&str; 6] = ["_entries", "bank", "build", "files", "memory", "reads"];
+const FACADES: [&str; 8] = ["_entries", "arrow", "bank", "build", "files", "ingest", "memory", "reads"];
 
 /// Python modules that only some installations have, or that cost an import; and the folders that are built on them.
-const OPTIONAL: [&str; 11] = [
+const OPTIONAL: [&str; 13] = [
     "torch",
     "transformers",
     "pyarrow",
+    "polars",
+    "duckdb",
     "rich",
     "typer",
     "matplotlib",
