@@ -76,4 +76,4 @@ if __name__ == "__main__":
     library = [f for f in sorted(Path(os.__file__).parent.rglob("*.py")) if "site-packages" not in f.parts]
     random.Random(0).shuffle(library)
     for memory in (False, True):
-        train(library, memory, *((64, 40) if "--quick" in sys.argv else (128, 600)))
+        train(library, memory, *((64, 20) if "--quick" in sys.argv else (128, 600)))

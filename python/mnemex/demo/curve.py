@@ -82,9 +82,7 @@ def draw(series: list[Series], levels: list[Level], *, axis: str) -> str:
     for each in series:
         path = " L".join(f"{x(p.at):.1f} {y(p.bits):.1f}" for p in each.points)
         parts.append(f'<path class="{each.kind}" d="M{path}"/>')
-        parts += [
-            f'<circle class="{each.kind}" cx="{x(p.at):.1f}" cy="{y(p.bits):.1f}" r="5"/>' for p in each.points
-        ]
+        parts += [f'<circle class="{each.kind}" cx="{x(p.at):.1f}" cy="{y(p.bits):.1f}" r="5"/>' for p in each.points]
         previous = -math.inf
         for point in each.points:
             if x(point.at) - previous > 3 * LEAST_GAP:

@@ -150,9 +150,7 @@ class Experiment:
         streamed = self._stream(name, cache)
         return self._row(name, streamed, local_bytes=held_bytes(cache)), streamed
 
-    def _with_memory(
-        self, name: str, k: int | None, watchers: tuple[Watcher, ...] = ()
-    ) -> tuple[Row, Stream, Memory]:
+    def _with_memory(self, name: str, k: int | None, watchers: tuple[Watcher, ...] = ()) -> tuple[Row, Stream, Memory]:
         """Read with a memory; `watchers` are told what is retrieved, outside the clock."""
         memory = mnemex.Memory.for_model(self.model)
         with mnemex.hf.attach(self.model, memory, top_k=k, trace=bool(watchers)) as attachment:

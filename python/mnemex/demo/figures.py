@@ -25,6 +25,7 @@ def sections(report: Report) -> dict[str, str]:
         "curve_caption": _curve_caption(report),
         "windows": _windows(report),
         "windows_caption": _windows_caption(report),
+        "spread_intro": _spread_intro(report),
         "heads": heads.draw(by_layer) if by_layer else "<p>Nothing was read from the memory.</p>",
         "heads_caption": _heads_caption(report, by_layer),
         "ages": histogram.draw(report.reading.spread.ages()),
@@ -78,6 +79,13 @@ def _windows_caption(report: Report) -> str:
             "without it."
         )
     return caption
+
+
+def _spread_intro(report: Report) -> str:
+    return (
+        "Nothing told the model what the memory is for. Its heads use it as they would use their own past: some hardly "
+        f"look beyond the {count(report.window)} tokens of the window, some look almost nowhere else."
+    )
 
 
 def _heads_caption(report: Report, by_layer: dict[int, NDArray[np.float64]]) -> str:

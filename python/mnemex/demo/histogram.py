@@ -48,6 +48,7 @@ def draw(ages: Ages) -> str:
         )
         steps.append(f"{left:.1f} {y(even):.1f} L{right:.1f} {y(even):.1f}")
     parts.append(f'<path class="full" d="M{" L".join(steps)}"/>')
+    parts.append(text("full", WIDTH - RIGHT, y(float(ages.offered[-6:].max())) - 8, "if spread evenly", anchor="end"))
     parts.append(line("axis", LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM))
     age = int(ages.edges[0])
     while age <= ages.edges[-1]:
