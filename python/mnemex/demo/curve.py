@@ -23,7 +23,7 @@ class Point(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Points joined by a line, from left to right: its class in the style sheet, and its caption, which may be empty."""
+    """Points joined by a line, from left to right; its class in the style sheet, and its caption, "" for none."""
 
     kind: str
     label: str

@@ -110,7 +110,7 @@ def _ages_caption(report: Report) -> str:
         return "Nothing was read from the memory."
     read, offered = (count(round(ages.median(shares))) for shares in (ages.read, ages.offered))
     return (
-        f"How old the entries are that this attention went to (bars), and how old they would be if it were spread evenly "
-        f"over all there was (line). Half of it goes back less than {read} tokens; spread evenly, {offered}. Nothing is "
-        f"younger than the window of {count(report.window)}."
+        "How old the entries are that this attention went to (bars), and how old they would be if it were spread "
+        f"evenly over all there was (line). Half of it goes back less than {read} tokens; spread evenly, {offered}. "
+        f"Nothing is younger than the window of {count(report.window)}."
     )
