@@ -116,7 +116,7 @@ def _attended(case: Case, data: Data, truth: Truth, answer: Answer, *, approxima
     off = out - truth.out
     error = float(np.linalg.norm(off) / np.linalg.norm(truth.out))
     for name, right in truth.gradients.items():
-        of_gradient = float(np.linalg.norm(answer[name] - right) / np.linalg.norm(right))
+        of_gradient = float(np.linalg.norm(answer[name].astype(np.float64) - right) / np.linalg.norm(right))
         if not of_gradient <= GRADIENT_ERROR:
             return Verdict(f"{name} is off by {of_gradient:.2g}, relative; {GRADIENT_ERROR:g} is allowed")
         error = max(error, of_gradient)
