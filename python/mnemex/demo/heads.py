@@ -30,7 +30,7 @@ def draw(by_layer: Mapping[int, NDArray[np.float64]]) -> str:
     ]
     mean = "".join(_cell(shares, most) for shares in by_layer.values())
     return (
-        f'<table class="heat"><thead><tr><th scope="col"><span>layer</span> head</th>{head}</tr></thead>'
+        f'<table class="heat"><thead><tr><th scope="col">head / layer</th>{head}</tr></thead>'
         f'<tbody>{"".join(rows)}</tbody><tfoot><tr><th scope="row">mean</th>{mean}</tr></tfoot></table>'
     )
 

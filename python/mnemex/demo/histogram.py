@@ -11,7 +11,7 @@ from mnemex.demo.units import count
 if TYPE_CHECKING:
     from mnemex.demo.spread import Ages
 
-WIDTH, HEIGHT = 720, 260
+WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 26, 56
 AXIS = "age: tokens from an entry to the token that reads it (logarithmic)"
 
