@@ -38,7 +38,7 @@ class Progress(Protocol):
         ...
 
 
-OTHER_WINDOWS = (0.25, 0.5, 2.0)
+OTHER_WINDOWS = (0.25, 2.0)
 """Windows that are tried beside the given one, as multiples of it."""
 
 
