@@ -5,7 +5,6 @@ attends to its segment and to what the file's earlier segments left in a memory;
 A twin without a memory reads the same. Losses are those of text not seen before. `--quick` takes seconds.
 """
 
-import os
 import random
 import sys
 from pathlib import Path
@@ -54,15 +53,16 @@ def segments(files):  # of one file after the other: [SEGMENT] tokens, and wheth
 
 def train(files, memory, hidden, steps):
     model, gate, bank = make(hidden, memory)
-    rates = [{"params": [p], "lr": 0.03 if ".gate." in name else 3e-3} for name, p in model.named_parameters()]
-    optimizer = torch.optim.AdamW(rates, betas=(0.9, 0.95))
+    muon = torch.optim.Muon([p for p in model.model.layers.parameters() if p.ndim == 2], lr=0.01)
+    adam = torch.optim.AdamW([p for p in model.parameters() if p.ndim == 1 or len(p) == 257], lr=4e-3)
     lanes, losses = zip(*(segments(files[lane::BATCH]) for lane in range(BATCH)), strict=False), []
     for step, parts in zip(range(1, steps + 1), lanes, strict=False):
         tokens = torch.stack([part for part, _ in parts])
         loss = model(tokens, labels=tokens, use_cache=False).loss  # of each byte but the first of a segment
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        muon.step()
+        adam.step()
+        model.zero_grad()
         if memory:  # written after the segment, forgotten where the document ends
             bank.commit()
             bank.reset(rows=[row for row, (_, ends) in enumerate(parts) if ends])
@@ -73,7 +73,7 @@ def train(files, memory, hidden, steps):
 
 
 if __name__ == "__main__":
-    library = [f for f in sorted(Path(os.__file__).parent.rglob("*.py")) if "site-packages" not in f.parts]
+    library = [f for f in sorted(Path(random.__file__).parent.rglob("*.py")) if "site-packages" not in f.parts]
     random.Random(0).shuffle(library)
     for memory in (False, True):
         train(library, memory, *((64, 20) if "--quick" in sys.argv else (128, 600)))

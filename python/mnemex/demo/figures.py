@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from mnemex.demo.findings import Report
 
 
+MOST = 0.8
+"""Share of the attention to the memory that the layers named in the text hold at least."""
+
+
 def sections(report: Report) -> dict[str, str]:
     """Return the figures and captions as HTML, by their names in the template."""
     by_layer = report.reading.spread.by_layer
@@ -25,7 +29,7 @@ def sections(report: Report) -> dict[str, str]:
         "curve_caption": _curve_caption(report),
         "windows": _windows(report),
         "windows_caption": _windows_caption(report),
-        "spread_intro": _spread_intro(report),
+        "spread_intro": _spread_intro(by_layer),
         "heads": heads.draw(by_layer) if by_layer else "<p>Nothing was read from the memory.</p>",
         "heads_caption": _heads_caption(report, by_layer),
         "ages": histogram.draw(report.reading.spread.ages()),
@@ -72,20 +76,24 @@ def _windows_caption(report: Report) -> str:
         f"The same against the window, on the first {count(report.windows.n_tokens)} tokens: alone, and with the best "
         f"{k} of a memory of all that left it (orange)."
     )
-    enough = [p for p in points if p.with_memory <= points[-1].alone]
-    if enough and enough[0].window < points[-1].window:
+    pairs = [(b.window / a.window, a, b) for a in points for b in points if a.with_memory <= b.alone]
+    ratio, small, large = max(pairs, key=lambda pair: pair[0], default=(0.0, points[0], points[0]))
+    if ratio > 1:
         caption += (
-            f" With the memory, a window of {count(enough[0].window)} is as good as one of {count(points[-1].window)} "
-            "without it."
+            f" With the memory, a window of {count(small.window)} does at least as well as one of "
+            f"{count(large.window)} without it."
         )
     return caption
 
 
-def _spread_intro(report: Report) -> str:
-    return (
-        "Nothing told the model what the memory is for. Its heads use it as they would use their own past: some hardly "
-        f"look beyond the {count(report.window)} tokens of the window, some look almost nowhere else."
-    )
+def _spread_intro(by_layer: dict[int, NDArray[np.float64]]) -> str:
+    words = "Nothing was trained: each head uses the memory as it would use its own past."
+    means = np.sort([shares.mean() for shares in by_layer.values()])[::-1]
+    if not means.sum():
+        return words
+    n_layers = 1 + int(np.searchsorted(np.cumsum(means), MOST * means.sum()))
+    held = percent(float(means[:n_layers].sum() / means.sum()))
+    return words + f" {n_layers} of {len(means)} layers hold {held} of all attention to the memory."
 
 
 def _heads_caption(report: Report, by_layer: dict[int, NDArray[np.float64]]) -> str:
