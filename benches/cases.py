@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Task = Literal["call", "search", "attend", "attend all", "write"]
+Task = Literal["call", "search", "attend", "attend all", "write", "train"]
 Effort = Literal["quick", "default", "full"]
 
 
@@ -15,7 +15,7 @@ class Case:
 
     `lanes` independent key spaces hold `entries` keys (and values) of `dim` dimensions each, and are asked
     `queries` queries each for the best `k`; `k` is None where every entry counts. Writes arrive `chunk` entries
-    per lane at a time.
+    per lane at a time; a training step attends to its `chunk` of local keys too, and writes as many.
     """
 
     task: Task
@@ -44,7 +44,7 @@ class Case:
     @property
     def has_values(self) -> bool:
         """Whether entries carry a value beside the key."""
-        return self.task in ("attend", "attend all", "write")
+        return self.task in ("attend", "attend all", "write", "train")
 
     @property
     def nbytes(self) -> int:
@@ -58,6 +58,7 @@ QUICK = (
     Case(task="attend", lanes=4, entries=512, dim=32, queries=8, k=8, data="shifted"),
     Case(task="attend all", lanes=4, entries=512, dim=32, queries=8),
     Case(task="write", lanes=4, entries=512, dim=32, chunk=128),
+    Case(task="train", lanes=2, entries=512, dim=32, queries=64, k=8, chunk=64, data="shifted"),
 )
 
 DEFAULT = (
@@ -73,6 +74,7 @@ DEFAULT = (
     Case(task="attend all", lanes=64, entries=4_096, dim=64, queries=128),
     Case(task="write", lanes=64, entries=16_384, dim=64, chunk=512),
     Case(task="write", lanes=64, entries=512, dim=64, chunk=1),
+    Case(task="train", lanes=8, entries=65_536, dim=64, queries=512, k=32, chunk=512, data="shifted"),
 )
 
 FULL = (

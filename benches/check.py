@@ -3,8 +3,9 @@
 Tolerances follow from float32 arithmetic. A sum of d products may be off by d * 2**-24 * |q| |x|; two entries
 whose scores differ by less than twice that count as tied, and an engine may take either. Attention outputs may be
 off by 1e-5 plus 2.4e-7 times the largest logit, relative to the largest output; queries whose last place is tied
-are left out of that. An engine that computes in bfloat16 and says so is allowed `BF16_ERROR`, and never counts as
-the best peer.
+are left out of that. The gradients of a training step sum over queries, tied ones too, each of which may move them
+by the weight of one entry of k: together they may be off by `GRADIENT_ERROR`, relative. An engine that
+computes in bfloat16 and says so is allowed `BF16_ERROR`, and never counts as the best peer.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from benches.workloads import Data
 
 BF16_ERROR = 2e-2
+GRADIENT_ERROR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,6 @@ def _true_scores(data: Data, truth: Truth, ids: npt.NDArray[np.int64]) -> npt.ND
 
 def _attended(case: Case, data: Data, truth: Truth, answer: Answer, *, approximate: bool) -> Verdict:
     assert truth.out is not None
-    assert truth.lse is not None
     out = answer["out"][:, truth.checked].astype(np.float64)
     if out.shape != truth.out.shape:
         return Verdict(wrong=f"out has shape {out.shape}, expected {truth.out.shape}")
@@ -114,13 +115,19 @@ def _attended(case: Case, data: Data, truth: Truth, answer: Answer, *, approxima
         return Verdict(wrong="out is not finite")
     off = out - truth.out
     error = float(np.linalg.norm(off) / np.linalg.norm(truth.out))
+    for name, right in truth.gradients.items():
+        of_gradient = float(np.linalg.norm(answer[name].astype(np.float64) - right) / np.linalg.norm(right))
+        if not of_gradient <= GRADIENT_ERROR:
+            return Verdict(f"{name} is off by {of_gradient:.2g}, relative; {GRADIENT_ERROR:g} is allowed")
+        error = max(error, of_gradient)
     recall, mass = None, None
     if "ids" in answer and truth.ids is not None:
         ids = answer["ids"][:, truth.checked].astype(np.int64)
-        recall, mass = _recall(ids, truth.ids), _mass(case, data, truth, ids)
-    lse = (
-        float(np.abs(answer["lse"][:, truth.checked].astype(np.float64) - truth.lse).max()) if "lse" in answer else None
-    )
+        recall = _recall(ids, truth.ids)
+        mass = None if truth.mass is None else _mass(case, data, truth, ids)
+    lse = None
+    if "lse" in answer and truth.lse is not None:
+        lse = float(np.abs(answer["lse"][:, truth.checked].astype(np.float64) - truth.lse).max())
     if approximate:
         wrong = f"relative output error {error:.2g}, more than bfloat16 explains" if error > BF16_ERROR else None
         return Verdict(wrong, recall, error, lse, mass)
@@ -128,7 +135,7 @@ def _attended(case: Case, data: Data, truth: Truth, answer: Answer, *, approxima
     bound = _rounding(case, data, truth)
     if truth.gap is not None:
         settled = truth.gap > 2 * bound
-    largest = np.abs(truth.lse).max() + np.log(case.entries)
+    largest = _largest_logit(case, data, truth)
     allowed = 1e-5 + 2.4e-7 * largest
     worst = np.abs(off).max(axis=2)[settled].max(initial=0.0) / np.abs(truth.out).max()
     if worst > allowed:
@@ -138,6 +145,15 @@ def _attended(case: Case, data: Data, truth: Truth, answer: Answer, *, approxima
     if lse is not None and lse > allowed * max(1.0, largest):
         return Verdict(f"a log-sum-exp is off by {lse:.2g}", recall, error, lse, mass)
     return Verdict(None, recall, error, lse, mass)
+
+
+def _largest_logit(case: Case, data: Data, truth: Truth) -> float:
+    """Bound of the largest logit."""
+    if truth.lse is not None:
+        return float(np.abs(truth.lse).max() + np.log(case.entries))
+    assert truth.scores is not None
+    local = np.einsum("lqd,lkd->lqk", data.queries, data.keys[:, : case.queries])
+    return float(case.dim**-0.5 * max(np.abs(truth.scores).max(), np.abs(local).max()))
 
 
 def _mass(case: Case, data: Data, truth: Truth, ids: npt.NDArray[np.int64]) -> float:

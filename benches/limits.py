@@ -113,7 +113,11 @@ def _operations(case: Case) -> float:
     if not case.has_values:
         return scores
     weighted = case.entries if case.k is None else case.k
-    return scores + 2.0 * case.lanes * case.queries * weighted * case.dim
+    product = 2.0 * case.lanes * case.queries * case.dim
+    if case.task == "train":
+        # An entry: its value, and two products backward. A local key, half of them seen: two forward and four backward.
+        return scores + product * (3 * weighted + 6 * case.chunk / 2)
+    return scores + product * weighted
 
 
 def _bytes(case: Case, *, key_bytes: int) -> float:
@@ -126,4 +130,6 @@ def _bytes(case: Case, *, key_bytes: int) -> float:
     if case.k is None:
         return 2 * keys + 2 * queries
     values = 4.0 * case.lanes * min(case.entries, case.queries * case.k) * case.dim
+    if case.task == "train":  # and the entries written, the segment and its gradients
+        return keys + values + 4.0 * case.lanes * case.dim * (2 * case.chunk + 4 * case.queries + 4 * case.chunk)
     return keys + values + 2 * queries

@@ -104,8 +104,8 @@ def contenders(case: Case, *, only: str, settings: bool, avx512_blas: bool) -> l
 
 def missing(engines: Iterable[Engine]) -> list[str]:
     """Libraries that are not installed here."""
-    libraries = {engine.library: importlib.util.find_spec(engine.library) is not None for engine in engines}
-    return [library for library, found in libraries.items() if not found]
+    needed = dict.fromkeys(library for engine in engines for library in engine.libraries)
+    return [library for library in needed if importlib.util.find_spec(library) is None]
 
 
 def measure(

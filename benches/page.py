@@ -24,7 +24,8 @@ spread is slowest minus fastest round as a share of the median. Peers are tried 
 limit* is what the calibrated hardware would need, divided by what was needed; the f32 limit is meant where an
 engine scores in float32, the bf16 limit where it uses bfloat16 products. mnemex stands beside the f32 limit
 everywhere, and passes 100 % where the processor has AMX: it then looks at bfloat16 products first and rescores
-exactly. *Recall* is against the float64 answer; *error* is |out - right| / |right|, *mass* the share of the whole
+exactly. *Recall* is against the float64 answer; *error* is |out - right| / |right|, for a
+training step the largest of the output's and the gradients', *mass* the share of the whole
 softmax that the k entries hold. *Bytes* are per entry and count everything an engine keeps for it, values included.
 """
 

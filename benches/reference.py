@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from benches.cases import Case
     from benches.workloads import Data
@@ -27,7 +27,8 @@ class Truth:
 
     `ids` and `scores` are `[lanes, checked, k]` in canonical order: score rounded to float32 descending, then id
     ascending. `gap` is the distance from the last score taken to the first one left out. `out` and `lse` belong to
-    attention, `mass` is the share of the whole softmax that the k entries hold.
+    attention, `mass` is the share of the whole softmax that the k entries hold. `gradients` belong to training: by
+    name, each `[lanes, queries, dim]`.
     """
 
     checked: Ints
@@ -37,6 +38,7 @@ class Truth:
     out: Doubles | None
     lse: Doubles | None
     mass: Doubles | None
+    gradients: Mapping[str, Doubles] = field(default_factory=dict)
 
 
 class _Part(NamedTuple):
@@ -60,11 +62,45 @@ def answer(case: Case, data: Data) -> Truth | None:
     if case.task == "write":
         return None
     checked = np.arange(case.queries)
+    if case.task == "train":
+        return _trained(case, data, checked)
     if case.lanes * case.entries * case.queries > SCORES_CHECKED:
         count = max(1, SCORES_CHECKED // (case.lanes * case.entries))
         checked = np.linspace(0, case.queries - 1, count, dtype=np.int64)
     lanes = [_lane(case, data, lane, checked) for lane in range(case.lanes)]
     return Truth(checked, *_Part.joined(lanes, np.stack))
+
+
+def _trained(case: Case, data: Data, checked: Ints) -> Truth:
+    """Solve a training step lane by lane; `out` is that of the joint softmax, and there is no `lse`."""
+    lanes = [_lane(case, data, lane, checked) for lane in range(case.lanes)]
+    steps = [_step(case, data, lane, part.ids) for lane, part in enumerate(lanes) if part.ids is not None]
+    found = {name: np.stack([step[name] for step in steps]) for name in ("out", "grad_q", "grad_k", "grad_v")}
+    truth = Truth(checked, *_Part.joined(lanes, np.stack))
+    return replace(truth, out=found.pop("out"), lse=None, mass=None, gradients=found)
+
+
+def _step(case: Case, data: Data, lane: int, ids: Ints) -> dict[str, Doubles]:
+    """Attend to the segment (its keys are the first entries) and to the entries `ids`; and the way back."""
+    assert data.values is not None
+    n, scale = case.queries, case.dim**-0.5
+    queries, keys, values = (x[lane].astype(np.float64) for x in (data.queries, data.keys, data.values))
+    gradient = values[-n:]
+    near = np.where(np.tri(n, dtype=bool), scale * queries @ keys[:n].T, -np.inf)
+    far = scale * np.einsum("qd,qkd->qk", queries, keys[ids])
+    logits = np.concatenate([near, far], axis=1)
+    weights = np.exp(logits - _log_sum_exp(logits)[:, None])
+    of_near, of_far = weights[:, :n], weights[:, n:]
+    out = of_near @ values[:n] + np.einsum("qk,qkd->qd", of_far, values[ids])
+    delta = np.sum(gradient * out, axis=1, keepdims=True)
+    back_near = scale * of_near * (gradient @ values[:n].T - delta)
+    back_far = scale * of_far * (np.einsum("qd,qkd->qk", gradient, values[ids]) - delta)
+    return {
+        "out": out,
+        "grad_q": back_near @ keys[:n] + np.einsum("qk,qkd->qd", back_far, keys[ids]),
+        "grad_k": back_near.T @ queries,
+        "grad_v": of_near.T @ gradient,
+    }
 
 
 def _lane(case: Case, data: Data, lane: int, checked: Ints) -> _Part:

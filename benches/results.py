@@ -145,9 +145,11 @@ def _figures(case: Case, threads: int, row: Row, limits: Limits) -> Iterator[tup
         return
     yield "seconds", row.median, "s"
     yield "spread", row.spread, "of the median"
-    unit, amount = (
-        ("vectors/s", case.lanes * case.entries) if case.task == "write" else ("queries/s", case.lanes * case.queries)
-    )
+    unit, amount = "queries/s", case.lanes * case.queries
+    if case.task == "write":
+        unit, amount = "vectors/s", case.lanes * case.entries
+    elif case.task == "train":
+        unit, amount = "tokens/s", case.queries
     yield "throughput", amount / row.median, unit
     if row.ratio is not None:
         yield "ratio", row.ratio, "x the time of mnemex"

@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Processes(shared=plan.shared) as processes:
             for case in cases:
                 pairs = _contenders(case, plan, only=options.engine, blas=blas)
+                if not any(engine.ours for engine, _ in pairs):
+                    continue
                 measured = _measured(case, plan, pairs, processes)
                 for row in (row for some in measured for row in some.rows):
                     row.noisy = row.noisy or load > environment.QUIET_LOAD
@@ -107,7 +109,7 @@ def _contenders(case: Case, plan: Plan, *, only: str, blas: str | None) -> list[
     absent = missing(engine for engine, _ in pairs)
     for library in absent:
         _say(f"{library} is not installed: its rows are left out")
-    return [pair for pair in pairs if pair[0].library not in absent]
+    return [pair for pair in pairs if not set(absent) & set(pair[0].libraries)]
 
 
 def _measured(case: Case, plan: Plan, pairs: Sequence[tuple[Engine, Setting]], processes: Processes) -> list[Measured]:

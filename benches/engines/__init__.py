@@ -48,7 +48,8 @@ class Job:
     """A prepared engine.
 
     `run` does the measured work and returns the answer: `ids` and `scores` `[lanes, queries, k]`, or `out`
-    `[lanes, queries, dim]`, with `lse` and `ids` where the engine knows them; `keys` and `values` for writes.
+    `[lanes, queries, dim]`, with `lse` and `ids` where the engine knows them; `keys` and `values` for writes; `out` and
+    its gradients `grad_q`, `grad_k`, `grad_v` for training.
     `explain` adds what the measured call does not return. `bytes_per_vector` counts all that the engine keeps per
     entry, values included.
     """
@@ -87,7 +88,8 @@ class Engine:
     ids. `same` is False for an engine that does something else and stands in the table for context only;
     `approximate` for one that rounds more than float32 does. `limit` names the arithmetic it uses, and `copies` how
     often the case's keys and values lie in the memory of its process; `restart` engines take their number of threads
-    from the environment alone. `settings` are those that were seen to help it.
+    from the environment alone. `also` names libraries that it needs beside its own. `settings` are those
+    that were seen to help it.
     """
 
     name: str
@@ -103,6 +105,12 @@ class Engine:
     limit: Limit = "f32"
     copies: float = 1.5
     restart: bool = False
+    also: tuple[str, ...] = ()
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Every library it needs."""
+        return (self.library, *self.also)
 
     @property
     def key(self) -> str:
@@ -272,5 +280,48 @@ ENGINES = (
         tasks=("write",),
         settings=_BOTH,
         same=False,
+    ),
+    Engine(
+        name="mnemex",
+        library="mnemex",
+        module=_OURS,
+        function="train",
+        tasks=("train",),
+        ours=True,
+        also=("torch",),
+    ),
+    Engine(
+        name="torch lane by lane, topk",
+        library="torch",
+        module=_TORCH,
+        function="train",
+        tasks=("train",),
+        settings=(HUGE_PAGES,),
+    ),
+    Engine(
+        name="torch lane by lane, topk of block maxima",
+        library="torch",
+        module=_TORCH,
+        function="train_blocks",
+        tasks=("train",),
+        settings=_BOTH,
+    ),
+    Engine(
+        name="torch lane by lane, bf16 matmul, block maxima, f32 rescoring",
+        library="torch",
+        module=_TORCH,
+        function="train_bf16",
+        tasks=("train",),
+        settings=_BOTH,
+        limit="bf16",
+    ),
+    Engine(
+        name="faiss.knn per head, torch autograd",
+        library="faiss",
+        module=_FAISS,
+        function="train",
+        tasks=("train",),
+        settings=_BOTH,
+        also=("torch",),
     ),
 )

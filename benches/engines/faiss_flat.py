@@ -126,6 +126,34 @@ def write(problem: Problem) -> Job:
     return Job(run, 4.0 * case.dim, explain)
 
 
+def train(problem: Problem) -> Job:
+    """Take one step of training: `faiss.knn` per head over arrays that are written in place, the rest in torch.
+
+    An `IndexFlatIP` per head would search alike and be slower to write: it removes by moving all that stays.
+    """
+    import torch  # here, since no other task needs it
+
+    from benches.engines import training
+
+    faiss.omp_set_num_threads(1)
+    case = problem.case
+    ids = np.empty((case.lanes, case.queries, problem.k), np.int64)
+    now: list[tuple[Floats, Floats]] = []
+
+    def lane(number: int) -> None:
+        keys, queries = now[0]
+        _, ids[number] = faiss.knn(queries[number], keys[number], problem.k, metric=faiss.METRIC_INNER_PRODUCT)
+
+    search = _over_lanes(lane, problem, {})
+
+    def choose(ring: training.Ring, queries: torch.Tensor) -> torch.Tensor:
+        now[:] = [training.arrays(ring, queries)]
+        search()
+        return torch.from_numpy(ids)
+
+    return training.peer(problem, choose)
+
+
 def _weighted_sum(scores: Floats, values: Floats) -> Floats:
     """Softmax of `[queries, k]` scores over `[queries, k, dim]` values."""
     logits = scores * np.float32(values.shape[-1] ** -0.5)

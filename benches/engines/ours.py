@@ -75,6 +75,32 @@ def write(problem: Problem) -> Job:
     return Job(run, filled[0].nbytes / (case.lanes * case.entries), explain)
 
 
-def _bank(problem: Problem) -> mx.Bank:
+def train(problem: Problem) -> Job:
+    """Take one step of training through `mnemex.torch.attention`."""
+    import torch  # here, since no other task needs it
+
+    from benches.engines.training import Segment, Turn
+
+    torch.set_num_threads(problem.threads)
+    case, keys, values = problem.case, problem.data.keys[None], problem.values[None]
+    segment, turn = Segment(problem), Turn(case.entries, case.chunk)
+    bank = _bank(problem, capacity=case.entries)
+    bank.write(keys, values)
+
+    def run() -> Answer:
+        with torch.enable_grad():
+            q, k, v = (x[None] for x in (segment.queries, segment.keys, segment.values))
+            out = mx.torch.attention(q, k, v, memory=bank, top_k=problem.k, is_causal=True)
+            answer = segment.answer(out[0])
+        run = turn.next()
+        bank.write(keys[:, :, run], values[:, :, run])
+        return answer
+
+    return Job(run, bank.nbytes / (case.lanes * case.entries))
+
+
+def _bank(problem: Problem, *, capacity: int | None = None) -> mx.Bank:
     case = problem.case
-    return mx.Bank(rows=1, heads=case.lanes, key_dim=case.dim, value_dim=case.dim, threads=problem.threads)
+    return mx.Bank(
+        rows=1, heads=case.lanes, key_dim=case.dim, value_dim=case.dim, capacity=capacity, threads=problem.threads
+    )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from benches.engines import Answer, Job, Problem
+from benches.engines.training import Ring, peer
 
 VERSION = torch.__version__
 SCORES_AT_ONCE = 1 << 24
@@ -34,7 +35,7 @@ def search(problem: Problem) -> Job:
 
 def search_blocks(problem: Problem) -> Job:
     """Search with selection by block maxima."""
-    return _search(problem, _top)
+    return _search(problem, block_top)
 
 
 def _search(problem: Problem, top: Top) -> Job:
@@ -69,7 +70,7 @@ def search_bf16(problem: Problem) -> Job:
         for start in range(0, case.queries, rows):
             part = slice(start, start + rows)
             products = torch.matmul(short_queries[part], short_keys)
-            scores[part], ids[part] = _rescored(products, queries[part], keys, problem.k)
+            scores[part], ids[part] = rescored(products, queries[part], keys, problem.k)
         return {"ids": ids.numpy()[None], "scores": scores.numpy()[None]}
 
     return Job(run, 6.0 * case.dim)
@@ -101,7 +102,7 @@ def attend_blocks(problem: Problem) -> Job:
         scaled = queries * case.dim**-0.5
         for lane in range(case.lanes):
             torch.matmul(scaled[lane], keys[lane].T, out=products)
-            logits, ids[lane] = _top(products, problem.k)
+            logits, ids[lane] = block_top(products, problem.k)
             out[lane] = _weighted_sum(values[lane], ids[lane], logits)
         return {"out": out.numpy(), "ids": ids.numpy()}
 
@@ -118,14 +119,14 @@ def attend_bf16(problem: Problem) -> Job:
     def run() -> Answer:
         for lane in range(case.lanes):
             products = torch.matmul(short_queries[lane], short_keys[lane])
-            scores, ids[lane] = _rescored(products, queries[lane], keys[lane], problem.k)
+            scores, ids[lane] = rescored(products, queries[lane], keys[lane], problem.k)
             out[lane] = _weighted_sum(values[lane], ids[lane], scores * case.dim**-0.5)
         return {"out": out.numpy(), "ids": ids.numpy()}
 
     return Job(run, 10.0 * case.dim)
 
 
-def _top(products: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def block_top(products: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Take the best k of each row by way of the maxima of blocks; block b holds entries b, b + n, b + 2n, ..."""
     rows, entries = products.shape
     n = entries // BLOCK
@@ -139,16 +140,47 @@ def _top(products: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return scores, torch.gather(blocks, 1, places % k) + places // k * n
 
 
-def _rescored(
+def rescored(
     products: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Take more than `k` by the rounded products, then the best `k` of those by float32."""
     some = min(CANDIDATES_PER_HIT * k, products.shape[1])
-    candidates = _top(products, some)[1]
+    candidates = block_top(products, some)[1]
     taken = keys.index_select(0, candidates.view(-1)).view(*candidates.shape, -1)
     exact = torch.matmul(taken, queries.unsqueeze(-1)).squeeze(-1)
     scores, places = torch.topk(exact, k)
     return scores, candidates.gather(1, places)
+
+
+def train(problem: Problem) -> Job:
+    """Take one step of training, with entries chosen by `topk`."""
+    return _train(problem, torch.topk)
+
+
+def train_blocks(problem: Problem) -> Job:
+    """Take one step of training, with entries chosen by block maxima."""
+    return _train(problem, block_top)
+
+
+def _train(problem: Problem, top: Top) -> Job:
+    products = torch.empty(problem.case.queries, problem.case.entries)
+
+    def choose(ring: Ring, queries: torch.Tensor) -> torch.Tensor:
+        pairs = zip(queries, ring.keys, strict=True)
+        return torch.stack([top(torch.matmul(q, keys.T, out=products), problem.k)[1] for q, keys in pairs])
+
+    return peer(problem, choose)
+
+
+def train_bf16(problem: Problem) -> Job:
+    """Take one step of training; candidates come from a bfloat16 product and are scored again in float32."""
+
+    def choose(ring: Ring, queries: torch.Tensor) -> torch.Tensor:
+        assert ring.short is not None
+        lanes = zip(queries, ring.keys, ring.short, strict=True)
+        return torch.stack([rescored(q.bfloat16() @ short.T, q, keys, problem.k)[1] for q, keys, short in lanes])
+
+    return peer(problem, choose, short=True)
 
 
 def _weighted_sum(table: torch.Tensor, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -10,10 +10,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mnemex.demo.findings import Reading, Reopened, Report, Written
+from mnemex.demo.findings import AtWindow, Reading, Reopened, Report, Windows, Written
 from mnemex.demo.measure import Row, with_recovered
 from mnemex.demo.passages import Passages, line_of_each
 from mnemex.demo.reading import Source, Text, tokenize
+from mnemex.demo.spread import Spread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,9 +83,11 @@ def report_of(content: str, *, name: str = "text", written: str = "written <b>",
     passages = Passages(line_of_each(text.pieces), sinks=4)
     ids = np.arange(n)[None, None, :, None] - 44
     share = np.where(ids[..., 0] >= 0, rng.uniform(0.1, 0.3, n), 0.0)
-    for start in range(0, n, 128):
-        part = slice(start, start + 128)
-        passages.add(len(range(n)[part]), {0: trace(np.maximum(ids[:, :, part], -1), share[:, :, part])})
+    spread = Spread(n, window=16, sinks=4, skip=32)
+    for start in range(0, n, 8):
+        part = slice(start, start + 8)
+        for watcher in (passages, spread):
+            watcher.add(len(range(n)[part]), {0: trace(np.maximum(ids[:, :, part], -1), share[:, :, part])})
     passages.finish()
     window, full = Row("window 16 + 4 sinks", 2.0, 1000, 0, 1.0), Row("full attention", 1.0, 9000, 0, 1.0)
     rows = [Row("window 16", 3.0, 900, 0, 1.0), window, Row("+ memory, best 2", 1.25, 1000, 8000, 1.5, k=2)]
@@ -98,8 +101,9 @@ def report_of(content: str, *, name: str = "text", written: str = "written <b>",
         rows=rows,
         baseline=rows[1],
         full=rows[-1],
+        windows=Windows(n, [AtWindow(8, 2.5, 1.5), AtWindow(16, 2.0, 1.25), AtWindow(32, 1.6, 1.2)], 1.0),
         n_entries=n,
-        reading=Reading(text, passages, 2, nats, nats + rng.uniform(-0.1, 3.0, n)),
+        reading=Reading(text, passages, spread, 2, nats, nats + rng.uniform(-0.1, 3.0, n)),
         written=Written(content[:80], 80, tokens, tokens[::-1], len(tokens) if n_equal is None else n_equal),
         reopened=Reopened(12_345_678, "aa" * 32, "aa" * 32, 0.2),
         window=16,

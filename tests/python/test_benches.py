@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -135,6 +136,53 @@ def test_a_wrong_attention_is_refused(k: int | None) -> None:
     assert "bfloat16" in wrong(case, data, truth, {"out": out * 1.1}, approximate=True)
 
 
+def train_problem() -> Solved:
+    from benches import reference, workloads
+    from benches.cases import Case
+
+    case = Case(task="train", lanes=2, entries=64, dim=8, queries=16, k=4, chunk=16, data="shifted")
+    data = workloads.make(case)
+    truth = reference.answer(case, data)
+    assert truth is not None
+    return case, data, truth
+
+
+@pytest.mark.parametrize("name", ["out", "grad_q", "grad_k", "grad_v"])
+def test_a_wrong_training_step_is_refused(name: str) -> None:
+    case, data, truth = train_problem()
+    answer = {**right(truth), **truth.gradients}
+    assert not wrong(case, data, truth, answer)
+    assert "is off" in wrong(case, data, truth, {**answer, name: answer[name] * 1.001})
+    assert wrong(case, data, truth, {**answer, name: answer[name] * np.nan})
+
+
+def test_the_reference_of_a_training_step_is_what_small_changes_say() -> None:
+    from benches import reference
+
+    case, data, truth = train_problem()
+    assert data.values is not None
+    for name, array in (("grad_q", data.queries), ("grad_k", data.keys), ("grad_v", data.values)):
+        losses = []
+        for change in (-1e-3, 1e-3):
+            ids = truth.ids
+            assert ids is not None
+            changed = {"queries": data.queries, "keys": data.keys, "values": data.values}
+            field = {"grad_q": "queries", "grad_k": "keys", "grad_v": "values"}[name]
+            # The entries are constants: the segment gets rows of its own, in front, and the entries move back.
+            n = case.queries
+            moved = {
+                key: np.concatenate([value[:, :n], value], axis=1).astype(np.float64) if key != "queries" else value
+                for key, value in changed.items()
+            }
+            moved[field] = moved[field].astype(np.float64)
+            moved[field][1, 5, 3] += change
+            step = reference._step(case, dataclasses.replace(data, **moved), 1, ids[1] + n)
+            losses.append((step["out"] * data.values[1, -n:]).sum())
+        assert array.shape[2] == case.dim
+        slope = (losses[1] - losses[0]) / 2e-3
+        assert truth.gradients[name][1, 5, 3] == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
 def test_a_write_that_cannot_be_read_back_is_refused() -> None:
     from benches import workloads
     from benches.cases import Case
@@ -252,7 +300,8 @@ def test_the_quick_run_measures_every_task_and_writes_lines_and_page(tmp_path: P
     calibrated = {line["case"] for line in lines if line["task"] == "calibration"}
     assert {"fma_f32_registers", "read 1 MiB", "read 512 MiB", "copy 64 MiB"} <= calibrated
     ours = {line["task"] for line in lines if line["engine"] == "mnemex" and line["metric"] == "seconds"}
-    assert ours == {"call", "search", "attend", "attend all", "write"}
+    trains = {"train"} if importlib.util.find_spec("torch") else set()
+    assert ours == {"call", "search", "attend", "attend all", "write"} | trains
     peers = {line["engine"] for line in lines if line["metric"] == "ratio"}
     assert "numpy argpartition" in peers
     assert "## mnemex beside the best peer" in (tmp_path / "benchmarks.md").read_text()

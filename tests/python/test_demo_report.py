@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,8 +18,12 @@ from demo_parts import HOSTILE, report_of
 from mnemex.demo.escaping import visible
 from mnemex.demo.report import render
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 VOID = {"meta", "input", "circle", "line", "path"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed to open the page with")
 
 
 class Page(HTMLParser):
@@ -121,6 +127,17 @@ def test_the_numbers_of_the_table_are_on_the_page(hostile):
         assert number in words, number
 
 
+def test_the_figures_say_in_words_what_they_show(hostile):
+    words = Page(hostile).words
+    for figure in range(1, 6):
+        assert f"Figure {figure}." in words
+    labels = [value for name, value in Page(hostile).attributes if name == "aria-label"]
+    assert any("window: tokens that stay local" in label and "16: 1.2500" in label for label in labels)
+    assert any("Half of it is younger than" in label for label in labels)
+    # A window of 8 with the memory does what 32 does without.
+    assert "a window of 8 does at least as well as one of 32 without it" in words
+
+
 def test_a_text_on_which_the_window_loses_nothing_says_so():
     report = report_of("some text\n" * 20)
     equal = report.full._replace(bits_per_byte=report.baseline.bits_per_byte)
@@ -140,17 +157,64 @@ def test_a_large_text_stays_under_three_megabytes():
     assert len(render(report).encode()) < 3_000_000
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed to open the page with")
-@pytest.mark.parametrize("content", [HOSTILE, "plain text, line by line\n" * 60], ids=["hostile", "plain"])
-def test_a_browser_shows_a_token_and_its_passages(tmp_path, content):
-    path = tmp_path / "report.html"
-    path.write_text(render(report_of(content)), "utf-8")
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+PROBE = """<script>
+const style = (node) => getComputedStyle(node);
+const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+const over = ([r, g, b, a = 1], under) => [r, g, b].map((c, i) => a * c + (1 - a) * under[i]);
+const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+const light = (rgb) => rgb.reduce((sum, c, i) => sum + linear(c / 255) * [0.2126, 0.7152, 0.0722][i], 0);
+const paper = numbers(style(document.body).backgroundColor);
+const contrast = (node) => {
+  const under = over(numbers(style(node).backgroundColor), paper);
+  const [low, high] = [under, over(numbers(style(node).color), under)].map(light).sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+};
+const clipped = [...document.querySelectorAll("svg text")].filter((text) => {
+  const box = text.getBBox(), frame = text.ownerSVGElement.viewBox.baseVal;
+  return box.x < -1 || box.y < 0 || box.x + box.width > frame.width + 1 || box.y + box.height > frame.height;
+});
+document.documentElement.dataset.probe = JSON.stringify({
+  overflows: document.documentElement.scrollWidth > document.documentElement.clientWidth,
+  contrast: Math.min(...[...document.querySelectorAll("p, figcaption, td, th, dt, dd")].map(contrast)),
+  clipped: clipped.map((text) => text.textContent),
+  dark: light(paper) < 0.5,
+});
+</script>"""
+"""Leaves what a browser makes of the page in an attribute: contrast is the lowest of WCAG's ratios."""
+
+
+def opened(folder: Path, page: str, *flags: str) -> str:
+    """Open a page in a headless browser, and return what became of it; anything in the console is an error."""
+    path = folder / "report.html"
+    path.write_text(page, "utf-8")
+    always = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     logs = ["--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom"]
     done = subprocess.run(
-        [CHROMIUM, *flags, *logs, path.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        [CHROMIUM, *always, *logs, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
     assert "CONSOLE" not in done.stderr, done.stderr
-    assert "Retrieved to predict it" in done.stdout
-    assert re.search(r'<span class="token">', done.stdout)
-    assert re.search(r'class="[^"]*\bat\b', done.stdout)
+    return done.stdout
+
+
+@needs_browser
+@pytest.mark.parametrize("content", [HOSTILE, "plain text, line by line\n" * 60], ids=["hostile", "plain"])
+def test_a_browser_shows_a_token_and_its_passages(tmp_path, content):
+    page = opened(tmp_path, render(report_of(content)))
+    assert "Retrieved to predict it" in page
+    assert re.search(r'<span class="token">', page)
+    assert re.search(r'class="[^"]*\bat\b', page)
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_page_can_be_read_in_either_theme_and_on_a_small_screen(tmp_path, theme, width):
+    flags = [f"--window-size={width},900", f"--blink-settings=preferredColorScheme={int(theme == 'light')}"]
+    page = opened(
+        tmp_path, render(report_of("plain text, line by line\n" * 60)).replace("</body>", PROBE + "</body>"), *flags
+    )
+    probe = json.loads(unescape(re.search(r'data-probe="([^"]*)"', page)[1]))
+    assert probe["dark"] == (theme == "dark")
+    assert not probe["overflows"], "the page scrolls sideways"
+    assert probe["contrast"] >= 4.5
+    assert probe["clipped"] == []

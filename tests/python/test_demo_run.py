@@ -61,6 +61,30 @@ def test_reading_every_entry_is_full_attention_and_the_others_differ(ran):
     assert [row.k for row in (window, two, nine, every, full)] == [0, 2, 9, None, 0]
 
 
+def test_windows_are_compared_on_one_beginning_of_the_text(ran):
+    windows = ran[0].report.windows
+    assert windows.n_tokens == 150
+    assert [point.window for point in windows.points] == [4, 16, 32]
+    assert all(point.alone != point.with_memory for point in windows.points)
+    # The given window has the figures of the passes over the whole text, cut off; the loss of a token knows no future.
+    reading, given = ran[0].report.reading, windows.points[1]
+    for nats, bits in ((reading.with_window, given.alone), (reading.with_memory, given.with_memory)):
+        part = slice(32, 150)
+        assert bits == pytest.approx(nats[part].sum() / math.log(2) / reading.text.n_bytes[part].sum())
+
+
+def test_heads_and_ages_add_up_to_the_mass_that_the_text_is_tinted_by(ran):
+    reading = ran[0].report.reading
+    by_layer = reading.spread.by_layer
+    assert sorted(by_layer) == [0, 1]
+    assert all(len(shares) == 4 for shares in by_layer.values())
+    assert np.mean([*by_layer.values()]) == pytest.approx(reading.passages.mass[32:].mean(), rel=1e-5)
+    ages = reading.spread.ages()
+    assert ages.edges[0] == 16
+    assert ages.read.sum() == pytest.approx(1)
+    assert ages.offered.sum() == pytest.approx(1)
+
+
 def test_bytes_and_times_are_measured(ran):
     report = ran[0].report
     n, per_token = len(report.reading.text.ids), 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, dim, float32

@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from transformers import DynamicCache
 
 import mnemex
-from mnemex.demo.findings import Reading
+from mnemex.demo.findings import AtWindow, Reading, Windows
 from mnemex.demo.local_window import LocalWindow
 from mnemex.demo.measure import Row, Stream, bits_per_byte, chunk_for, held_bytes, stream, with_recovered
 from mnemex.demo.passages import Passages, line_of_each
+from mnemex.demo.spread import Spread
 from mnemex.hf import WindowCache
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import Cache, PreTrainedModel
 
     from mnemex import Memory
     from mnemex.demo.measure import Advance
+    from mnemex.demo.passages import Trace
     from mnemex.demo.reading import Text
 
 
@@ -33,12 +39,25 @@ class Progress(Protocol):
         ...
 
 
+OTHER_WINDOWS = (0.25, 2.0)
+"""Windows that are tried beside the given one, as multiples of it."""
+
+
 class Measured(NamedTuple):
-    """The table, the reading that the report shows token by token, and the memory as the last row left it."""
+    """The table, other windows, the reading that the report shows, and the memory as the table's last row left it."""
 
     rows: list[Row]
+    windows: Windows
     reading: Reading
     memory: Memory
+
+
+class Watcher(Protocol):
+    """Collects what was retrieved, pass by pass."""
+
+    def add(self, n_tokens: int, layers: Mapping[int, Trace]) -> None:
+        """Take in the next forward pass, of `n_tokens` tokens."""
+        ...
 
 
 class Experiment:
@@ -52,14 +71,24 @@ class Experiment:
         Tokens that stay local.
     skip
         Tokens at the beginning that do not count.
+    chunk
+        Tokens per forward pass; None: as suits the window.
     """
 
     def __init__(
-        self, model: PreTrainedModel, text: Text, *, window: int, sinks: int, skip: int, progress: Progress
+        self,
+        model: PreTrainedModel,
+        text: Text,
+        *,
+        window: int,
+        sinks: int,
+        skip: int,
+        progress: Progress,
+        chunk: int | None = None,
     ) -> None:
         self.model, self.text = model, text
         self.window, self.sinks, self.skip = window, sinks, skip
-        self.chunk = chunk_for(window)
+        self.chunk = chunk_for(window) if chunk is None else chunk
         self.progress = progress
 
     def run(self, top_k: tuple[int, ...]) -> Measured:
@@ -74,17 +103,45 @@ class Experiment:
         numbers = sorted(set(top_k))
         rows, shown = [plain, window], numbers[0]
         passages = Passages(line_of_each(self.text.pieces), sinks=self.sinks)
+        spread = Spread(len(self.text.ids), window=self.window, sinks=self.sinks, skip=self.skip)
         with_memory = with_window
         for k in numbers:
-            row, streamed, _ = self._with_memory(f"+ memory, best {k:,}", k, passages if k == shown else None)
+            watchers = (passages, spread) if k == shown else ()
+            row, streamed, _ = self._with_memory(f"+ memory, best {k:,}", k, watchers)
             rows.append(row)
             if k == shown:
                 with_memory = streamed
         row, _, memory = self._with_memory("+ memory, every entry", None)
-        full, _ = self._without_memory("full attention", DynamicCache())
+        full, with_all = self._without_memory("full attention", DynamicCache())
         rows = with_recovered([*rows, row, full], window=window, full=full)
-        reading = Reading(self.text, passages, shown, with_memory.nats, with_window.nats)
-        return Measured(rows, reading, memory)
+        passages.finish()
+        reading = Reading(self.text, passages, spread, shown, with_memory.nats, with_window.nats)
+        return Measured(rows, self._at_other_windows(reading, with_all), reading, memory)
+
+    def _at_other_windows(self, reading: Reading, with_all: Stream) -> Windows:
+        """Measure other windows on the first half of the text, which the passes made already have read alike."""
+        n_tokens = max((len(self.text.ids) + 1) // 2, min(len(self.text.ids), self.skip + self.window))
+        half = self.text.beginning(n_tokens)
+
+        def bits(nats: NDArray[np.float64]) -> float:
+            return bits_per_byte(nats[:n_tokens], half, skip=self.skip)
+
+        points = [AtWindow(self.window, bits(reading.with_window), bits(reading.with_memory))]
+        for window in sorted({max(1, int(share * self.window)) for share in OTHER_WINDOWS} - {self.window}):
+            other = Experiment(
+                self.model, half, window=window, sinks=self.sinks, skip=self.skip, progress=self.progress,
+                chunk=self.chunk,
+            )  # fmt: skip
+            points.append(other.at_its_window(reading.k))
+        return Windows(n_tokens, sorted(points), bits(with_all.nats))
+
+    def at_its_window(self, k: int) -> AtWindow:
+        """Measure the window with its sinks alone, and with a memory of which the best `k` are read."""
+        local = f"window {self.window:,}"
+        alone = LocalWindow(self.model.config.num_hidden_layers, window=self.window, sinks=self.sinks)
+        without, _ = self._without_memory(f"{local} + {self.sinks} sinks", alone)
+        row, *_ = self._with_memory(f"{local} + memory, best {k:,}", k)
+        return AtWindow(self.window, without.bits_per_byte, row.bits_per_byte)
 
     def _warm_up(self) -> None:
         """Let the first row find the model as the others do: kernels chosen, buffers there."""
@@ -94,20 +151,18 @@ class Experiment:
         streamed = self._stream(name, cache)
         return self._row(name, streamed, local_bytes=held_bytes(cache)), streamed
 
-    def _with_memory(self, name: str, k: int | None, passages: Passages | None = None) -> tuple[Row, Stream, Memory]:
-        """Read with a memory; what is retrieved goes into `passages`, outside the clock."""
+    def _with_memory(self, name: str, k: int | None, watchers: tuple[Watcher, ...] = ()) -> tuple[Row, Stream, Memory]:
+        """Read with a memory; `watchers` are told what is retrieved, outside the clock."""
         memory = mnemex.Memory.for_model(self.model)
-        with mnemex.hf.attach(self.model, memory, top_k=k, trace=passages is not None) as attachment:
+        with mnemex.hf.attach(self.model, memory, top_k=k, trace=bool(watchers)) as attachment:
 
             def collect(n_tokens: int) -> None:
-                if passages is not None:
-                    passages.add(n_tokens, attachment.trace or {})
+                for each in watchers:
+                    each.add(n_tokens, attachment.trace or {})
 
             cache = attachment.cache(window=self.window, sinks=self.sinks)
             assert isinstance(cache, WindowCache)
             streamed = self._stream(name, cache, collect)
-        if passages is not None:
-            passages.finish()
         row = self._row(name, streamed, local_bytes=cache.nbytes, memory_bytes=memory.nbytes, k=k)
         return row, streamed, memory
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mnemex.demo.measure import Row
     from mnemex.demo.passages import Passages
     from mnemex.demo.reading import Text
+    from mnemex.demo.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,35 @@ class Reading:
 
     Attributes
     ----------
-    text, passages
-        The text, and what its tokens retrieved with `k` entries per query and head.
+    text, passages, spread
+        The text, what its tokens retrieved with `k` entries per query and head, and where that attention went.
     with_memory, with_window
         Loss of each token in nats `[n]`, NaN for the first.
     """
 
     text: Text
     passages: Passages
+    spread: Spread
     k: int
     with_memory: NDArray[np.float64]
     with_window: NDArray[np.float64]
+
+
+class AtWindow(NamedTuple):
+    """Bits per byte with a window of so many tokens and the sinks: alone, and with a memory of the rest."""
+
+    window: int
+    alone: float
+    with_memory: float
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What a memory is worth at several windows, on the first `n_tokens` tokens; `full` is full attention's loss."""
+
+    n_tokens: int
+    points: list[AtWindow]
+    full: float
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,8 @@ class Report:
         Name of the model.
     rows
         The table, in order; `baseline` (the window and its sinks) and `full` attention are two of them.
+    windows
+        The same text, at other windows.
     n_entries
         Entries in the memory at the end.
     skip, chunk, window, sinks
@@ -78,6 +99,7 @@ class Report:
     rows: list[Row]
     baseline: Row
     full: Row
+    windows: Windows
     n_entries: int
     reading: Reading
     written: Written

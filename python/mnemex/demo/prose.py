@@ -1,11 +1,10 @@
-"""The sentences, the table and the figure of the report, written from what was found."""
+"""The sentences and the table of the report, written from what was found."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from mnemex.demo.curve import Level, Point, draw
 from mnemex.demo.escaping import html
 from mnemex.demo.passages import BLOCK, RESTING
 from mnemex.demo.units import count, percent, size
@@ -20,8 +19,6 @@ def sections(report: Report) -> dict[str, str]:
     return {
         "title": html(f"{report.model} reads {report.reading.text.name}"),
         "lead": _lead(report),
-        "curve": _curve(report),
-        "curve_caption": _curve_caption(report),
         "rows": "\n".join(_row(row, report) for row in report.rows),
         "table_caption": _table_caption(report),
         "viewer_intro": _viewer_intro(report),
@@ -56,24 +53,6 @@ def _lead(report: Report) -> str:
         + ", ".join(shares)
         + (", and" if shares else "")
         + f" <b>{percent(_memory_rows(report)[-1].recovered)}</b> when it reads every entry."
-    )
-
-
-def _curve(report: Report) -> str:
-    points = [
-        Point(row.k, row.bits_per_byte, count(row.k))
-        if row.k is not None
-        else Point(report.n_entries, row.bits_per_byte, f"every ({count(report.n_entries)})")
-        for row in _memory_rows(report)
-    ]
-    window = Level("window", report.baseline.bits_per_byte, f"{report.baseline.name}, no memory")
-    return draw(sorted(points), [window, Level("full", report.full.bits_per_byte, report.full.name)])
-
-
-def _curve_caption(report: Report) -> str:
-    return (
-        f"Bits per byte of {html(report.reading.text.name)} from token {count(report.skip)} on, against the number "
-        "of entries each query reads. Lower is better; the axis does not start at zero. Nothing was trained."
     )
 
 

@@ -45,6 +45,10 @@ class Text(NamedTuple):
     pieces: list[str]
     n_bytes: NDArray[np.int64]
 
+    def beginning(self, n_tokens: int) -> Text:
+        """Return the first tokens."""
+        return Text(self.name, self.ids[:n_tokens], self.pieces[:n_tokens], self.n_bytes[:n_tokens])
+
 
 class Source(NamedTuple):
     """The beginning of a file, and what to call it."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mnemex.demo import prose
+from mnemex.demo import figures, prose
 from mnemex.demo.escaping import html, visible
 from mnemex.demo.units import percent
 
@@ -61,6 +61,7 @@ def render(report: Report) -> str:
         "data": _data(reading, mass, gain),
         "script": _beside("report.js"),
         **prose.sections(report),
+        **figures.sections(report),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], _beside("report.html"))
 

@@ -136,6 +136,7 @@ def run(settings: Settings, progress: Progress) -> Finished:
         rows=measured.rows,
         baseline=measured.rows[1],
         full=measured.rows[-1],
+        windows=measured.windows,
         n_entries=len(text.ids) - settings.sinks - (settings.window - 1),
         reading=measured.reading,
         reopened=_reopen(measured.memory, folder, progress),
