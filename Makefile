@@ -24,8 +24,8 @@ ADAPTER_TESTS := $(wildcard $(patsubst %,tests/python/test_%*.py,torch hf demo c
 CALIBRATE := --manifest-path benches/calibrate/Cargo.toml
 PYTEST := bin/python -m pytest
 
-.PHONY: help demo test test-core check bench wheel build stubs format clean
-.PHONY: check-rust check-python check-stubs check-deny test-rust test-adapters
+.PHONY: help demo test test-core check bench docs wheel build stubs format clean
+.PHONY: check-rust check-python check-stubs check-docs check-deny test-rust test-adapters
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,10 +41,13 @@ test-core: .venv-core/.synced  ## the tests that need no torch, against the buil
 	$(UV) pip install --python .venv-core --quiet --no-deps --reinstall target/wheels/*.whl
 	.venv-core/$(PYTEST) tests/python $(addprefix --ignore=,$(ADAPTER_TESTS)) $(ARGS)
 
-check: check-rust check-python check-stubs check-deny  ## formatting, lints, types, stubs, licences, house rules
+check: check-rust check-python check-stubs check-docs check-deny  ## formatting, lints, types, stubs, docs, licences
 
 bench: build  ## measure against other engines; see benches/
 	.venv/bin/python -m benches.run $(ARGS)
+
+docs: .venv/.synced  ## the documentation site, in target/site
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet --site-dir target/site
 
 wheel: .venv-core/.synced  ## one wheel for CPython 3.11 and later, in dist/
 	.venv-core/bin/maturin build --release --out dist
@@ -86,6 +89,8 @@ check-stubs: build
 	diff -u python/mnemex/_native.pyi target/stubs/mnemex/_native.pyi || \
 		{ echo 'python/mnemex/_native.pyi is not what the module says: run `make stubs` and commit the result'; exit 1; }
 	.venv/bin/stubtest mnemex._native
+
+check-docs: docs
 
 check-deny:
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
