@@ -10,8 +10,8 @@ from mnemex import _arguments as arguments
 from mnemex import _entries, _where
 from mnemex._arrays import vectors
 from mnemex.arrow import ArrowTable
-from mnemex.describe import Described, Stats
 from mnemex.errors import ArgumentError, DtypeError
+from mnemex.facts import Facts
 from mnemex.results import Hits, Partial
 
 if TYPE_CHECKING:
@@ -22,136 +22,13 @@ if TYPE_CHECKING:
 
     from mnemex._arrays import ArrayLike, IntsLike
     from mnemex._entries import Columns, Vectors
-    from mnemex._native import NativeSnapshot
     from mnemex._where import Where
 
 ANSWER_LIMIT = 2**31
 
 
-class Reads(Described):
+class Reads(Facts):
     """Reads of one version: whatever is written meanwhile, a call sees one state from start to end."""
-
-    _config: tuple[int, int, int | None, bool, int | None, str, str, str]
-    _threads: int | None
-
-    def _native_snapshot(self) -> NativeSnapshot:
-        raise NotImplementedError
-
-    def _describe(
-        self, config: tuple[int, int, int | None, bool, int | None, str, str, str], threads: int | None
-    ) -> None:
-        self._config, self._threads = config, threads
-
-    def _adopt(self, other: Reads) -> None:
-        self._describe(other._config, other._threads)
-
-    def _threads_of(self, threads: int | None) -> int | None:
-        return self._threads if threads is None else arguments.count("threads", threads)
-
-    # ------------------------------------------------------------------ what it is
-
-    @property
-    def rows(self) -> int:
-        """Rows."""
-        return self._native_snapshot().rows
-
-    @property
-    def heads(self) -> int:
-        """Key/value heads."""
-        return self._config[0]
-
-    @property
-    def key_dim(self) -> int:
-        """Numbers per key."""
-        return self._config[1]
-
-    @property
-    def value_dim(self) -> int | None:
-        """Numbers per value; None without values."""
-        return self._config[1] if self._config[3] else self._config[2]
-
-    @property
-    def capacity(self) -> int | None:
-        """Live entries per lane at most."""
-        return self._config[4]
-
-    @property
-    def metric(self) -> str:
-        """What entries are ranked by."""
-        return self._config[5]
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Types of the bank's own columns by name; "id", "label" and "position" are there beside them."""
-        return dict(self._native_snapshot().columns)
-
-    @property
-    def version(self) -> int:
-        """Number of the version; ascending."""
-        return self._native_snapshot().version
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Live entries, int64 `[rows, heads]`."""
-        return self._native_snapshot().lengths()
-
-    def __len__(self) -> int:
-        return int(self.lengths.sum())
-
-    def __repr__(self) -> str:
-        native = self._native_snapshot()
-        key, value = (codec or "auto" for codec in native.codecs)
-        values = "" if self.value_dim is None else f", value_dim={'key' if self._config[3] else self.value_dim}"
-        stored = key if self._config[2] is None else f"{key} keys, {value} values"
-        return (
-            f"<{type(self).__name__}: {len(self)} entries, rows={native.rows}, heads={self.heads}, "
-            f"key_dim={self.key_dim}{values}, metric={self.metric}, {stored}, {native.nbytes:,} bytes>"
-        )
-
-    def stats(self) -> Stats:
-        """Count what is there and what it costs; looks at every block."""
-        native, staged = self._native_snapshot(), self._staged_nbytes()
-        blocks, block_rows, dead, key, value, nbytes, commits, evictions, touches, mass = native.stats()
-        codecs, live = native.codecs, native.lengths()
-        has_values = self._config[2] is not None
-        entries = int(live.sum())
-        return Stats(
-            rows=native.rows,
-            heads=self.heads,
-            key_dim=self.key_dim,
-            value_dim=self.value_dim,
-            metric=self.metric,
-            evict=self._config[6],
-            key_codec=codecs[0],
-            value_codec=codecs[1] if has_values else None,
-            entries=entries,
-            live_min=int(live.min()) if live.size else 0,
-            live_median=float(np.median(live)) if live.size else 0.0,
-            live_max=int(live.max(initial=0)),
-            capacity=self.capacity,
-            used=None if self.capacity is None else entries / (self.capacity * live.size) if live.size else 0.0,
-            key_bytes=key,
-            value_bytes=value,
-            side_bytes=nbytes - key - value,
-            staged_bytes=staged,
-            nbytes=nbytes + staged,
-            blocks=blocks,
-            dead=dead / block_rows if block_rows else 0.0,
-            version=native.version,
-            commits=commits,
-            evictions=evictions,
-            touches=touches,
-            mass=mass,
-        )
-
-    def _staged_nbytes(self) -> int:
-        return 0
-
-    @property
-    def _one_lane(self) -> bool:
-        return self.heads == 1 and self.rows == 1
-
-    # ------------------------------------------------------------------ reads
 
     def search(
         self,

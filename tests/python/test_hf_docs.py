@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="these pages are about transformers models")
 
-from doc_pages import PAGES, needs_torch, run  # noqa: E402
+from doc_pages import PAGES, needs_torch, run
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if needs_torch(page)], ids=lambda page: page.stem)
