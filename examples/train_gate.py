@@ -68,7 +68,7 @@ def train(files, memory, hidden, steps):
             bank.reset(rows=[row for row, (_, ends) in enumerate(parts) if ends])
         losses.append(loss.item() * 1.442695)  # nats to bits
         if step % (steps // 4) == 0:
-            how = f"with memory, gates {(100 * gate.weight.sigmoid()).int().tolist()} %" if memory else "without memory"
+            how = f"with memory, gates {gate.weight.sigmoid().detach().numpy().round(3)}" if memory else "no memory"
             print(f"step {step:3}: {sum(losses[-steps // 4 :]) / (steps // 4):.3f} bits per byte, {how}", flush=True)
 
 
@@ -76,4 +76,4 @@ if __name__ == "__main__":
     library = [f for f in sorted(Path(random.__file__).parent.rglob("*.py")) if "site-packages" not in f.parts]
     random.Random(0).shuffle(library)
     for memory in (False, True):
-        train(library, memory, *((64, 20) if "--quick" in sys.argv else (128, 600)))
+        train(library, memory, *((64, 16) if "--quick" in sys.argv else (128, 600)))
