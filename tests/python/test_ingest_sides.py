@@ -1,0 +1,82 @@
+"""What an ingest takes beside vectors: the bank's own columns, and labels that are there already."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import mnemex as mx
+from arrow_forms import DIM, fixed, whole
+
+N = 300
+K = whole(1, N, DIM)
+COLUMNS = {"page": "int64", "trust": "float32", "seen": "bool"}
+PAGE = np.arange(N) * 3
+TRUST = np.linspace(-1, 1, N, dtype=np.float32)
+SEEN = np.arange(N) % 3 == 0
+NAMES = {"page": "p", "trust": "t", "seen": "s"}
+
+
+def table(**other) -> pa.Table:
+    return pa.table({"k": fixed(K), "p": PAGE, "t": TRUST, "s": SEEN, **other})
+
+
+@pytest.mark.parametrize("batch_rows", [1, 7, N])
+def test_columns_go_in_and_come_out(batch_rows):
+    bank, again = (mx.Bank(key_dim=DIM, columns=COLUMNS) for _ in range(2))
+    bank.ingest(table().slice(5, N - 9), key="k", columns=NAMES, batch_bytes=batch_rows * 4 * DIM)
+    again.ingest(bank.to_arrow(), key="key", columns={name: name for name in COLUMNS})
+    for filled in (bank, again):
+        _, _, got = filled.gather(np.arange(N - 9), columns=tuple(COLUMNS))
+        for name, want in zip(COLUMNS, (PAGE, TRUST, SEEN), strict=True):
+            np.testing.assert_array_equal(got[name], want[5 : N - 4])
+    assert bank.find(where=[("page", ">=", 30), ("seen", "==", True)])[0].tolist() == [
+        i - 5 for i in range(10, N - 4) if SEEN[i]
+    ]
+
+
+def test_narrower_numbers_widen_and_others_are_refused_by_name():
+    bank = mx.Bank(key_dim=DIM, columns=COLUMNS)
+    narrow = table(p=PAGE.astype(np.int16), t=TRUST.astype(np.float16))
+    bank.ingest(narrow, key="k", columns=NAMES)
+    _, _, got = bank.gather(np.arange(N), columns=("page", "trust"))
+    np.testing.assert_array_equal(got["page"], PAGE)
+    np.testing.assert_array_equal(got["trust"], TRUST.astype(np.float16).astype(np.float32))
+    for columns, words in (
+        ({"page": "t"}, "page"),
+        ({"trust": "p"}, "trust"),
+        ({"nowhere": "p"}, "nowhere"),
+        ({"page": "absent"}, "absent"),
+        ({"label": "p"}, "label"),
+    ):
+        before = bank.version
+        with pytest.raises(mx.Error, match=words):
+            bank.ingest(table(), key="k", columns=columns)
+        assert bank.version == before
+
+
+@pytest.mark.parametrize("batch_rows", [1, 32, N])
+def test_labels_that_are_there_are_refused_skipped_or_replaced(batch_rows):
+    labels = np.arange(N) // 2  # each twice in a row
+    how = {"key": "k", "label": "l", "batch_bytes": batch_rows * 4 * DIM}
+    bank = mx.Bank(key_dim=DIM)
+    with pytest.raises(mx.ArgumentError, match="label 0"):
+        bank.ingest(table(l=labels), on_duplicate="raise", **how)
+    assert len(bank) == 0
+    report = bank.ingest(table(l=labels), on_duplicate="skip", **how)
+    assert (report.entries, report.skipped, report.rows) == (N // 2, {"duplicate": N // 2}, N)
+    np.testing.assert_array_equal(bank.gather(np.arange(N // 2))[0], K[::2])
+    bank.ingest(table(l=labels), on_duplicate="replace", **how)
+    assert len(bank) == N // 2
+    assert [ids.size for ids in (bank.find(labels=[3])[0], bank.find()[0])] == [1, N // 2]
+
+
+def test_tokens_are_skipped_for_one_reason_each():
+    keys = K.copy()
+    keys[..., 4:6, 0] = np.nan
+    bank = mx.Bank(key_dim=DIM, nonfinite="skip")
+    labels = np.where(np.arange(N) < 8, 1, np.arange(N))
+    report = bank.ingest(pa.table({"k": fixed(keys), "l": labels}), key="k", label="l", on_duplicate="skip")
+    assert report.skipped == {"nonfinite": 2, "duplicate": 5}
+    assert report.entries == len(bank) == N - 7
