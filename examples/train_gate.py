@@ -2,7 +2,7 @@
 
 A byte-level model reads Python's standard library, eight files at a time, none twice. One layer, without positions,
 attends to its segment and to what the file's earlier segments left in a memory; a learned gate per head weighs the two.
-A twin without a memory reads the same. Losses are those of text not seen before. `--quick` takes seconds.
+A twin without a memory reads the same. 600 steps (minutes; `--quick`: 16) open the gates and leave the twins even.
 """
 
 import random
