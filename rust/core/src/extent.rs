@@ -2,7 +2,7 @@
 
 use bytemuck::cast_slice;
 
-use crate::arena::{CHUNK, Chunk, Slot};
+use crate::arena::{Chunk, Slot, chunk_bytes};
 use crate::error::Result;
 use crate::plane::Plane;
 
@@ -31,8 +31,9 @@ impl Extent {
             _ => None,
         });
         // A chunk pays where it is filled at once, or where what lies idle in it is at most an eighth of the lane.
-        let pays = (1..=CHUNK / 2).contains(&bytes)
-            && (demand.now.saturating_mul(row_bytes) >= CHUNK || demand.in_all.saturating_mul(row_bytes) >= 8 * CHUNK);
+        let pays = chunk_bytes(bytes).is_some_and(|chunk| {
+            demand.now.saturating_mul(row_bytes) >= chunk || demand.in_all.saturating_mul(row_bytes) >= 8 * chunk
+        });
         let fresh = || if pays { Chunk::of(bytes).and_then(|chunk| Slot::of(&chunk)) } else { None };
         open.or_else(fresh).map_or_else(|| Plane::zeroed(bytes).map(Extent::Own), |slot| Ok(Extent::Slot(slot)))
     }
@@ -75,7 +76,7 @@ impl Extent {
     pub(crate) fn holder(&self) -> (*const u8, usize) {
         match self {
             Extent::Own(plane) => (plane.bytes().as_ptr(), plane.nbytes()),
-            Extent::Slot(slot) => (std::sync::Arc::as_ptr(slot.chunk()).cast(), CHUNK),
+            Extent::Slot(slot) => (std::sync::Arc::as_ptr(slot.chunk()).cast(), slot.chunk().nbytes()),
         }
     }
 }
@@ -91,6 +92,7 @@ mod tests {
     use super::*;
 
     const ROW: usize = 256;
+    const CHUNK: usize = crate::arena::PAGE;
 
     fn extent(before: Option<&Extent>, now: usize, in_all: usize) -> Extent {
         Extent::zeroed(64, ROW, before, Demand { now, in_all }).unwrap()
@@ -106,7 +108,10 @@ mod tests {
         assert_eq!(next.holder(), bulk.holder(), "what follows takes the chunk's next slot");
         assert_eq!(next.bytes().as_ptr().addr(), bulk.bytes().as_ptr().addr() + 64 * ROW);
         assert!(matches!(extent(None, 64, 8 * chunk_rows), Extent::Slot(_)), "little at a time into a long lane");
-        assert!(matches!(Extent::zeroed(64, CHUNK, None, Demand { now: 64, in_all: 64 }).unwrap(), Extent::Own(_)));
+        assert!(matches!(
+            Extent::zeroed(64, 2752 * 4, None, Demand { now: 1 << 40, in_all: 1 << 40 }).unwrap(),
+            Extent::Own(_)
+        ));
         assert!(matches!(
             Extent::zeroed(64, 0, None, Demand { now: 1 << 40, in_all: 1 << 40 }).unwrap(),
             Extent::Own(_)
