@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mnemex import _arguments as arguments
 from mnemex._native import NativeIngest
-from mnemex.errors import DtypeError, FormatError, MissingDependency
-from mnemex.sources import parts
+from mnemex.errors import ArgumentError, DtypeError, FormatError, MissingDependency
+from mnemex.sources import parts, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from mnemex.bank import Bank
     from mnemex.sources import Source
@@ -31,7 +32,8 @@ class IngestReport:
     rows
         Table rows that were read.
     total_rows
-        Table rows that there are; None where the sources do not say.
+        Table rows that there are in all; None where that is not known before they are read: iterators, streams, Arrow
+        files, and what is no list of tables and Parquet files.
     entries
         Entries that were written, over all lanes: a token makes one in each head.
     skipped
@@ -122,12 +124,15 @@ class Ingests:
         nulls
             "raise": a null row or vector is refused; "skip": its token is left out. A null inside a vector is refused.
         on_duplicate
-            None, or what to do with a label that the row has already: "raise", "skip" or "replace".
+            None, or what to do with a label that the row has already: "raise", "skip" or "replace". -1, which is no
+            label, may repeat. An entry that the evict policy ended in an earlier batch is no duplicate, so in a bank
+            with a capacity the outcome depends on `batch_bytes`, whatever `commit` is.
         commit
             "end": all or nothing, as one version; "batch": each batch is published, and stays where a later one fails
             or the call is interrupted.
         batch_bytes
-            Bytes of vectors per batch: what is held in memory beside the bank, about.
+            Bytes of vectors per batch: what is held in memory beside the bank, about, and what the source holds: a
+            record batch of an Arrow file is read whole, so write such files in small ones.
         progress
             True: a bar on the terminal (needs rich); a function: called with an `IngestReport` after each batch, and
             what it raises ends the call.
@@ -149,7 +154,7 @@ class Ingests:
         checked = tuple(_name(argument, name) for argument, name in names.items())
         if key is None:
             raise DtypeError("key=None must be the name of the column of keys")
-        own = [(_name("columns", ours), _name("columns", theirs)) for ours, theirs in dict(columns or {}).items()]
+        own = _columns(columns)
         skip_nulls = arguments.word("nulls", nulls, ("raise", "skip")) == "skip"
         by_batch = arguments.word("commit", commit, ("end", "batch")) == "batch"
         if on_duplicate is not None:
@@ -168,7 +173,21 @@ class Ingests:
 def _name(argument: str, name: object) -> Any:  # noqa: ANN401 - the same string, or None
     if name is not None and not isinstance(name, str):
         raise DtypeError(f"{argument}={name!r} must be the name of a column")
+    if name is not None and any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise ArgumentError(f"{argument}={name!r} must be the name of a column: half a surrogate pair is no text")
     return name
+
+
+def _columns(columns: object) -> list[tuple[str, str]]:
+    """Give the bank's and the table's name of each column."""
+    if columns is None:
+        return []
+    if not isinstance(columns, Mapping):
+        raise DtypeError(f"columns={columns!r} must be a dict: the bank's columns by name, the table's column for each")
+    for ours, theirs in columns.items():
+        if ours is None or theirs is None:
+            raise DtypeError(f"columns={dict(columns)!r}: expected the name of a column for each, not None")
+    return [(_name("columns", ours), _name("columns", theirs)) for ours, theirs in columns.items()]
 
 
 @dataclass(slots=True)
@@ -192,11 +211,11 @@ class _Run:
                 report(self.report(done))
 
         streamed = 0
-        for file, tables, total in parts(source, self.wanted, self.rows_at_once()):
+        self.total_rows = rows_of(source)
+        for file, tables in parts(source, self.wanted, self.rows_at_once()):
             if file is not None:
                 self.native.end_source(None)
                 self.files.append(file)
-            self.total_rows = None if total is None else (self.total_rows or 0) + total
             first = streamed if file is None else 0
             for table in tables:
                 try:

@@ -33,17 +33,42 @@ Table = ArrowStream | ArrowArray
 Source = Table | str | os.PathLike[str]
 
 
-def parts(source: object, wanted: set[str], rows: int) -> Iterator[tuple[str | None, Iterable[Table], int | None]]:
-    """Give the name of each file (None for what is no file), its tables, and how many rows it has if that is known.
+def rows_of(source: object) -> int | None:
+    """Count the table rows of a source without reading it; None where it does not say, or cannot be read."""
+    if _is_table(source):
+        rows = getattr(source, "num_rows", None)
+        return rows if isinstance(rows, int) else None
+    counts: list[int | None]
+    if isinstance(source, list | tuple):
+        counts = [None if isinstance(part, list | tuple) else rows_of(part) for part in source]
+    elif isinstance(source, str | os.PathLike):
+        try:
+            counts = [_parquet_rows(path) for path in _paths(os.fspath(source))]
+        except (ArgumentError, FormatError, NotFoundError, MissingDependency):
+            return None  # it is refused when its turn comes
+    else:
+        return None
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def _parquet_rows(path: str) -> int | None:
+    with _naming(path):
+        if not _magic(path).startswith(b"PAR1"):
+            return None
+        return int(_pyarrow("pyarrow.parquet").read_metadata(path).num_rows)
+
+
+def parts(source: object, wanted: set[str], rows: int) -> Iterator[tuple[str | None, Iterable[Table]]]:
+    """Give the name of each file (None for what is no file), and its tables.
 
     From a file come the `wanted` columns, about so many `rows` at a time.
     """
     if _is_table(source):
-        total = getattr(source, "num_rows", None)
-        yield None, [source], total if isinstance(total, int) else None  # type: ignore[list-item]
+        yield None, [source]  # type: ignore[list-item]
     elif isinstance(source, str | os.PathLike):
         for path in _paths(os.fspath(source)):
-            yield path, *_opened(path, wanted, rows)
+            yield path, _opened(path, wanted, rows)
     elif isinstance(source, list | tuple) or hasattr(source, "__next__"):
         for part in source:  # type: ignore[attr-defined]
             if isinstance(part, list | tuple):
@@ -54,13 +79,15 @@ def parts(source: object, wanted: set[str], rows: int) -> Iterator[tuple[str | N
 
 
 def _is_table(source: object) -> bool:
-    return hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__")
+    speaks = hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__")
+    return speaks and not isinstance(source, type)
 
 
 def _unknown(source: object) -> DtypeError:
     arrays = ": give arrays to stage() or write()" if hasattr(source, "__array__") else ""
+    what = f"the class {source.__name__}" if isinstance(source, type) else type(source).__name__
     return DtypeError(
-        f"source is {type(source).__name__}; expected a table with __arrow_c_stream__ or __arrow_c_array__ (pyarrow, "
+        f"source is {what}; expected a table with __arrow_c_stream__ or __arrow_c_array__ (pyarrow, "
         f"polars, duckdb, ...), the path or glob of Parquet or Arrow files, or a list of those{arrays}"
     )
 
@@ -98,26 +125,29 @@ def _naming(path: str) -> Iterator[None]:
         raise FormatError(f"{path}: cannot be read as Parquet or Arrow: {error}") from error
 
 
-def _opened(path: str, wanted: set[str], rows: int) -> tuple[Iterator[Table], int | None]:
+def _magic(path: str) -> bytes:
+    with open(path, "rb") as head:  # noqa: PTH123
+        return head.read(8)
+
+
+def _opened(path: str, wanted: set[str], rows: int) -> Iterator[Table]:
     """Open a Parquet or Arrow file, told apart by their first bytes."""
     with _naming(path):
-        with open(path, "rb") as head:  # noqa: PTH123
-            magic = head.read(8)
+        magic = _magic(path)
         if magic.startswith(b"PAR1"):
-            file = _pyarrow("pyarrow.parquet").ParquetFile(
-                path, buffer_size=1 << 20
-            )  # without it, a row group is read whole
-            names, total = file.schema_arrow.names, file.metadata.num_rows
-            batches = file.iter_batches(batch_size=rows, columns=_projected(names, wanted))
+            # With a buffer a row group is not read whole, without pre_buffer the file is not.
+            file = _pyarrow("pyarrow.parquet").ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+            batches = file.iter_batches(batch_size=rows, columns=_projected(file.schema_arrow.names, wanted))
         else:
             ipc = _pyarrow("pyarrow.ipc")
-            source = _pyarrow("pyarrow").OSFile(path)  # not mapped: pages that were read would stay in memory
+            # Not mapped: pages that were read would stay in memory.
+            source = _pyarrow("pyarrow").OSFile(path)
             if magic.startswith(b"ARROW1"):
-                file, total = ipc.open_file(source), None
+                file = ipc.open_file(source)
                 batches = (file.get_batch(at) for at in range(file.num_record_batches))
             else:
-                batches, total = iter(ipc.open_stream(source)), None
-    return _each(path, batches), total
+                batches = iter(ipc.open_stream(source))
+    return _each(path, batches)
 
 
 def _projected(names: list[str], wanted: set[str]) -> list[str] | None:

@@ -191,3 +191,21 @@ def test_a_progress_bar_needs_rich(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with pytest.raises(mx.MissingDependency, match="rich"):
         ingested(TABLE, progress=True)
+
+
+def test_the_total_is_that_of_all_sources_or_unknown(tmp_path):
+    for i in range(3):
+        pq.write_table(TABLE, tmp_path / f"{i}.parquet")
+    everything = str(tmp_path / "*.parquet")
+    cases = (
+        (TABLE, 40),
+        (everything, 120),
+        ([everything, TABLE], 160),
+        ([TABLE, reader(TABLE.to_batches()), TABLE], None),
+        (iter([TABLE, TABLE]), None),
+    )
+    for source, total in cases:
+        totals = []
+        how = {"batch_bytes": 10 * ROW_BYTES, "progress": lambda report, t=totals: t.append(report.total_rows)}
+        mx.Bank(key_dim=DIM).ingest(source, key="k", **how)
+        assert set(totals) == {total}

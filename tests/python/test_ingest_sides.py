@@ -80,3 +80,58 @@ def test_tokens_are_skipped_for_one_reason_each():
     report = bank.ingest(pa.table({"k": fixed(keys), "l": labels}), key="k", label="l", on_duplicate="skip")
     assert report.skipped == {"nonfinite": 2, "duplicate": 5}
     assert report.entries == len(bank) == N - 7
+
+
+def test_heads_may_share_nan_and_a_difference_is_named_by_column_and_row():
+    bank = mx.Bank(heads=2, key_dim=DIM, columns={"trust": "float32"})
+    keys = np.stack([K[:3], K[3:6]])[None]
+    bank.write(keys, columns={"trust": np.array([[0, np.nan, 1]], np.float32)})
+    again = mx.Bank(heads=2, key_dim=DIM, columns={"trust": "float32"})
+    how = {"key": "key", "head": "head", "label": "label", "columns": {"trust": "trust"}}
+    again.ingest(bank.to_arrow(), **how)
+    assert (
+        pa.table(again.to_arrow())["trust"].to_numpy().tobytes()
+        == np.repeat(np.array([0, np.nan, 1], np.float32), 2).tobytes()
+    )
+    table = pa.table(bank.to_arrow())
+    for name, other in (("trust", pa.array([0, 0, 1, 1, 2, 3], pa.float32())), ("label", pa.array([0, 0, 1, 1, 2, 3]))):
+        broken = table.set_column(table.column_names.index(name), name, other).rename_columns(
+            [f"my {n}" if n == name else n for n in table.column_names]
+        )
+        mine = {**how, "columns": {"trust": "my trust"}} if name == "trust" else {**how, "label": "my label"}
+        with pytest.raises(mx.ArgumentError, match=f'column "my {name}", row 5: differs'):
+            again.ingest(broken, **mine)
+
+
+@pytest.mark.parametrize("columns", [["f"], "f", [("f", "f", 3)], 5, {"f": None}, {None: "f"}, {"f": "\ud800"}])
+def test_columns_that_are_no_names_are_refused(columns):
+    bank = mx.Bank(key_dim=DIM, columns={"f": "float32"})
+    with pytest.raises(mx.Error, match="columns="):
+        bank.ingest(table(), key="k", columns=columns)
+
+
+def test_text_that_is_none_and_classes_are_refused():
+    bank = mx.Bank(key_dim=DIM)
+    with pytest.raises(mx.ArgumentError, match="key="):
+        bank.ingest(table(), key="\ud800")
+    with pytest.raises(mx.DtypeError, match="source is the class Table"):
+        bank.ingest(pa.Table, key="k")
+
+
+def test_what_is_no_arrow_structure_is_refused_and_what_a_source_raises_comes_through():
+    class Source:
+        def __init__(self, answer):
+            self.answer = answer
+
+        def __arrow_c_stream__(self, requested_schema=None):
+            return self.answer()
+
+    def raising():
+        raise ValueError("mine")
+
+    bank = mx.Bank(key_dim=DIM)
+    for answer in (lambda: 5, lambda: fixed(K).__arrow_c_array__()[0]):
+        with pytest.raises(mx.FormatError, match="do not fit together"):
+            bank.ingest(Source(answer), key="k")
+    with pytest.raises(ValueError, match="mine"):
+        bank.ingest(Source(raising), key="k")

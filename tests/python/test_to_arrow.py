@@ -129,3 +129,23 @@ def test_the_helper_of_these_tests_sees_a_difference():
     bank = ingested(pa.table({"k": fixed(whole(1, 3, DIM))}))
     with pytest.raises(AssertionError):
         holds(bank, whole(2, 3, DIM))
+
+
+def test_short_rows_share_a_batch_and_long_ones_are_cut():
+    lengths = [1, 0, 3, 70_000, 2, 0, 66_000, 1, 0]
+    bank = mx.Bank(rows=len(lengths), heads=1, key_dim=1, columns={"page": "int64"})
+    for row, n in enumerate(lengths):
+        if n:
+            keys = np.arange(n, dtype=np.float32).reshape(1, 1, n, 1)
+            bank.write(keys, rows=[row], labels=np.arange(n)[None] + row, columns={"page": np.arange(n)[None] * 2})
+    batches = pa.RecordBatchReader.from_stream(bank.to_arrow()).read_all().to_batches()
+    assert len(batches) == 5
+    table = pa.Table.from_batches(batches)
+    ids = np.concatenate([np.arange(n) for n in lengths])
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    for name, want in (("row", rows), ("id", ids), ("label", ids + rows), ("position", ids), ("page", ids * 2)):
+        np.testing.assert_array_equal(table[name], want)
+    np.testing.assert_array_equal(table["key"].combine_chunks().flatten(), ids)
+    many = mx.Bank(rows=500, key_dim=1)
+    many.write(np.ones((500, 1, 1, 1), np.float32))
+    assert len(pa.RecordBatchReader.from_stream(many.to_arrow()).read_all().to_batches()) == 1

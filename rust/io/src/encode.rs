@@ -8,6 +8,7 @@ use arrow_array::{ArrayRef, Int32Array, Int64Array, RecordBatch};
 use arrow_buffer::MutableBuffer;
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, SchemaRef};
+use arrow_select::concat::concat;
 use mnemex_core::Snapshot;
 use mnemex_core::block::Schema;
 use mnemex_core::cells::Declared;
@@ -82,8 +83,9 @@ pub(crate) fn write_rows(
         for (head, lane) in row.lanes().iter().enumerate() {
             for entries in entries(lane).chunks(table::batch_rows(schema)) {
                 interrupt.poll()?;
-                let place = (at as i32, Int32Array::from_value(head as i32, entries.len()));
-                let (batch, finite) = batch(&columns, (schema, own), row, place, entries).map_err(&failed)?;
+                let run = [(at as i32, &***row, entries.len())];
+                let heads = Int32Array::from_value(head as i32, entries.len());
+                let (batch, finite) = batch(&columns, (schema, own), &run, heads, entries).map_err(&failed)?;
                 all_finite &= finite;
                 writer.write(&batch).map_err(&failed)?;
             }
@@ -113,23 +115,33 @@ fn entries(lane: &Lane) -> Vec<(&Ref, usize)> {
     entries
 }
 
-/// A record batch of entries of one row, with the head of each; and whether all its numbers are finite.
+/// A record batch of entries, with the head of each; and whether all its numbers are finite. `runs` are the rows that
+/// they are of, one after the other: number, row, and how many entries.
 pub(crate) fn batch(
     columns: &SchemaRef,
     (schema, own): (&Schema, &[Declared]),
-    row: &Row,
-    (at, heads): (i32, Int32Array),
+    runs: &[(i32, &Row, usize)],
+    heads: Int32Array,
     entries: &[(&Ref, usize)],
 ) -> Result<(RecordBatch, bool), ArrowError> {
     let ids: Vec<i64> = entries.iter().map(|(r, slot)| r.id(*slot)).collect();
-    let labels: Int64Array = ids.iter().map(|&id| row.label(id)).collect::<Vec<_>>().into();
-    let positions: Int64Array = ids.iter().map(|&id| row.position(id)).collect::<Vec<_>>().into();
+    let mut rest = ids.as_slice();
+    let mut of_rows = Vec::with_capacity(runs.len());
+    let (mut rows, mut labels, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+    for &(at, row, n) in runs {
+        let (ids, later) = rest.split_at(n);
+        rows.resize(rows.len() + n, at);
+        labels.extend(ids.iter().map(|&id| row.label(id)));
+        positions.extend(ids.iter().map(|&id| row.position(id)));
+        of_rows.push((row, ids));
+        rest = later;
+    }
     let mut arrays: Vec<ArrayRef> = vec![
-        Arc::new(Int32Array::from_value(at, ids.len())),
+        Arc::new(Int32Array::from(rows)),
         Arc::new(heads),
         Arc::new(Int64Array::from(ids.clone())),
-        Arc::new(labels),
-        Arc::new(positions),
+        Arc::new(Int64Array::from(labels)),
+        Arc::new(Int64Array::from(positions)),
     ];
     let mut finite = true;
     let layouts = [Some((schema.key, false)), schema.value.map(|layout| (layout, true))];
@@ -143,6 +155,9 @@ pub(crate) fn batch(
         finite &= table::all_finite(layout.codec, &bytes);
         arrays.push(table::vectors(&layout, bytes.into())?);
     }
-    arrays.extend((0..own.len()).map(|at| table::array(row.cells(own, at, &ids))));
+    for at in 0..own.len() {
+        let parts: Vec<ArrayRef> = of_rows.iter().map(|(row, ids)| table::array(row.cells(own, at, ids))).collect();
+        arrays.push(concat(&parts.iter().map(AsRef::as_ref).collect::<Vec<_>>())?);
+    }
     Ok((RecordBatch::try_new(Arc::clone(columns), arrays)?, finite))
 }

@@ -11,7 +11,9 @@ use arrow_array::{Int32Array, RecordBatch};
 use arrow_schema::{ArrowError, SchemaRef};
 use mnemex_core::Snapshot;
 use mnemex_core::block::Schema;
+use mnemex_core::lane::Lane;
 use mnemex_core::list::Ref;
+use mnemex_core::version::Row;
 
 use crate::encode;
 use crate::table;
@@ -23,7 +25,7 @@ pub struct Export {
     columns: SchemaRef,
     /// Bank row that is next, or whose entries are being read.
     row: usize,
-    /// Its lists, and the next entry of each by id and head.
+    /// Its lists, behind those of rows before it in the same batch, and the next entry of each by id and head.
     lists: Vec<Cursor>,
     next: BinaryHeap<Reverse<(i64, i32, usize)>>,
 }
@@ -70,7 +72,6 @@ impl Export {
 
     /// Points at the first entries of the current row.
     fn enter_row(&mut self) {
-        self.lists.clear();
         let Some(row) = self.snapshot.version().rows.get(self.row) else { return };
         for (head, lane) in row.lanes().iter().enumerate() {
             for list in lane.lists() {
@@ -100,27 +101,40 @@ impl Iterator for Export {
     type Item = Result<RecordBatch, ArrowError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.next.is_empty() {
-            if self.row >= self.snapshot.version().rows.len() {
-                return None;
+        let most = table::batch_rows(&self.schema);
+        let (mut heads, mut taken, mut runs) = (Vec::new(), Vec::new(), Vec::new());
+        if self.next.is_empty() {
+            self.lists.clear();
+        }
+        loop {
+            let before = heads.len();
+            while heads.len() < most
+                && let Some((head, list, r, slot)) = self.take()
+            {
+                heads.push(head);
+                taken.push((list, r, slot));
+            }
+            if heads.len() > before {
+                runs.push((self.row, heads.len() - before));
+            }
+            // A batch takes whole rows after the first, so that no list is kept longer than its batch and its row.
+            let Some(row) = self.snapshot.version().rows.get(self.row + 1) else { break };
+            let len: usize = row.lanes().iter().map(Lane::len).sum();
+            if !self.next.is_empty() || (!heads.is_empty() && heads.len() + len > most) {
+                break;
             }
             self.row += 1;
             self.enter_row();
         }
-        let most = table::batch_rows(&self.schema);
-        let (mut heads, mut taken) = (Vec::new(), Vec::new());
-        while heads.len() < most
-            && let Some((head, list, r, slot)) = self.take()
-        {
-            heads.push(head);
-            taken.push((list, r, slot));
+        if heads.is_empty() {
+            return None;
         }
         let entries: Vec<(&Ref, usize)> =
             taken.into_iter().map(|(list, r, slot)| (&self.lists[list].refs[r], slot)).collect();
-        let row = &self.snapshot.version().rows[self.row];
-        let place = (self.row as i32, Int32Array::from(heads));
+        let rows = &self.snapshot.version().rows;
+        let runs: Vec<(i32, &Row, usize)> = runs.into_iter().map(|(at, n)| (at as i32, &*rows[at], n)).collect();
         let own = (&self.schema, self.snapshot.config().columns.as_slice());
-        let batch = encode::batch(&self.columns, own, row, place, &entries);
+        let batch = encode::batch(&self.columns, own, &runs, Int32Array::from(heads), &entries);
         Some(batch.map(|(batch, _)| batch))
     }
 }

@@ -8,6 +8,7 @@ use arrow_schema::{Field, FieldRef, Schema};
 use mnemex_core::work::Work;
 use mnemex_io::Export;
 use mnemex_io::ingest::{Ingest, Names, Nulls, Place, Progress, Publish, Terms};
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 use pyo3_arrow::ffi::{ArrayIterator, ArrayReader, to_schema_pycapsule, to_stream_pycapsule};
@@ -142,11 +143,18 @@ impl NativeIngest {
 
 /// The arrays of a source. What the source itself raises comes through; what is broken in its C structures is named.
 fn reader(source: &Bound<'_, PyAny>, place: &Place) -> PyResult<Box<dyn ArrayReader + Send>> {
-    let read = || source.extract::<AnyArray>()?.into_reader();
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+    let py = source.py();
+    let broken = |why: &str| {
         let file = place.file.as_ref().map_or_else(String::new, |file| format!("{file}, "));
-        Err(FormatError::new_err(format!("{file}the source's Arrow data do not fit together")))
-    })
+        FormatError::new_err(format!("{file}the source's Arrow data do not fit together{why}"))
+    };
+    // What Python code raised has a traceback; what the reader says of the structures that it was given has none.
+    let named = |error: PyErr| {
+        let ours = error.is_instance_of::<PyTypeError>(py) || error.is_instance_of::<PyValueError>(py);
+        if ours && error.traceback(py).is_none() { broken(&format!(": {}", error.value(py))) } else { error }
+    };
+    let read = || source.extract::<AnyArray>()?.into_reader();
+    catch_unwind(AssertUnwindSafe(read)).map_or_else(|_| Err(broken("")), |read| read.map_err(named))
 }
 
 fn stream_field(schema: &Schema) -> FieldRef {

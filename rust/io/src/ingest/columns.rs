@@ -199,6 +199,15 @@ fn widened<T: ArrowPrimitiveType<Native: Into<i64>>>(array: &ArrayRef) -> Vec<i6
 }
 
 impl Numbers {
+    /// Whether two of them are the same, bit for bit: NaN is.
+    pub(super) fn same(&self, a: usize, b: usize) -> bool {
+        match self {
+            Numbers::F32(x) => x[a].to_bits() == x[b].to_bits(),
+            Numbers::I64(x) => x[a] == x[b],
+            Numbers::Bool(x) => x[a] == x[b],
+        }
+    }
+
     /// Those at the given places.
     pub(super) fn at(&self, places: &[usize]) -> Numbers {
         match self {

@@ -77,7 +77,7 @@ impl Piece {
         };
         if let Some(head) = &columns.head {
             let heads = head.integers(&arrays, &piece.rows, place)?;
-            piece.join_heads(&heads, head, place)?;
+            piece.join_heads(&heads, head, columns, place)?;
         }
         Ok(piece)
     }
@@ -93,31 +93,30 @@ impl Piece {
     }
 
     /// Checks that each token's rows are its heads in order and say the same of it; keeps one of what they say.
-    fn join_heads(&mut self, heads: &[i64], named: &Named, place: &Place) -> Result<()> {
+    fn join_heads(&mut self, heads: &[i64], named: &Named, columns: &Columns, place: &Place) -> Result<()> {
         let n = self.rows_per_token;
-        let refuse = |row: usize, what: String| {
+        let refuse = |column: &str, row: usize, what: String| {
             let what = format!(
                 "{what}: with head= a token takes {n} rows together, heads 0 to {} in order, as to_arrow() has them: \
                  sort the table by row, id and head",
                 n - 1
             );
-            Err(place.refuse(Kind::Argument, named.name(), Some(self.rows.number(row)), what))
+            Err(place.refuse(Kind::Argument, column, Some(self.rows.number(row)), what))
         };
         if let Some((row, head)) = heads.iter().enumerate().find(|&(row, &head)| head != (row % n) as i64) {
-            return refuse(row, format!("head {head} where head {} is due", row % n));
+            return refuse(named.name(), row, format!("head {head} where head {} is due", row % n));
         }
         let places: Vec<usize> = (0..self.len()).map(|token| token * n).collect();
-        let sides = [("row", &self.bank_rows), ("label", &self.labels), ("position", &self.positions)];
-        for (what, numbers) in sides {
-            let Some(numbers) = numbers else { continue };
+        let sides = [(&columns.row, &self.bank_rows), (&columns.label, &self.labels)];
+        for (side, numbers) in sides.into_iter().chain([(&columns.position, &self.positions)]) {
+            let (Some(side), Some(numbers)) = (side, numbers) else { continue };
             if let Some(row) = (0..numbers.len()).find(|&row| numbers[row] != numbers[row - row % n]) {
-                return refuse(row, format!("another {what} than the token's first head"));
+                return refuse(side.name(), row, "differs from the token's first head".into());
             }
         }
-        for (bank, numbers) in &self.columns {
-            let firsts: Vec<usize> = (0..self.rows.len()).map(|row| row - row % n).collect();
-            if *numbers != numbers.at(&firsts) {
-                return refuse(0, format!("columns[{bank:?}] differs between the heads of a token"));
+        for ((_, side), (_, numbers)) in columns.columns.iter().zip(&self.columns) {
+            if let Some(row) = (0..self.rows.len()).find(|&row| !numbers.same(row, row - row % n)) {
+                return refuse(side.name(), row, "differs from the token's first head".into());
             }
         }
         for numbers in [&mut self.bank_rows, &mut self.labels, &mut self.positions] {
