@@ -109,7 +109,7 @@ def check(state, plain):
         kept = [run.column + i for run in state.runs[r] for i in range(run.n)]
         assert kept == [column for column, place in enumerate(row.place) if place == "memory"]
         assert [run.id + i for run in state.runs[r] for i in range(run.n)] == [row.ids[c] for c in kept]
-    first = state.first_ids()
+    first = state.ends(0)
     wanted = [min(row.ids.values(), default=1 << 62) for row in plain]
     assert (first is None) == all(w == 1 << 62 for w in wanted)
     assert first is None or list(first) == wanted

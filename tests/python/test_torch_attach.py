@@ -289,3 +289,64 @@ def test_what_is_refused():
         with pytest.raises(mx.Error, match="rows"):
             module(x[:1], x[:1], x[:1])
     pickle.dumps(module)
+
+
+@torch.no_grad()
+def test_passes_of_several_threads_each_keep_their_tokens():
+    torch.manual_seed(0)
+    inside, ahead = threading.Barrier(2), threading.Event()
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = SelfAttention(), SelfAttention()
+
+        def forward(self, x, *, first, fails=False):
+            x = self.one(x)
+            inside.wait(10)
+            if not first:
+                ahead.wait(10)
+            elif fails:
+                raise ValueError
+            return self.two(x)
+
+    model, x = Model(), gauss(ROWS, N, WIDTH, seed=5)
+
+    def run(*, fails):
+        try:
+            model(x, first=True, fails=fails)
+        except ValueError:
+            pass
+        finally:
+            ahead.set()
+
+    for fails, passes in ((False, 2), (True, 1)):
+        ahead.clear()
+        with mx.torch.attach(model, memory(2, entries=0), write="all") as a:
+            thread = threading.Thread(target=run, kwargs={"fails": fails})
+            thread.start()
+            model(x, first=False)
+            thread.join()
+            a.commit()
+            assert [a.memory[i].lengths.tolist() for i in (0, 1)] == [[[passes * N] * HEADS] * ROWS] * 2
+
+
+@pytest.mark.parametrize("change", [{"heads": 1}, {"key_dim": 4}, {"value_dim": 1}])
+@torch.no_grad()
+def test_a_bank_of_another_shape_or_metric_is_named(change):
+    module, x = SelfAttention(), gauss(ROWS, N, WIDTH, seed=5)
+    bank = mx.Bank(**{"rows": ROWS, "heads": HEADS, "key_dim": DIM, "value_dim": DIM, **change})
+    with mx.torch.attach(module, bank), pytest.raises(mx.ShapeError, match="the bank of module 0 has heads"):
+        module(x)
+    other = mx.Bank(rows=ROWS, heads=HEADS, key_dim=DIM, value_dim=DIM, metric="l2")
+    with pytest.raises(mx.Unsupported, match="metric='l2'"):
+        mx.torch.attach(module, other)
+    q = gauss(ROWS, HEADS, N, DIM)
+    with pytest.raises(mx.Unsupported, match="metric='l2'"):
+        mx.torch.attention(q, q, q, memory=other, top_k=None)
+
+
+def test_masks_of_whole_numbers_are_refused():
+    q = gauss(ROWS, HEADS, N, DIM)
+    with pytest.raises(mx.DtypeError, match=r"attn_mask is torch\.int64"):
+        mx.torch.attention(q, q, q, memory=memory()[0], top_k=None, attn_mask=torch.ones(N, N, dtype=torch.long))

@@ -15,6 +15,7 @@ from mnemex.hf.function import attached_modules
 from mnemex.hf.rotary import Rotary
 from mnemex.hf.stack import Layers, Stack, find_stack
 from mnemex.torch.merges import PerHead
+from mnemex.torch.retrieved import check_metric
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,6 +82,8 @@ def attach(
 
     Raises
     ------
+    ShapeError
+        In the forward pass: a bank of other heads or sizes than its layer attends with.
     Unsupported
         The model, or what was asked of it, has no public hook that would keep it exact; the message says which.
     ArgumentError
@@ -96,6 +99,9 @@ def attach(
 
     Of an encoder-decoder, the decoder's self attention reads. A bias that a model learned for distances (T5) holds for
     local keys; entries have none.
+
+    `torch.compile(model)` works, with graph breaks where the memory is read; `fullgraph=True` does not, which
+    `mnemex.torch.attention` alone allows. A deep copy of the model has no memory, but keeps hooks that do nothing.
 
     Examples
     --------
@@ -116,6 +122,8 @@ def attach(
     check_release(transformers.__version__)
     stack = find_stack(model)
     modules = stack.chosen(tuple(memory.layers) if layers == "auto" else layers)
+    for layer in memory.layers:
+        check_metric(memory[layer])
     missing = sorted(set(modules) - set(memory.layers))
     if missing:
         raise ArgumentError(

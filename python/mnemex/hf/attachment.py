@@ -8,7 +8,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
-from weakref import ReferenceType, ref
+from weakref import ref
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
-from mnemex.hf.cache import WindowCache, self_attention_cache
+from mnemex.hf.cache import WindowCache, self_attention_cache, writers
 from mnemex.hf.citations import Citation, Source, cite
 from mnemex.hf.forward import ModelForward
-from mnemex.hf.function import FORWARD, MERGE, attached_modules, restore, switch
+from mnemex.hf.function import FORWARD, MERGE, NAMES, attached_modules, restore, switch
 from mnemex.hf.ingest import read_text
 from mnemex.hf.rotary import Rotary, note_angles
 from mnemex.hf.staging import Counts, next_position
@@ -99,7 +99,6 @@ class Attachment:
         self.stack, self.modules, self.memory, self.top_k = stack, modules, memory, top_k
         self.indices = {module: index for index, module in modules.items()}
         self.counts = Counts()
-        self.writes = 0
         self.staged: Ints | None = None
         self._sources: list[Source] = []
         self.stages_tokens = write == "all"
@@ -107,7 +106,6 @@ class Attachment:
         self.trace: dict[int, Trace] | None = {} if trace else None
         self._write = write
         self._limit: int | None = getattr(stack.config, "max_position_embeddings", None)
-        self._writer: ReferenceType[WindowCache] | None = None
         self._configs = stack.configs(modules)
         self.rotary, self._distance = rotary, distance
         self.merge = JOINT if merge is None else merge.merge
@@ -139,7 +137,7 @@ class Attachment:
         self.detach()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
-        # A copied model carries copies of the hooks; they do nothing for modules that are not attached.
+        # A copied model carries copies of the hooks for good; they do nothing for modules that are not attached.
         return self
 
     def __reduce__(self) -> NoReturn:
@@ -166,9 +164,10 @@ class Attachment:
     def next_position(self) -> int:
         """Position at which a prompt continues what is in the memory: one after the last entry, 0 when empty.
 
-        Plain keys have no position, so a prompt beside them starts at 0.
+        Plain keys have no position, so a prompt beside them starts at 0. RoBERTa and its kin count from the number of
+        their pad token on, plus 1.
         """
-        return 0 if self.rotary is not None else next_position(self.memory)
+        return 0 if self.rotary is not None else max(next_position(self.memory), self.stack.first_position)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Give the learned parameters of the merge, layer by layer; joint attention has none."""
@@ -203,12 +202,18 @@ class Attachment:
         WindowCache or EncoderDecoderCache
             Give it as `past_key_values`; for an encoder-decoder it stands beside a cache for the attention to the
             encoder. It commits at the end of each forward pass, and continues the positions of
-            what the memory holds already. The newest cache of an attachment is the one that works.
+            what the memory holds already. The newest cache of a memory is the one that works, whichever attachment
+            made it.
 
         Raises
         ------
         ArgumentError
             The attachment was made with another `write` than "evicted".
+
+        Notes
+        -----
+        `generate(guidance_scale=...)` runs its second, unconditional prompt without this cache, so that prompt reads
+        the memory, what the first prompt put there included. Leave guidance off beside a memory.
         """
         if self._write not in (None, "evicted"):
             raise ArgumentError(f"write={self._write!r}: a cache writes what it evicts; attach with write='evicted'")
@@ -218,14 +223,10 @@ class Attachment:
         if self.rotary is not None and self._distance is None:
             self.rotary.at(window)
         self._write = "evicted"
-        self._writer = ref(cache)
+        writers[self.memory] = ref(cache)
         if self.stack.kind == "encoder-decoder":
             return EncoderDecoderCache(cache, DynamicCache(config=self.stack.config))
         return cache
-
-    def writer(self) -> WindowCache | None:
-        """Tell which cache may write to the memory of this attachment."""
-        return None if self._writer is None else self._writer()
 
     @torch.no_grad()
     def ingest(
@@ -294,7 +295,9 @@ class Attachment:
     @contextmanager
     def writing(self, cache: WindowCache | None) -> Iterator[None]:
         """Write what forward passes see, through `cache` or with none; what stays staged is dropped on failure."""
-        outer, self._writer = self._writer, None if cache is None else ref(cache)
+        outer = writers.pop(self.memory, None)
+        if cache is not None:
+            writers[self.memory] = ref(cache)
         stages, self.stages_tokens = self.stages_tokens, cache is None
         try:
             yield
@@ -302,7 +305,10 @@ class Attachment:
             self.memory.rollback()
             raise
         finally:
-            self._writer, self.stages_tokens = outer, stages
+            self.stages_tokens = stages
+            writers.pop(self.memory, None)
+            if outer is not None:
+                writers[self.memory] = outer
 
     def take_rows(self, memory: Memory, batch: int) -> None:
         """Give the memory as many rows as the batch has, where it may take them."""
@@ -319,6 +325,12 @@ class Attachment:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         if FORWARD in kwargs or module not in self._names:
             return None
+        switched_off = sorted({str(c._attn_implementation) for c in self._configs} - set(NAMES.values()))
+        if switched_off:
+            raise Error(
+                f"the attention of this {self.stack.name} was set to {switched_off[0]!r} while a memory was attached, "
+                "so the memory would not be read: detach() first, set it, and attach again"
+            )
         inputs = {**dict(zip(self._names[module], args, strict=False)), **kwargs}
         past = self_attention_cache(inputs.get("past_key_values"))
         if isinstance(past, WindowCache):
@@ -345,7 +357,7 @@ class Attachment:
         """
         given: Tensor | None = inputs.get("position_ids")
         if cache.shift is None:
-            base = self.next_position
+            base = 0 if self.rotary is not None else next_position(self.memory)
             cache.shift = base if given is None or not given.numel() or int(given.min()) < base else 0
         if cache.shift == 0:
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from mnemex import Memory
     from mnemex.hf.attachment import Attachment
     from mnemex.hf.forward import ModelForward
+
+writers: WeakKeyDictionary[Memory, ref[WindowCache]] = WeakKeyDictionary()
+"""The cache that may write to each memory, whichever attachment made it: the newest."""
 
 
 def self_attention_cache(past: Any) -> Any:  # noqa: ANN401 - any cache of transformers
@@ -79,7 +83,6 @@ class WindowCache(Cache):
         self.forward: ModelForward | None = None
         self.shift: int | None = None
         self._attachment = attachment
-        self._writes_seen = attachment.writes
         # Where the memory ended before anything of this cache was in it.
         self._continues = self.memory.next_position
         self._broken = False
@@ -104,10 +107,9 @@ class WindowCache(Cache):
             self.abort()
         if self._attachment is not forward.attachment or not forward.attachment.attached:
             self.refuse_outside()
-        if self.memory is forward.attachment.memory and forward.attachment.writer() is not self:
-            raise Error(
-                "a newer cache of this attachment writes to its memory: use that one, or copy.deepcopy this one"
-            )
+        newest = writers.get(self.memory)
+        if self.memory is forward.attachment.memory and (newest is None or newest() is not self):
+            raise Error("a newer cache writes to this memory: use that one, or copy.deepcopy this one")
         if self._broken:
             raise Error("an earlier forward pass failed halfway through this cache: reset() it")
         if self.rows.n_rows == 0:
@@ -204,16 +206,17 @@ class WindowCache(Cache):
             raise ArgumentError(f"crop({tokens_to_remove}): expected 0 or minus the number of tokens to remove")
         # Some releases of transformers count in a tensor, which `+=` would then change wherever it was kept.
         n = min(-int(tokens_to_remove), self.rows.total)
+        ends = self.rows.ends(self.rows.total - n) if n > self.rows.n else None
+        if ends is not None and self._others_wrote(ends):
+            raise Error(
+                "the memory was written to beside this cache since tokens left its window, so these cannot be taken "
+                "back in order: keep crop within the window, or reset()"
+            )
         for layer in self.others:
             layer.crop(-n)
         if n == 0:
             return
-        if n > self.rows.n and self._writes_seen != self._attachment.writes:
-            raise Error(
-                "the memory was written to beside this cache since it was made, so tokens that left the window cannot "
-                "be taken back: keep crop within the window"
-            )
-        ends = self.rows.crop(n)
+        self.rows.crop(n)
         self._angles.cut(0, self.rows.n)
         if ends is not None:
             self._truncate(ends)
@@ -221,14 +224,29 @@ class WindowCache(Cache):
             layer.shorten(self.rows.total, self.rows.n, self.rows.n_sinks)
 
     def reset(self) -> None:
-        """Forget every token, and take back what this cache put into the memory."""
-        first = self.rows.first_ids()
-        if first is not None:
+        """Forget every token, and take back what this cache put into the memory; what others wrote stays."""
+        first = self.rows.ends(0)
+        if first is not None and self._others_wrote(first):
+            # Positions and ids after those of this cache are taken, so they stay taken.
+            for row in range(self.rows.n_rows):
+                self.memory.delete(ids=self.rows.ids(row), rows=[row])
+        elif first is not None:
             self._truncate(first)
             self.memory.next_position = self._continues
         super().reset()
         self.rows, self._angles = WindowRows(self.sinks), WindowAngles()
         self.shift, self._broken = None, False
+
+    def _others_wrote(self, ends: Ints) -> bool:
+        """Whether a row holds an entry at or beyond its end that this cache did not put there."""
+        ours = [self.rows.ids(row) for row in range(self.rows.n_rows)]
+        return any(
+            not np.isin(found[found >= end], mine).all()
+            for layer in self.memory.layers
+            for found, end, mine in zip(
+                self.memory[layer].find(where=("id", ">=", int(ends.min()))), ends, ours, strict=True
+            )
+        )
 
     def _truncate(self, ends: Ints) -> None:
         same = bool((ends == ends[0]).all())

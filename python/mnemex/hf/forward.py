@@ -22,6 +22,7 @@ from mnemex.hf.function import MERGE, base_function
 from mnemex.hf.staging import stage_tokens
 from mnemex.torch.joined import Reading, Trace, joined_attention
 from mnemex.torch.local import Mask, Scoring
+from mnemex.torch.retrieved import check_fits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -95,7 +96,8 @@ class ModelForward:
         given = self._inputs.get("position_ids")
         shape = (self.batch, self.n_queries)
         if given is None:
-            return np.broadcast_to(np.arange(self._n_past, self._n_past + self.n_queries), shape)
+            first = self._n_past + self.attachment.stack.first_position
+            return np.broadcast_to(np.arange(first, first + self.n_queries), shape)
         # Models of images and text give [axes, batch, T]; text moves along all axes alike.
         plane = given if given.ndim == 2 else given[0]
         return np.broadcast_to(plane.detach().cpu().numpy(), shape)
@@ -112,7 +114,7 @@ class ModelForward:
         """The largest position of the pass; -1 without tokens."""
         given = self._inputs.get("position_ids")
         if given is None:
-            return self._n_past + self.n_queries - 1
+            return self.attachment.stack.first_position + self._n_past + self.n_queries - 1
         return int(given.max()) if given.numel() else -1
 
     @property
@@ -143,6 +145,7 @@ class ModelForward:
                 f"{type(module).__name__} got cu_seq_lens, which {base!r} attention does not see: give position_ids "
                 "that start again with each text"
             )
+        check_fits(f"layer {index}", self.attachment.memory[index], key, value)
         bias = kwargs.get("position_bias")
         if base == "sdpa" and mask is not None and mask.dtype != torch.bool and not self._mask_is_own:
             raise masks.biased(module)
@@ -230,7 +233,6 @@ class ModelForward:
                 counts=self.attachment.counts,
                 alone=False,
             )
-            self.attachment.writes += 1
         self._inputs = {}
         self._masks = self._local_masks = None
 

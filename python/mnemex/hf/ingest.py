@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemex.errors import ArgumentError, ShapeError, Unsupported
+from mnemex._arguments import count
+from mnemex.errors import DtypeError, ShapeError, StateError, Unsupported
 from mnemex.hf.cache import WindowCache
 
 if TYPE_CHECKING:
@@ -18,20 +19,27 @@ if TYPE_CHECKING:
 
 def read_text(a: Attachment, ids: Tensor, attention_mask: Tensor | None, chunk: int) -> Ints:
     """Read token ids `[rows, T]`; the ids of their entries `[rows, T]`, -1 where a token was not written."""
+    given_tensors: dict[str, object] = {"ids": ids}
+    if attention_mask is not None:
+        given_tensors["attention_mask"] = attention_mask
+    for argument, x in given_tensors.items():
+        if not isinstance(x, Tensor):
+            raise DtypeError(f"{argument} is a {type(x).__name__}: expected a tensor [rows, tokens]")
+    count("chunk", chunk)
     if ids.ndim != 2 or (attention_mask is not None and attention_mask.shape != ids.shape):
         given = "" if attention_mask is None else f" and attention_mask {list(attention_mask.shape)}"
         raise ShapeError(f"ids are {list(ids.shape)}{given}: expected [rows, tokens] for both")
-    if chunk < 1:
-        raise ArgumentError(f"chunk={chunk}: expected at least 1 token")
     stack = a.stack
     if stack.kind == "encoder-decoder" or stack.model.main_input_name != "input_ids":
         raise Unsupported(
             f"{stack.name} does not read token ids by themselves: attach with write='all', call it with its inputs, "
             "and commit()"
         )
+    if any(a.memory[layer].stats().staged_bytes for layer in a.memory.layers):
+        raise StateError("tokens are staged, which reading a text would publish: commit() or rollback() first")
     encoder = stack.kind == "encoder"
     base = a.next_position
-    if not encoder and (base or ids.shape[1] > chunk):
+    if not encoder and (len(a.memory) or ids.shape[1] > chunk):
         a.need_positions()
     positions = base + torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     if attention_mask is not None:
@@ -58,5 +66,4 @@ def read_text(a: Attachment, ids: Tensor, attention_mask: Tensor | None, chunk: 
             staged = a.take_staged()
             entries.append(np.full(inputs["input_ids"].shape, -1) if staged is None else staged)
             a.memory.commit()
-            a.writes += 1
     return np.concatenate(entries, 1) if entries else np.zeros(tuple(ids.shape), np.int64)

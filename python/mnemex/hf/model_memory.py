@@ -100,6 +100,11 @@ def memory_for_model(
     given = sorted({"heads", "key_dim", "value_dim"} & bank.keys())
     if given:
         raise ArgumentError(f"{', '.join(given)}: the model decides, leave it out")
+    if bank.get("metric", "dot") != "dot":
+        raise Unsupported(
+            f"metric={bank['metric']!r}: attention scores by dot products, and other scores do not fit into its "
+            "softmax: leave it out"
+        )
     stack = find_stack(model)
     modules = stack.chosen(layers)
     shapes = bank_shapes(stack, modules)

@@ -217,6 +217,8 @@ def _layout(stack: Stack, index: int, one: _Probe, two: _Probe) -> Layout | None
         return None
     if index not in one.given:
         raise _no_rotary(stack, f"hands layer {index} no position_embeddings")
+    if not isinstance(one.given[index], tuple):
+        raise _no_rotary(stack, f"turns the keys of layer {index} by complex numbers")
     best, found = limit, None
     for layout in LAYOUTS:
         near, far = (angles_of(probe.given[index], layout) for probe in (one, two))

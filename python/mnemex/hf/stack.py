@@ -79,6 +79,15 @@ class Stack:
         return list({id(c): c for c in found}.values())
 
     @property
+    def first_position(self) -> int:
+        """Position of a text's first token: 0, or past the pad token's number where pads have a position (RoBERTa)."""
+        if self.kind != "causal":
+            return 0
+        counting = (m for m in self.model.modules() if hasattr(m, "create_position_ids_from_input_ids"))
+        pads = (getattr(m, "padding_idx", None) for m in counting)
+        return next((pad + 1 for pad in pads if isinstance(pad, int)), 0)
+
+    @property
     def expands_cached_keys(self) -> bool:
         """Whether the cache holds latents, from which keys and values are made after it (MLA)."""
         return any(getattr(m, "kv_lora_rank", None) is not None for m in self.modules.values())

@@ -131,21 +131,27 @@ class WindowRows:
         if n == from_window:
             return None
         self.sink_columns[self.sink_columns >= self.total] = -1
-        ends = np.full(self.n_rows, NO_END, np.int64)
-        for row, runs in enumerate(self.runs):
+        ends = self.ends(self.total)
+        for runs in self.runs:
             while runs and runs[-1].column + runs[-1].n > self.total:
                 run = runs.pop()
                 kept = max(0, self.total - run.column)
-                ends[row] = run.id + kept
                 if kept:
                     runs.append(run._replace(n=kept))
+        return ends
+
+    def ends(self, total: int) -> Ints | None:
+        """Tell the id at which each row of the memory ends when columns from `total` on go; None: unchanged."""
+        ends = np.full(self.n_rows, NO_END, np.int64)
+        for row, runs in enumerate(self.runs):
+            gone = next((run for run in runs if run.column + run.n > total), None)
+            if gone is not None:
+                ends[row] = gone.id + max(0, total - gone.column)
         return ends if (ends != NO_END).any() else None
 
-    def first_ids(self) -> Ints | None:
-        """Tell the first id each row put into the memory; None where no row put any."""
-        if not any(self.runs):
-            return None
-        return np.array([runs[0].id if runs else NO_END for runs in self.runs], np.int64)
+    def ids(self, row: int) -> Ints:
+        """List the ids that a row has put into the memory, ascending."""
+        return np.concatenate([np.zeros(0, np.int64), *(np.arange(run.id, run.id + run.n) for run in self.runs[row])])
 
     def select(self, index: Ints) -> None:
         """Become the rows `index` of what was."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 from weakref import WeakSet
@@ -22,7 +23,7 @@ from mnemex.torch.answering import Answering
 from mnemex.torch.joined import Reading, joined_attention
 from mnemex.torch.local import Scoring, prepare
 from mnemex.torch.merges import JOINT, Bias, Gate, PerHead
-from mnemex.torch.retrieved import check_rows
+from mnemex.torch.retrieved import check_fits, check_metric, check_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,12 +77,15 @@ def attach(
         No attention that can be seen, or, in the forward pass, one with options that no memory can join.
     ArgumentError
         An argument with another value than those above.
+    ShapeError
+        In the forward pass: a bank of other heads or sizes than its module attends with.
 
     Notes
     -----
-    `nn.MultiheadAttention` gives None for its weights where it reads a memory. A forward pass that fails drops what is
-    staged. Under activation checkpointing, checkpoint attached modules whole, and run the backward pass before the next
-    forward pass, whose version of the memory it would read.
+    `nn.MultiheadAttention` gives None for its weights where it reads a memory. A forward pass stages
+    its tokens at its end, and none where it fails; passes of several threads do not meet. Under activation
+    checkpointing, checkpoint attached modules whole, and run the backward pass before the next forward pass, whose
+    version of the memory it would read.
 
     Examples
     --------
@@ -104,6 +108,8 @@ def attach(
             f"memory has banks {list(memory.layers)}, {type(model).__name__} has {len(chosen)} attention modules "
             f"({', '.join(chosen)}): give a bank for each, Memory({{0: Bank(...), ...}}), or fewer modules="
         )
+    for layer in memory.layers:
+        check_metric(memory[layer])
     taken = [name for name, module in chosen.items() if module in _attached]
     if taken:
         raise Error(f"{taken} of this {type(model).__name__} have a memory attached already: detach() that one first")
@@ -158,7 +164,9 @@ class Attachment:
         self.merge = JOINT if merge is None else merge.merge
         self._writes = write == "all"
         self._snapshot = memory.snapshot()
-        self._open = False
+        # Forward passes of several threads do not meet: each keeps its own tokens until its end.
+        self._passes = threading.local()
+        self._staging = threading.Lock()
         self._hooks = [
             model.register_forward_pre_hook(self._before, prepend=True),
             model.register_forward_hook(self._after, always_call=True),
@@ -221,18 +229,18 @@ class Attachment:
 
     def _before(self, module: nn.Module, _: tuple[Any, ...]) -> None:
         if module is self._model:
-            if self._open and self._writes:
-                # Interrupted from the keyboard, which skips forward hooks.
-                self.memory.rollback()
-            self._open = True
+            # What an interrupt from the keyboard left, which skips forward hooks, is dropped here.
+            self._passes.kept = []
             # A layer that runs again under checkpointing reads this version once more, and stages nothing.
-            self._snapshot = self.memory.snapshot()
+            self._passes.snapshot = self._snapshot = self.memory.snapshot()
 
     def _after(self, module: nn.Module, _: tuple[Any, ...], output: object) -> None:
         if module is self._model:
-            self._open = False
-            if output is None and self._writes:
-                self.memory.rollback()
+            kept, self._passes.kept = getattr(self._passes, "kept", None), None
+            if output is not None and kept:
+                with self._staging:
+                    for index, keys, values, pads in kept:
+                        self.memory[index].stage(keys, values, mask=pads, nonfinite="skip")
 
     def _attend(
         self,
@@ -248,14 +256,16 @@ class Attachment:
         valid: Tensor | None,
     ) -> Tensor | None:
         """Attend in one module; None where the memory holds nothing yet, and PyTorch's own answer is the exact one."""
-        if self._writes and self._open:
-            pads = None if valid is None else valid.cpu().numpy()
-            self.memory[index].stage(key.detach(), value.detach(), mask=pads, nonfinite="skip")
-        bank = self._snapshot[index]
+        # A backward pass may run layers again in a thread that ran no forward pass.
+        bank = getattr(self._passes, "snapshot", self._snapshot)[index]
+        check_rows(bank, query.shape[0])
+        check_fits(f"module {index}", bank, key, value)
+        kept = getattr(self._passes, "kept", None)
+        if self._writes and kept is not None:
+            kept.append((index, key.detach(), value.detach(), None if valid is None else valid.cpu().numpy()))
         merge = getattr(self.modules[index], MERGE, None)
         if not len(bank) and merge is None:
             return None
-        check_rows(bank, query.shape[0])
         if torch.is_autocast_enabled(query.device.type):
             lower = torch.get_autocast_dtype(query.device.type)
             query, key, value = (x.to(lower) for x in (query, key, value))

@@ -66,7 +66,9 @@ def attention(
     ShapeError
         Shapes that do not fit each other or the memory.
     DtypeError
-        Tensors of different dtypes.
+        Tensors of different dtypes, or a mask of whole numbers.
+    Unsupported
+        A memory of another metric than "dot".
     ArgumentError
         A mask together with `is_causal`, a merge of another kind, a `top_k` below 1.
 
@@ -94,6 +96,11 @@ def attention(
     if torch.is_autocast_enabled(q.device.type):
         lower = torch.get_autocast_dtype(q.device.type)
         q, k, v = (x.to(lower) for x in (q, k, v))
+    if attn_mask is not None and not (attn_mask.dtype == torch.bool or attn_mask.is_floating_point()):
+        raise DtypeError(
+            f"attn_mask is {attn_mask.dtype}: expected booleans (True: attend), e.g. attn_mask.bool(), or "
+            "floating-point numbers that are added to the scores"
+        )
     if attn_mask is not None and not _spreads(attn_mask, (*q.shape[:3], k.shape[2])):
         raise ShapeError(
             f"attn_mask is {list(attn_mask.shape)}: expected {[*q.shape[:3], k.shape[2]]} or a shape that spreads to it"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemex.errors import ShapeError
+from mnemex.errors import ShapeError, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,9 +37,29 @@ class Retrieved(NamedTuple):
 
 
 def check_rows(memory: Bank | Snapshot, batch: int) -> None:
-    """Refuse a memory of other rows than the batch has."""
+    """Refuse a memory of other rows than the batch has, or of another metric than attention's."""
+    check_metric(memory)
     if memory.rows not in (1, batch):
         raise ShapeError(f"q has {batch} rows, memory has {memory.rows}: expected as many, or a memory of one row")
+
+
+def check_metric(memory: Bank | Snapshot) -> None:
+    """Refuse a memory whose scores cannot stand in one softmax with local dot products."""
+    if memory.metric != "dot":
+        raise Unsupported(
+            f"memory has metric={memory.metric!r}, whose scores do not fit into one softmax with the dot products of "
+            "local keys: make it with metric='dot'"
+        )
+
+
+def check_fits(where: str, bank: Bank | Snapshot, key: Tensor, value: Tensor) -> None:
+    """Refuse a bank of other heads or sizes than the keys and values `[B, heads, T, dim]` of a module."""
+    has, needs = (bank.heads, bank.key_dim, bank.value_dim), (key.shape[1], key.shape[3], value.shape[3])
+    if has != needs:
+        raise ShapeError(
+            f"the bank of {where} has heads, key_dim and value_dim {has}, the module attends with {needs}: "
+            f"make it with Bank(heads={needs[0]}, key_dim={needs[1]}, value_dim={needs[2]})"
+        )
 
 
 def attend(memory: Bank | Snapshot, query: Tensor, k: int | None, scoring: Scoring, *, hits: bool = False) -> Retrieved:
