@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,13 +13,12 @@ from mnemex.errors import ArgumentError, DtypeError, RowError, ShapeError
 from mnemex.results import Hits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from mnemex._arrays import IntsLike
 
 INT64_MAX = 2**63 - 1
+NONFINITE = ("raise", "keep", "skip")
 
 
 class Named(Protocol):
@@ -72,6 +72,39 @@ def word(name: str, x: object, known: tuple[str, ...]) -> str:
     if isinstance(x, str) and x in known:
         return x
     raise ArgumentError(f"{name}={x!r} is not known; expected one of {', '.join(map(repr, known))}")
+
+
+def nonfinite(x: object) -> str | None:
+    """Take what a call does about NaN and infinity; None: what the bank does."""
+    return None if x is None else word("nonfinite", x, NONFINITE)
+
+
+def flag(name: str, x: object) -> bool:
+    """Take True or False."""
+    if not isinstance(x, (bool, np.bool_)):
+        raise DtypeError(f"{name}={x!r} must be True or False")
+    return bool(x)
+
+
+def text(name: str, x: str) -> str:
+    """Take a word that can be written as UTF-8, as a column's name must be."""
+    try:
+        x.encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(f"{name}={x!r} is not text: it holds half of a surrogate pair") from None
+    return x
+
+
+def effort(x: object) -> None:
+    """Check a share in (0, 1], or a dict of an index's units; no index has units yet, and all look at every entry."""
+    if x is None:
+        return
+    if isinstance(x, Mapping):
+        if x:
+            raise ArgumentError(f"effort names {next(iter(x))!r}; index='flat' has no units, it looks at every entry")
+        return
+    if isinstance(x, (bool, np.bool_)) or not 0 < real("effort", x) <= 1:
+        raise ArgumentError(f"effort={x!r} must be a share of the entries, above 0 and at most 1, or a dict")
 
 
 def any_array(name: str, x: object) -> NDArray[Any]:
@@ -132,10 +165,12 @@ def hits(x: object, heads: int, n_rows: int) -> tuple[NDArray[np.int64], NDArray
     """Take hits of a bank of so many heads and rows; the bank rows, and ids `[rows, query_heads, T, k]`."""
     if not isinstance(x, Hits):
         raise DtypeError(f"hits are {type(x).__name__}; expected the Hits of a search, or the .hits of an attend")
-    ids = x.ids if x.ids.ndim > 2 else x.ids[None, None]
-    if ids.shape[1] % heads or ids.shape[0] != len(x.rows) or (x.rows >= n_rows).any():
-        raise ShapeError(f"hits of shape {x.ids.shape} do not come from this bank of {n_rows} rows, {heads} heads")
-    return x.rows, ids
+    ids, bank_rows = ints("hits.ids", x.ids), ints("hits.rows", x.rows)
+    shape = ids.shape
+    ids = ids[None, None] if ids.ndim == 2 else ids
+    if ids.ndim != 4 or ids.shape[1] % heads or bank_rows.shape != ids.shape[:1] or (bank_rows >= n_rows).any():
+        raise ShapeError(f"hits of shape {shape} do not come from this bank of {n_rows} rows, {heads} heads")
+    return bank_rows, ids
 
 
 def weights(name: str, x: object, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -152,3 +187,22 @@ def ends(name: str, x: int | IntsLike) -> NDArray[np.int64]:
     """Take one id, or one per row."""
     each = x if np.ndim(x) else [x]  # type: ignore[arg-type]
     return np.array([count(name, end, low=0) for end in each], np.int64)  # type: ignore[union-attr]
+
+
+def ended(ids: IntsLike | None, labels: IntsLike | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Take the ids and labels of what is to be deleted."""
+    if ids is None and labels is None:
+        raise ArgumentError("neither ids nor labels are given: name what is to be deleted")
+    none = np.zeros(0, np.int64)
+    return (
+        none if ids is None else ints("ids", ids).reshape(-1),
+        none if labels is None else ints("labels", labels).reshape(-1),
+    )
+
+
+def index(x: IntsLike, n_rows: int) -> NDArray[np.int64]:
+    """Take the rows that are to become the rows."""
+    numbers = rows("index", x, n_rows)
+    if numbers is None:
+        raise DtypeError("index=None must be a list of row numbers")
+    return numbers

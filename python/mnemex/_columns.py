@@ -31,7 +31,7 @@ def declared(columns: object) -> list[tuple[str, str]]:
     for name, dtype in columns.items():
         if not isinstance(name, str):
             raise DtypeError(f"columns name {name!r}; a column's name is a word")
-        pairs.append((name, _dtype(name, dtype)))
+        pairs.append((arguments.text("columns name", name), _dtype(name, dtype)))
     return pairs
 
 
@@ -39,9 +39,11 @@ def _dtype(name: str, dtype: object) -> str:
     if isinstance(dtype, str):
         return dtype
     try:
-        return np.dtype(dtype).name  # type: ignore[call-overload]
+        if dtype is not None:  # which numpy takes for float64
+            return np.dtype(dtype).name  # type: ignore[call-overload]
     except TypeError:
-        raise DtypeError(f"columns[{name!r}]={dtype!r} must be 'float32', 'int64' or 'bool'") from None
+        pass
+    raise DtypeError(f"columns[{name!r}]={dtype!r} must be 'float32', 'int64' or 'bool'")
 
 
 def given(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mnemex import _arguments as arguments
 from mnemex import _where
-from mnemex.errors import DtypeError, IdError, ShapeError
+from mnemex.errors import ArgumentError, DtypeError, IdError, ShapeError
 from mnemex.results import Hits
 
 if TYPE_CHECKING:
@@ -33,11 +34,11 @@ def gather(
     threads: int | None,
 ) -> tuple[Vectors, Vectors | None, Columns]:
     """Read keys, values and the named columns of hits or ids."""
-    if isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
-        raise DtypeError(f"columns={columns!r} must be a list of names")
     if isinstance(wanted, Hits):
+        if rows is not None:
+            raise ArgumentError(f"rows={rows!r} does not go with hits, which name their rows: leave it out")
         bank_rows, ids = arguments.hits(wanted, heads, native.rows)
-        shape = wanted.ids.shape
+        shape = np.shape(wanted.ids)
         of_heads = np.arange(ids.shape[1], dtype=np.int64) // (ids.shape[1] // heads)
         entries, entries_shape = ids, shape
     else:
@@ -56,6 +57,16 @@ def gather(
             flat_ids = np.ascontiguousarray(entries).reshape(-1)
         named = {name: native.column(name, flat_rows, flat_ids).reshape(entries_shape) for name in columns}
     return _vectors(keys, shape), None if values is None else _vectors(values, shape), named
+
+
+def names(columns: object) -> list[str]:
+    """Take names of columns."""
+    if isinstance(columns, str) or not isinstance(columns, Iterable):
+        raise DtypeError(f"columns={columns!r} must be a list of names")
+    listed = list(columns)
+    if not all(isinstance(name, str) for name in listed):
+        raise DtypeError(f"columns={columns!r} must be a list of names")
+    return [arguments.text("columns", str(name)) for name in listed]
 
 
 def find(

@@ -53,6 +53,7 @@ def _condition(part: object) -> tuple[str, str, NDArray[Any]]:
     if not isinstance(part, (tuple, list)) or len(part) != 3 or not isinstance(part[0], str):
         raise ArgumentError(f"where holds {part!r}; expected (column, operator, value)")
     column, operator, value = part
+    column = arguments.text("where column", column)
     if not isinstance(operator, str) or operator not in OPERATORS:
         raise ArgumentError(f"where compares {column!r} by {operator!r}; expected one of {' '.join(OPERATORS)}")
     if operator == "in":
@@ -63,6 +64,7 @@ def _condition(part: object) -> tuple[str, str, NDArray[Any]]:
 def _one(column: str, value: object) -> NDArray[Any]:
     """Take one number: a bool, a whole number of 64 bits, or a float."""
     array = arguments.any_array("where", value)
+    _within(column, array)
     if array.ndim or array.dtype.kind not in "biuf":
         raise DtypeError(f"where compares {column!r} with {value!r}; expected one number, or True or False")
     return _numbers(column, array.reshape(1))
@@ -73,9 +75,29 @@ def _several(column: str, values: Any) -> NDArray[Any]:  # noqa: ANN401 - whatev
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
         raise DtypeError(f"where compares {column!r} with {values!r}; 'in' takes a list of numbers")
     array = arguments.any_array("where", values if hasattr(values, "dtype") else list(values))
+    _within(column, array)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "biuf"):
         raise DtypeError(f"where compares {column!r} with {values!r}; 'in' takes a list of numbers")
+    if array.dtype.kind == "f" and not hasattr(values, "dtype"):
+        _exact(column, values)
     return _numbers(column, array) if array.size else np.zeros(0, np.int64)
+
+
+def _exact(column: str, values: Any) -> None:  # noqa: ANN401
+    """Refuse whole numbers that would be rounded, since they stand beside floats."""
+    for x in values:
+        if isinstance(x, (int, np.integer)) and int(float(x)) != int(x):
+            raise ArgumentError(
+                f"where compares {column!r} with {x!r} and with floats; beyond 2**53 give whole numbers alone"
+            )
+
+
+def _within(column: str, array: NDArray[Any]) -> None:
+    """Refuse whole numbers that numpy has no type for."""
+    if array.dtype == object:
+        for x in array.reshape(-1):
+            if isinstance(x, int) and not -arguments.INT64_MAX - 1 <= x <= arguments.INT64_MAX:
+                raise ArgumentError(f"where compares {column!r} with {x}, which is beyond int64")
 
 
 def _numbers(column: str, array: NDArray[Any]) -> NDArray[Any]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Self
 
-import numpy as np
-
 from mnemex import _arguments as arguments
 from mnemex import _columns, parts
 from mnemex._arrays import vectors
 from mnemex._native import NativeBank, NativeSnapshot
-from mnemex.errors import ArgumentError, DtypeError, ShapeError
+from mnemex.errors import ArgumentError, ShapeError
 from mnemex.reads import Reads
-from mnemex.writes import NONFINITE, Writes
+from mnemex.writes import Writes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +32,12 @@ class Snapshot(Reads):
     def nbytes(self) -> int:
         """Bytes of memory, what is shared counted once."""
         return self._frozen.nbytes
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
     def copy(self) -> Bank:
         """Make an independent bank that shares every block until one side writes."""
@@ -73,6 +77,10 @@ class Bank(Writes):
         tokens are left unwritten.
     threads
         Threads per call; None: what `MNEMEX_NUM_THREADS`, the affinity mask and the cgroup allow.
+    path
+        None: the bank lives in memory. `save` and `mnemex.open` keep it and bring it back.
+    seed
+        A whole number, for parts that draw random numbers; there are none yet, so it changes nothing.
 
     Raises
     ------
@@ -114,9 +122,14 @@ class Bank(Writes):
         write: str | parts.Append = "append",
         evict: str | parts.Fifo = "fifo",
         columns: Mapping[str, str] | None = None,
+        path: None = None,
         nonfinite: str = "raise",
         threads: int | None = None,
+        seed: int = 0,
     ) -> None:
+        arguments.count("seed", seed, low=0)
+        if path is not None:
+            raise ArgumentError(f"path={path!r} must be None: save(path) keeps a bank, mnemex.open(path) reads it back")
         if isinstance(value_dim, str) and value_dim != "key":
             raise ArgumentError(f"value_dim={value_dim!r} must be a number, 'key' or None")
         if scan_codec is not None:
@@ -138,7 +151,7 @@ class Bank(Writes):
             evict="error"
             if isinstance(evict, str) and evict == "error"
             else arguments.part("evict", evict, parts.EVICTS),
-            nonfinite=arguments.word("nonfinite", nonfinite, NONFINITE),
+            nonfinite=arguments.word("nonfinite", nonfinite, arguments.NONFINITE),
             columns=_columns.declared(columns),
         )
         self._open(native, threads)
@@ -174,6 +187,12 @@ class Bank(Writes):
     def copy(self) -> Bank:
         """Make an independent bank that shares every block until one side writes."""
         return self.snapshot().copy()
+
+    def __copy__(self) -> Bank:
+        return self.copy()
+
+    def __deepcopy__(self, memo: object) -> Bank:
+        return self.copy()
 
     def refresh(self) -> None:
         """See what another process has published since; a bank in memory has no other writer and is as it was."""
@@ -214,15 +233,10 @@ class Bank(Writes):
 
         What is not there is passed over. Staged tokens stay. Label -1, of entries that were given none, names nothing.
         """
-        if ids is None and labels is None:
-            raise ArgumentError("neither ids nor labels are given: name what is to be deleted")
-        gone, named = (
-            np.zeros(0, np.int64) if x is None else arguments.ints(name, x).reshape(-1)
-            for name, x in (("ids", ids), ("labels", labels))
-        )
+        gone, named = arguments.ended(ids, labels)
         self._native.delete(gone, named, arguments.rows("rows", rows, self.rows))
 
-    def truncate(self, end: int | IntsLike, *, rows: IntsLike | None = None) -> None:
+    def truncate(self, end: int | IntsLike, rows: IntsLike | None = None) -> None:
         """Keep ids below `end`, one number or one per row, in the named rows or in all.
 
         Raises
@@ -232,7 +246,7 @@ class Bank(Writes):
         """
         self._native.truncate(arguments.ends("end", end), arguments.rows("rows", rows, self.rows))
 
-    def reset(self, *, rows: IntsLike | None = None) -> None:
+    def reset(self, rows: IntsLike | None = None) -> None:
         """Empty the named rows, or all; ids go on.
 
         Raises
@@ -250,10 +264,7 @@ class Bank(Writes):
         StateError
             Tokens are staged.
         """
-        numbers = arguments.rows("index", index, self.rows)
-        if numbers is None:
-            raise DtypeError("index=None must be a list of row numbers")
-        self._native.reorder(numbers)
+        self._native.reorder(arguments.index(index, self.rows))
 
     def fork(self, repeats: int) -> None:
         """Repeat each row in place; copies share memory until they differ.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from mnemex import _arguments as arguments
 from mnemex.describe import Described, Stats
+from mnemex.errors import Unsupported
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,6 +93,9 @@ class Facts(Described):
             f"<{type(self).__name__}: {len(self)} entries, rows={native.rows}, heads={self.heads}, "
             f"key_dim={self.key_dim}{values}, metric={self.metric}, {stored}, {native.nbytes:,} bytes>"
         )
+
+    def __reduce__(self) -> NoReturn:
+        raise Unsupported(f"a {type(self).__name__} cannot be pickled: save(path) keeps it, mnemex.open reads it back")
 
     def stats(self) -> Stats:
         """Count what is there and what it costs; looks at every block."""

@@ -16,7 +16,7 @@ from mnemex.results import Hits, Partial
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -38,6 +38,7 @@ class Reads(Facts):
         rows: IntsLike | None = None,
         before: IntsLike | None = None,
         where: Where | None = None,
+        effort: float | Mapping[str, int] | None = None,
         nonfinite: str | None = None,
         threads: int | None = None,
     ) -> Hits:
@@ -58,12 +59,16 @@ class Reads(Facts):
         before
             int64 `[rows, T]`: query t of row r sees only ids below `before[r, t]`.
         where
-            What is seen. A list of ids: those that are not there are passed over, an empty list shows nothing. A bitmap
+            What is seen. A list of ids: those that are not there are passed over. An empty list is a list of no
+            ids and shows nothing; for no condition give None. A bitmap
             by id, `[n]` for all or `[rows, n]` for each query row. Or a condition `(column, op, value)`, or a list of
             such, all of which must hold: columns are "id", "label", "position" and the bank's own, ops
             `< <= > >= == !=`, and `in` for a list. Integer columns are compared exactly, with floats too. What a
             float32 column is compared with is rounded to float32 first, so that a stored 0.1 equals 0.1. NaN is
             unequal to everything. Bools take `== != in`.
+        effort
+            Share of the entries to look at, in (0, 1], or a dict of an index's units; None: the index's own. A flat
+            index is exact: it looks at every entry whatever the share, and has no units.
         nonfinite
             For this call, instead of the bank's: "keep" lets queries hold NaN or infinity.
         threads
@@ -74,7 +79,8 @@ class Reads(Facts):
         ShapeError, DtypeError, RowError, NonFinite, ArgumentError
             A wrong argument, or an answer of more than 2**31 entries.
         """
-        k = arguments.count("k", k)
+        arguments.effort(effort)
+        k, nonfinite = arguments.count("k", k), arguments.nonfinite(nonfinite)
         query, flat, at, seen = self._query(queries, rows, before)
         if k > ANSWER_LIMIT:
             raise ArgumentError(f"k={k} makes an answer of more than 2**31 entries: ask for less")
@@ -94,6 +100,7 @@ class Reads(Facts):
         bias: str | IntsLike | list[float] | None = None,
         before: IntsLike | None = None,
         where: Where | None = None,
+        effort: float | Mapping[str, int] | None = None,
         hits: bool = False,
         nonfinite: str | None = None,
         threads: int | None = None,
@@ -104,7 +111,7 @@ class Reads(Facts):
 
         Parameters
         ----------
-        queries, rows, before, where, nonfinite, threads
+        queries, rows, before, where, effort, nonfinite, threads
             As for `search`; a query that holds NaN or infinity, where it is let through, gives NaN.
         k
             Entries per query, clamped to the longest lane.
@@ -125,11 +132,13 @@ class Reads(Facts):
         ShapeError, DtypeError, RowError, NonFinite, ArgumentError
             A wrong argument.
         """
-        k = arguments.optional_count("k", k)
+        arguments.effort(effort)
+        k, nonfinite = arguments.optional_count("k", k), arguments.nonfinite(nonfinite)
+        hits = arguments.flag("hits", hits)
         scale = self.key_dim**-0.5 if scale is None else arguments.real("scale", scale)
         softcap = None if softcap is None else arguments.real("softcap", softcap, positive=True)
         query, flat, at, seen = self._query(queries, rows, before)
-        bias = bias if bias is None or isinstance(bias, str) else _bias(bias)
+        bias = None if bias is None else arguments.text("bias", bias) if isinstance(bias, str) else _bias(bias)
         allowed, conditions = _where.parse(where)
         native, threads = self._native_snapshot(), self._threads_of(threads)
         out, lse, found = native.attend(
@@ -171,7 +180,7 @@ class Reads(Facts):
             Hits: the result has their shape and dim, zeros at padding. Or ids `[rows, n]`, giving `[rows, heads, n,
             dim]`; `[n]` for a bank of one lane, giving `[n, dim]`.
         rows
-            Bank row of each row of ids; None: all.
+            Bank row of each row of ids; None: all. Hits name their own.
         columns
             Names of columns to read along: "id", "label", "position", the bank's own.
 
@@ -190,6 +199,7 @@ class Reads(Facts):
         ArgumentError
             A column that is not there.
         """
+        columns = _entries.names(columns)
         keys, values, named = _entries.gather(
             self._native_snapshot(), wanted, rows, columns, heads=self.heads, threads=self._threads_of(threads)
         )
@@ -252,8 +262,9 @@ class Reads(Facts):
         table
             One table row per entry and head: row after row, ids ascending, the heads of an id together. Columns `row`,
             `head` (int32), `id`, `label`, `position` (int64), `key` and, where the bank has them, `value`: fixed-size
-            lists of float32 or float16; bfloat16 stands as uint16 with the field metadata `mnemex.dtype`. `ingest`
-            reads it back: with `head="head"` where the bank has several heads.
+            lists of float32 or float16; bfloat16 stands as uint16 with the field metadata `mnemex.dtype`. Then the
+            bank's own columns by name. `ingest` reads it back: with `head="head"` where the bank has several heads, and
+            `columns=` for the bank's own.
         """
         return ArrowTable(self._native_snapshot())
 
@@ -275,7 +286,10 @@ def _bias(x: object) -> NDArray[np.float32]:
             f"bias is {numbers.dtype} of shape {numbers.shape}; expected one number per query head, or a column's name"
         )
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(numbers, np.float32)
+        narrow = np.ascontiguousarray(numbers, np.float32)
+    if (np.isinf(narrow) & np.isfinite(numbers)).any():
+        raise ArgumentError(f"bias holds {numbers[np.isinf(narrow) & np.isfinite(numbers)][0]}, beyond float32")
+    return narrow
 
 
 def _hits(

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mnemex._columns import ColumnLike
     from mnemex._native import NativeBank
 
-NONFINITE = ("raise", "keep", "skip")
 ON_DUPLICATE = ("raise", "skip", "replace")
 
 
@@ -127,7 +126,7 @@ class Writes(Ingests, Reads):
             arguments.side("labels", labels, shape, np.int64, one_lane=self._one_lane),
             None if on_duplicate is None else arguments.word("on_duplicate", on_duplicate, ON_DUPLICATE),
             arguments.side("positions", positions, shape, np.int64, one_lane=self._one_lane),
-            None if nonfinite is None else arguments.word("nonfinite", nonfinite, NONFINITE),
+            arguments.nonfinite(nonfinite),
             _columns.given(columns, self.columns, shape, one_lane=self._one_lane),
             self._one_lane and len(keys.shape) == 2,
         )
@@ -141,14 +140,30 @@ class Writes(Ingests, Reads):
         keys: ArrayLike,
         values: ArrayLike | None = None,
         *,
+        rows: IntsLike | None = None,
+        positions: IntsLike | None = None,
+        mask: ArrayLike | None = None,
+        labels: IntsLike | None = None,
+        columns: Mapping[str, ColumnLike] | None = None,
+        on_duplicate: str | None = None,
+        nonfinite: str | None = None,
         threads: int | None = None,
-        **how: IntsLike | ArrayLike | Mapping[str, ColumnLike] | str | None,
     ) -> Receipt:
         """Stage and commit as one step; takes what `stage` takes.
 
         Where it is refused, fails or is interrupted, nothing of it stays staged; what was staged before stays.
         """
-        tokens = self._tokens(keys, values, **how)  # type: ignore[arg-type]
+        tokens = self._tokens(
+            keys,
+            values,
+            rows=rows,
+            positions=positions,
+            mask=mask,
+            labels=labels,
+            columns=columns,
+            on_duplicate=on_duplicate,
+            nonfinite=nonfinite,
+        )
         return Receipt._of(self._native.write(tokens, self._threads_of(threads)))
 
     def rollback(self, rows: IntsLike | None = None, end: int | IntsLike | None = None) -> None:
@@ -191,5 +206,5 @@ class Writes(Ingests, Reads):
             Nothing of the call is staged.
         """
         rows, ids = arguments.hits(hits, self.heads, self.rows)
-        weights = None if mass is None else arguments.weights("mass", mass, hits.ids.shape)
+        weights = None if mass is None else arguments.weights("mass", mass, np.shape(hits.ids))
         self._native.touch(rows, ids.shape[1], np.ascontiguousarray(ids).reshape(-1), weights)

@@ -1,19 +1,20 @@
 //! The bank: one version that everybody reads, one writer at a time.
 //!
 //! A read clones the `Arc` of the version and never waits for a writer's work. Writers hold the staging lock; how what is
-//! staged becomes a version is in [`crate::commit`], and what changes at once is here.
+//! staged becomes a version is in [`crate::commit`], and what changes at once
+//! is in [`crate::change`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use mnemex_kernels::Kernels;
 
 use crate::block::Schema;
+use crate::change::{Change, change_all};
 use crate::codec::Codec;
-use crate::config::{Config, check_lanes};
+use crate::config::Config;
 use crate::error::{Error, Kind, Result, ensure};
 use crate::evict::{EvictPolicy, Fifo};
 use crate::index::{Flat, Index};
-use crate::labels::Held;
 use crate::lane::Lane;
 use crate::stage::{StagedIds, Staging, Tokens};
 use crate::version::{Counts, Row, Version};
@@ -135,18 +136,7 @@ impl Bank {
     /// # Errors
     /// When a row is not there.
     pub fn delete_named(&self, ids: &[i64], labels: &[i64], rows: Option<&[usize]>) -> Result<()> {
-        self.change_rows(true, rows, |_, (at, row), staging| {
-            let mut gone = ids.to_vec();
-            if !labels.is_empty() {
-                let held = Held { row, staged: staging.rows.get(&at) };
-                gone.extend(staging.label_index.entry(at).or_default().named(labels, held));
-            }
-            for lane in &mut row.lanes {
-                for &id in &gone {
-                    lane.kill(id);
-                }
-            }
-        })
+        change_all(&[self], &Change::Delete { ids, labels, rows })
     }
 
     /// Keeps ids below `end`.
@@ -154,7 +144,7 @@ impl Bank {
     /// # Errors
     /// When a row is not there or anything is staged.
     pub fn truncate(&self, end: i64, rows: Option<&[usize]>) -> Result<()> {
-        self.change_rows(false, rows, |_, (_, row), _| row.truncate(end))
+        change_all(&[self], &Change::Truncate { ends: &[end], rows })
     }
 
     /// Keeps ids below `ends[i]` in the i-th of the named rows.
@@ -166,7 +156,7 @@ impl Bank {
         ensure(ends.len() == n, Kind::Shape, || {
             format!("end has {} numbers for {n} rows: give one per row", ends.len())
         })?;
-        self.change_rows(false, rows, |i, (_, row), _| row.truncate(ends[i]))
+        change_all(&[self], &Change::Truncate { ends, rows })
     }
 
     /// Empties rows; their ids go on.
@@ -174,31 +164,7 @@ impl Bank {
     /// # Errors
     /// When a row is not there or anything is staged.
     pub fn reset(&self, rows: Option<&[usize]>) -> Result<()> {
-        self.change_rows(false, rows, |_, (_, row), _| *row = Row::empty(row.lanes.len(), row.next_id))
-    }
-
-    fn change_rows(
-        &self,
-        with_staged: bool,
-        rows: Option<&[usize]>,
-        mut change: impl FnMut(usize, (usize, &mut Row), &mut Staging),
-    ) -> Result<()> {
-        let mut staging = self.writer();
-        ensure(with_staged || staging.is_empty(), Kind::State, still_staged)?;
-        let mut version = self.version.write().unwrap_or_else(PoisonError::into_inner);
-        let n = version.rows.len();
-        if let Some(row) = rows.unwrap_or(&[]).iter().find(|&&row| row >= n) {
-            return Err(Error::new(Kind::Row, format!("rows name row {row}; the bank has {n} rows")));
-        }
-        let version = Arc::make_mut(&mut version);
-        let every: Vec<usize> = (0..n).collect();
-        for (i, &at) in rows.unwrap_or(&every).iter().enumerate() {
-            let row = Arc::make_mut(&mut version.rows[at]);
-            change(i, (at, row), &mut staging);
-            row.drop_old_columns();
-        }
-        version.number += 1;
-        Ok(())
+        change_all(&[self], &Change::Reset { rows })
     }
 
     /// Row i becomes a copy of row `index[i]`, ids and history included; any length.
@@ -206,7 +172,7 @@ impl Bank {
     /// # Errors
     /// When a row is not there, there would be too many lanes, or anything is staged.
     pub fn reorder(&self, index: &[usize]) -> Result<()> {
-        self.rearrange(&mut self.writer(), index.len(), |at| index[at])
+        change_all(&[self], &Change::Reorder { index })
     }
 
     /// Repeats each row `repeats` times in place.
@@ -214,30 +180,7 @@ impl Bank {
     /// # Errors
     /// As for [`Bank::reorder`], and when `repeats` is 0.
     pub fn fork(&self, repeats: usize) -> Result<()> {
-        ensure(repeats >= 1, Kind::Argument, || {
-            "repeats=0 must be at least 1: fork(r) makes r copies of each row".into()
-        })?;
-        // Rows are counted under the writer's lock, where nobody else can change them.
-        let mut staging = self.writer();
-        let n = self.snapshot().version.rows.len();
-        self.rearrange(&mut staging, n.saturating_mul(repeats), |at| at / repeats)
-    }
-
-    /// Row i of `n` becomes a copy of row `source(i)`.
-    fn rearrange(&self, staging: &mut Staging, n: usize, source: impl Fn(usize) -> usize) -> Result<()> {
-        ensure(staging.is_empty(), Kind::State, still_staged)?;
-        check_lanes(n, self.shared.config.heads)?;
-        let mut version = self.version.write().unwrap_or_else(PoisonError::into_inner);
-        let n_rows = version.rows.len();
-        if let Some(row) = (0..n).map(&source).find(|&row| row >= n_rows) {
-            return Err(Error::new(Kind::Row, format!("index names row {row}; the bank has {n_rows} rows")));
-        }
-        let version = Arc::make_mut(&mut version);
-        version.rows = (0..n).map(|at| Arc::clone(&version.rows[source(at)])).collect();
-        // It goes by number of the row.
-        staging.label_index.clear();
-        version.number += 1;
-        Ok(())
+        change_all(&[self], &Change::Fork { repeats })
     }
 
     /// Takes over the version of a copy that was made from `base` and written to since, as one version, and returns it.
@@ -270,10 +213,6 @@ impl Bank {
 
 fn best_kernels() -> Result<&'static Kernels> {
     Kernels::best().map_err(|error| Error::new(Kind::Resource, error.to_string()))
-}
-
-fn still_staged() -> String {
-    "tokens or touches are staged: commit() or rollback() first".into()
 }
 
 impl Snapshot {

@@ -28,6 +28,7 @@ pub mod write;
 
 pub mod attend;
 pub mod bank;
+pub mod change;
 pub mod commit;
 pub mod find;
 pub mod gather;
@@ -55,6 +56,7 @@ mod rollback;
 mod seam;
 
 pub use bank::{Bank, Snapshot};
+pub use change::{Change, change_all};
 pub use codec::Codec;
 pub use commit::{Receipt, commit_all};
 pub use config::Config;

@@ -75,7 +75,7 @@ impl Staging {
 
     /// Drops the staged tokens of a row with an id of `end` or more, as if they had been masked out. A call of which
     /// nothing is left is forgotten, and so is the schema where no token is left.
-    fn roll_back(&mut self, row: usize, end: i64) {
+    pub(crate) fn roll_back(&mut self, row: usize, end: i64) {
         self.cut(row, end);
         self.calls.retain_mut(|call| {
             let n_tokens = call.ids.len().checked_div(call.rows.len()).unwrap_or(0);

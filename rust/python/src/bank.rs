@@ -6,7 +6,7 @@ use mnemex_core::labels::OnDuplicate;
 use mnemex_core::stage::{StagedIds, Tokens};
 use mnemex_core::usage::Found;
 use mnemex_core::work::Work;
-use mnemex_core::{Bank, Codec, Metric, Result};
+use mnemex_core::{Bank, Change, Codec, Metric, Result};
 use numpy::PyArray2;
 use pyo3::prelude::*;
 
@@ -295,4 +295,33 @@ pub(crate) fn commit_all(
     let banks: Vec<&Bank> = banks.iter().map(|bank| &bank.get().0).collect();
     let receipts = run(py, threads, |work| mnemex_core::commit_all(&banks, work))?;
     Ok(receipts.into_iter().map(NativeReceipt).collect())
+}
+
+/// Change several banks at once, all or none: "delete" (ids, labels, rows), "truncate" (ids as ends, rows), "reset" (rows),
+/// "reorder" (rows as index), "fork" (repeats), "rollback" (rows, ids as ends).
+#[pyfunction]
+#[pyo3(signature = (banks, change, *, ids=None, labels=None, rows=None, repeats=1))]
+pub(crate) fn change_all(
+    py: Python,
+    banks: Vec<Bound<'_, NativeBank>>,
+    change: &str,
+    ids: Option<Flat<'_, i64>>,
+    labels: Option<Flat<'_, i64>>,
+    rows: Option<Flat<'_, i64>>,
+    repeats: usize,
+) -> PyResult<()> {
+    let banks: Vec<&Bank> = banks.iter().map(|bank| &bank.get().0).collect();
+    let (named, ends, labels) = (self::rows(rows.as_ref())?, slice(ids.as_ref())?, slice(labels.as_ref())?);
+    let rows = named.as_deref();
+    let ids = ends.unwrap_or_default();
+    let change = match change {
+        "delete" => Change::Delete { ids, labels: labels.unwrap_or_default(), rows },
+        "truncate" => Change::Truncate { ends: ids, rows },
+        "reset" => Change::Reset { rows },
+        "reorder" => Change::Reorder { index: rows.unwrap_or_default() },
+        "fork" => Change::Fork { repeats },
+        "rollback" => Change::Rollback { rows, ends },
+        _ => return Err(unknown("change", change, "delete, truncate, reset, reorder, fork, rollback")),
+    };
+    run(py, Some(1), |_| mnemex_core::change_all(&banks, &change))
 }

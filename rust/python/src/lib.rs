@@ -21,6 +21,8 @@ mod _native {
     #[pymodule_export]
     use crate::bank::NativeBank;
     #[pymodule_export]
+    use crate::bank::change_all;
+    #[pymodule_export]
     use crate::bank::commit_all;
     #[pymodule_export]
     use crate::call::isa;
