@@ -5,7 +5,7 @@ Native part of mnemex; use the `mnemex` package.
 from _typeshed import Incomplete, SupportsGetItem
 from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["NativeBank", "NativeIngest", "NativeReceipt", "NativeSnapshot", "commit_all", "isa", "isas", "max_threads", "open", "save", "stream", "stream_schema"]
+__all__ = ["NativeBank", "NativeIngest", "NativeReceipt", "NativeSnapshot", "change_all", "commit_all", "isa", "isas", "max_threads", "open", "save", "stream", "stream_schema"]
 
 @final
 class NativeBank:
@@ -190,6 +190,12 @@ class NativeSnapshot:
         """
         Number of the version.
         """
+
+def change_all(banks: SupportsGetItem[int, NativeBank], change: str, *, ids: Incomplete | None = None, labels: Incomplete | None = None, rows: Incomplete | None = None, repeats: SupportsIndex = 1) -> None:
+    """
+    Change several banks at once, all or none: "delete" (ids, labels, rows), "truncate" (ids as ends, rows), "reset" (rows),
+    "reorder" (rows as index), "fork" (repeats), "rollback" (rows, ids as ends).
+    """
 
 def commit_all(banks: SupportsGetItem[int, NativeBank], threads: SupportsIndex | None) -> list[NativeReceipt]:
     """

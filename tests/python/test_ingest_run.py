@@ -36,6 +36,14 @@ def test_batches_are_counted_in_bytes_whatever_the_chunks(chunk, rows, batches):
     assert report.rate > 0
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Hear Ctrl-C, which a process that was started in the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def failing(after):
     """Batches of ten rows, and an error where the next is due."""
     yield from TABLE.to_batches(max_chunksize=10)[:after]

@@ -29,6 +29,9 @@ DISTANCE = 512
 OLDEST, NEWEST = (5, 16), (5, 23)
 """Releases of transformers: the first with every hook that is used, and the last that the tests have seen."""
 
+BIASES = (5, 20)
+"""The first release with which a bias that a model learned for distances (T5) is exact beside a memory."""
+
 _WRITES = ("off", "all", "evicted")
 
 
@@ -122,6 +125,13 @@ def attach(
     check_release(transformers.__version__)
     stack = find_stack(model)
     modules = stack.chosen(tuple(memory.layers) if layers == "auto" else layers)
+    if _release(transformers.__version__) < BIASES and any(
+        hasattr(m, "has_relative_attention_bias") for m in modules.values()
+    ):
+        raise Unsupported(
+            f"{stack.name} biases keys by their distance, which transformers {transformers.__version__} hands to "
+            f"attention in another form: install {'.'.join(map(str, BIASES))} or later"
+        )
     for layer in memory.layers:
         check_metric(memory[layer])
     missing = sorted(set(modules) - set(memory.layers))
@@ -140,9 +150,13 @@ def attach(
     )
 
 
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
 def check_release(version: str) -> None:
     """Refuse a release of transformers that lacks hooks, and warn of one that came after the tests."""
-    release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    release = _release(version)
     oldest, newest = (".".join(map(str, x)) for x in (OLDEST, NEWEST))
     if release < OLDEST:
         raise Unsupported(f"transformers {version} lacks hooks that attach needs: install {oldest} to {newest}")
