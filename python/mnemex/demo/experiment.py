@@ -119,17 +119,17 @@ class Experiment:
         return Measured(rows, self._at_other_windows(reading, with_all), reading, memory)
 
     def _at_other_windows(self, reading: Reading, with_all: Stream) -> Windows:
-        """Measure other windows on the first half of the text, which the passes made already have read alike."""
-        n_tokens = max((len(self.text.ids) + 1) // 2, min(len(self.text.ids), self.skip + self.window))
-        half = self.text.beginning(n_tokens)
+        """Measure other windows on the first third of the text, which the passes made already have read alike."""
+        n_tokens = max((len(self.text.ids) + 2) // 3, min(len(self.text.ids), self.skip + self.window))
+        third = self.text.beginning(n_tokens)
 
         def bits(nats: NDArray[np.float64]) -> float:
-            return bits_per_byte(nats[:n_tokens], half, skip=self.skip)
+            return bits_per_byte(nats[:n_tokens], third, skip=self.skip)
 
         points = [AtWindow(self.window, bits(reading.with_window), bits(reading.with_memory))]
         for window in sorted({max(1, int(share * self.window)) for share in OTHER_WINDOWS} - {self.window}):
             other = Experiment(
-                self.model, half, window=window, sinks=self.sinks, skip=self.skip, progress=self.progress,
+                self.model, third, window=window, sinks=self.sinks, skip=self.skip, progress=self.progress,
                 chunk=self.chunk,
             )  # fmt: skip
             points.append(other.at_its_window(reading.k))
