@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemex._arguments import count
-from mnemex.errors import DtypeError, ShapeError, StateError, Unsupported
+from mnemex.errors import ArgumentError, DtypeError, ShapeError, StateError, Unsupported
 from mnemex.hf.cache import WindowCache
 
 if TYPE_CHECKING:
@@ -25,7 +24,8 @@ def read_text(a: Attachment, ids: Tensor, attention_mask: Tensor | None, chunk: 
     for argument, x in given_tensors.items():
         if not isinstance(x, Tensor):
             raise DtypeError(f"{argument} is a {type(x).__name__}: expected a tensor [rows, tokens]")
-    count("chunk", chunk)
+    if not hasattr(chunk, "__index__") or chunk < 1:
+        raise ArgumentError(f"chunk={chunk!r}: expected a whole number of tokens, at least 1")
     if ids.ndim != 2 or (attention_mask is not None and attention_mask.shape != ids.shape):
         given = "" if attention_mask is None else f" and attention_mask {list(attention_mask.shape)}"
         raise ShapeError(f"ids are {list(ids.shape)}{given}: expected [rows, tokens] for both")
