@@ -3,6 +3,7 @@
 //! A read clones the `Arc` of the version and never waits for a writer's work. Writers hold the staging lock; how what is
 //! staged becomes a version is in [`crate::commit`], and what changes at once is here.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use mnemex_kernels::Kernels;
@@ -17,7 +18,7 @@ use crate::labels::Held;
 use crate::lane::Lane;
 use crate::stage::{StagedIds, Staging, Tokens};
 use crate::version::{Counts, Row, Version};
-use crate::work::Work;
+use crate::work::{Ticker, Work};
 use crate::write::{Append, WritePolicy};
 
 /// What a bank and its snapshots have in common.
@@ -28,6 +29,9 @@ pub(crate) struct Shared {
     pub(crate) write: Box<dyn WritePolicy>,
     pub(crate) evict: Box<dyn EvictPolicy>,
 }
+
+/// Entries of a row that are ended faster than its pages are copied.
+const FEW_ENDS: usize = 1024;
 
 /// The key/value memory of one attention layer: rows x heads independent lanes.
 pub struct Bank {
@@ -58,7 +62,7 @@ impl Bank {
     /// When the configuration cannot be.
     pub fn with_kernels(config: Config, rows: usize, kernels: &'static Kernels) -> Result<Bank> {
         config.check(rows)?;
-        let version = Version::empty(rows, config.heads);
+        let version = Version::empty(rows, config.heads)?;
         let (index, write, evict) = (Box::new(Flat), Box::new(Append), Box::new(Fifo));
         Ok(Bank::of(Shared { config, kernels, index, write, evict }, version))
     }
@@ -127,26 +131,53 @@ impl Bank {
     /// # Errors
     /// When a row is not there.
     pub fn delete(&self, ids: &[i64], rows: Option<&[usize]>) -> Result<()> {
-        self.delete_named(ids, &[], rows)
+        self.delete_named(ids, &[], rows, &Work::ALONE)
     }
 
     /// Ends entries by id and entries by label, as one version; what is not there is passed over, and staged tokens stay.
     ///
     /// # Errors
-    /// When a row is not there.
-    pub fn delete_named(&self, ids: &[i64], labels: &[i64], rows: Option<&[usize]>) -> Result<()> {
-        self.change_rows(true, rows, |_, (at, row), staging| {
-            let mut gone = ids.to_vec();
-            if !labels.is_empty() {
-                let held = Held { row, staged: staging.rows.get(&at) };
-                gone.extend(staging.label_index.entry(at).or_default().named(labels, held));
+    /// When a row is not there, memory is short, or the caller interrupts: nothing was deleted then.
+    pub fn delete_named(&self, ids: &[i64], labels: &[i64], rows: Option<&[usize]>, work: &Work) -> Result<()> {
+        let mut staging = self.writer();
+        let version = self.snapshot().version;
+        let rows: BTreeSet<usize> = named_rows(&version, rows)?.into_iter().collect();
+        // What is to go is found while readers go on; where it is much, it goes from a copy of the row meanwhile.
+        let mut ends = Vec::with_capacity(rows.len());
+        work.once(|ticker| {
+            let Staging { rows: staged, label_index, .. } = &mut *staging;
+            for at in rows {
+                let row = &version.rows[at];
+                let mut named = Vec::new();
+                if !labels.is_empty() {
+                    let held = Held { row, staged: staged.get(&at) };
+                    named = label_index.entry(at).or_default().named(labels, held, ticker)?;
+                }
+                let much = ids.len() + named.len() > FEW_ENDS;
+                let mut copy = much.then(|| Row::clone(row));
+                if let Some(copy) = &mut copy {
+                    copy.end(ids.iter().chain(&named).copied(), ticker)?;
+                }
+                ends.push((at, named, copy.map(Arc::new)));
             }
-            for lane in &mut row.lanes {
-                for &id in &gone {
-                    lane.kill(id);
+            Ok(())
+        })?;
+        drop(version);
+        let mut version = self.version.write().unwrap_or_else(PoisonError::into_inner);
+        let next = Arc::make_mut(&mut version);
+        for (at, named, copy) in &mut ends {
+            match copy {
+                Some(copy) => std::mem::swap(&mut next.rows[*at], copy),
+                None => {
+                    let gone = ids.iter().chain(&*named).copied();
+                    Arc::make_mut(&mut next.rows[*at]).end(gone, &Ticker::never())?;
                 }
             }
-        })
+        }
+        next.number += 1;
+        // Readers need not wait for what ended to be freed.
+        drop(version);
+        Ok(())
     }
 
     /// Keeps ids below `end`.
@@ -154,7 +185,7 @@ impl Bank {
     /// # Errors
     /// When a row is not there or anything is staged.
     pub fn truncate(&self, end: i64, rows: Option<&[usize]>) -> Result<()> {
-        self.change_rows(false, rows, |_, (_, row), _| row.truncate(end))
+        self.change_rows(rows, |_, row| row.truncate(end))
     }
 
     /// Keeps ids below `ends[i]` in the i-th of the named rows.
@@ -166,7 +197,7 @@ impl Bank {
         ensure(ends.len() == n, Kind::Shape, || {
             format!("end has {} numbers for {n} rows: give one per row", ends.len())
         })?;
-        self.change_rows(false, rows, |i, (_, row), _| row.truncate(ends[i]))
+        self.change_rows(rows, |i, row| row.truncate(ends[i]))
     }
 
     /// Empties rows; their ids go on.
@@ -174,27 +205,18 @@ impl Bank {
     /// # Errors
     /// When a row is not there or anything is staged.
     pub fn reset(&self, rows: Option<&[usize]>) -> Result<()> {
-        self.change_rows(false, rows, |_, (_, row), _| *row = Row::empty(row.lanes.len(), row.next_id))
+        self.change_rows(rows, |_, row| *row = Row::empty(row.lanes.len(), row.next_id))
     }
 
-    fn change_rows(
-        &self,
-        with_staged: bool,
-        rows: Option<&[usize]>,
-        mut change: impl FnMut(usize, (usize, &mut Row), &mut Staging),
-    ) -> Result<()> {
-        let mut staging = self.writer();
-        ensure(with_staged || staging.is_empty(), Kind::State, still_staged)?;
+    fn change_rows(&self, rows: Option<&[usize]>, change: impl Fn(usize, &mut Row)) -> Result<()> {
+        let staging = self.writer();
+        ensure(staging.is_empty(), Kind::State, still_staged)?;
         let mut version = self.version.write().unwrap_or_else(PoisonError::into_inner);
-        let n = version.rows.len();
-        if let Some(row) = rows.unwrap_or(&[]).iter().find(|&&row| row >= n) {
-            return Err(Error::new(Kind::Row, format!("rows name row {row}; the bank has {n} rows")));
-        }
+        let rows = named_rows(&version, rows)?;
         let version = Arc::make_mut(&mut version);
-        let every: Vec<usize> = (0..n).collect();
-        for (i, &at) in rows.unwrap_or(&every).iter().enumerate() {
+        for (i, at) in rows.into_iter().enumerate() {
             let row = Arc::make_mut(&mut version.rows[at]);
-            change(i, (at, row), &mut staging);
+            change(i, row);
             row.drop_old_columns();
         }
         version.number += 1;
@@ -270,6 +292,15 @@ impl Bank {
 
 fn best_kernels() -> Result<&'static Kernels> {
     Kernels::best().map_err(|error| Error::new(Kind::Resource, error.to_string()))
+}
+
+/// The rows that a call names; None: all.
+pub(crate) fn named_rows(version: &Version, rows: Option<&[usize]>) -> Result<Vec<usize>> {
+    let n = version.rows.len();
+    if let Some(row) = rows.unwrap_or(&[]).iter().find(|&&row| row >= n) {
+        return Err(Error::new(Kind::Row, format!("rows name row {row}; the bank has {n} rows")));
+    }
+    Ok(rows.map_or_else(|| (0..n).collect(), <[usize]>::to_vec))
 }
 
 fn still_staged() -> String {

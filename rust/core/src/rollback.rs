@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::bank::Bank;
+use crate::bank::{Bank, named_rows};
 use crate::block::Schema;
-use crate::error::{Error, Kind, Result, ensure};
+use crate::error::{Kind, Result, ensure};
 use crate::stage::{StagedIds, StagedRow, Staging};
 
 impl StagedRow {
@@ -70,19 +70,21 @@ impl Staging {
             staged.columns.truncate(n);
             // What was to be replaced by a token that is gone stays.
             staged.replaced.retain(|_, by| *by < end);
+            staged.freed = None;
         }
     }
 
-    /// Drops the staged tokens of a row with an id of `end` or more, as if they had been masked out. A call of which
+    /// Drops the staged tokens of each row with an id of its end or more, as if they had been masked out. A call of which
     /// nothing is left is forgotten, and so is the schema where no token is left.
-    fn roll_back(&mut self, row: usize, end: i64) {
-        self.cut(row, end);
+    fn roll_back(&mut self, ends: &BTreeMap<usize, i64>) {
+        ends.iter().for_each(|(&row, &end)| self.cut(row, end));
         self.calls.retain_mut(|call| {
-            let n_tokens = call.ids.len().checked_div(call.rows.len()).unwrap_or(0);
-            let Some(at) = call.rows.iter().position(|&of| of == row) else { return true };
             let mut dropped = false;
-            for id in call.ids[at * n_tokens..][..n_tokens].iter_mut().filter(|id| **id >= end) {
-                (*id, dropped) = (-1, true);
+            for (at, row) in call.rows.iter().enumerate() {
+                let Some(&end) = ends.get(row) else { continue };
+                for id in call.ids[at * call.tokens..][..call.tokens].iter_mut().filter(|id| **id >= end) {
+                    (*id, dropped) = (-1, true);
+                }
             }
             !dropped || call.ids.iter().any(|&id| id >= 0)
         });
@@ -108,24 +110,19 @@ impl Bank {
     /// When a row is not there, or there is neither one end nor one per row.
     pub fn rollback_rows(&self, rows: Option<&[usize]>, ends: Option<&[i64]>) -> Result<()> {
         let mut staging = self.writer();
-        let n = self.snapshot().version.rows.len();
-        let every: Vec<usize> = (0..n).collect();
-        let rows = rows.unwrap_or(&every);
-        if let Some(row) = rows.iter().find(|&&row| row >= n) {
-            return Err(Error::new(Kind::Row, format!("rows name row {row}; the bank has {n} rows")));
-        }
+        let rows = named_rows(&self.snapshot().version, rows)?;
         ensure(ends.is_none_or(|ends| ends.len() == 1 || ends.len() == rows.len()), Kind::Shape, || {
             let given = ends.map_or(0, <[i64]>::len);
             format!("end has {given} numbers for {} rows: give one, or one per row", rows.len())
         })?;
+        let mut row_ends = BTreeMap::new();
         for (at, &row) in rows.iter().enumerate() {
-            match ends {
-                Some(ends) => staging.roll_back(row, ends[if ends.len() == 1 { 0 } else { at }]),
-                None => {
-                    staging.roll_back(row, 0);
-                    staging.touches.retain(|(of, _), _| *of != row);
-                }
-            }
+            let end = ends.map_or(0, |ends| ends[if ends.len() == 1 { 0 } else { at }]);
+            row_ends.entry(row).and_modify(|least: &mut i64| *least = end.min(*least)).or_insert(end);
+        }
+        staging.roll_back(&row_ends);
+        if ends.is_none() {
+            staging.touches.retain(|(row, _), _| !row_ends.contains_key(row));
         }
         Ok(())
     }
