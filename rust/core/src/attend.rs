@@ -9,11 +9,11 @@ use crate::block::Schema;
 use crate::codec::Codec;
 use crate::config::{NonFinite, Values};
 use crate::dense;
-use crate::error::{Error, Kind, Result, ensure, filled};
+use crate::error::{Error, Kind, Result, ensure, filled, room_for};
 use crate::input::all_finite;
 use crate::query::{Queries, Query, Unit};
 use crate::reservoir::Best;
-use crate::search::Hits;
+use crate::search::{Hits, PIECE_BYTES};
 use crate::work::Work;
 
 /// How scores become weights.
@@ -102,6 +102,8 @@ impl Snapshot {
             self.check_k(queries, k)?;
         }
         let units = self.best(schema, queries, k, true, work)?;
+        let each = size_of::<Weighed>() + 2 * PIECE_BYTES + 4 * (self.config().value_dim() + k);
+        room_for(queries.len().saturating_mul(each), || format!("weighing {k} hits of {} queries", queries.len()))?;
         let work = work.for_size(queries.len() * k * self.config().value_dim());
         let weighed = work.map(units.len(), |at, ticker| {
             let (unit, best) = &units[at];

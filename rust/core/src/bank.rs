@@ -1,8 +1,7 @@
 //! The bank: one version that everybody reads, one writer at a time.
 //!
 //! A read clones the `Arc` of the version and never waits for a writer's work. Writers hold the staging lock; how what is
-//! staged becomes a version is in [`crate::commit`], and what changes at once
-//! is in [`crate::change`].
+//! staged becomes a version is in [`crate::commit`], and what changes at once is in [`crate::change`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -59,7 +58,7 @@ impl Bank {
     /// When the configuration cannot be.
     pub fn with_kernels(config: Config, rows: usize, kernels: &'static Kernels) -> Result<Bank> {
         config.check(rows)?;
-        let version = Version::empty(rows, config.heads);
+        let version = Version::empty(rows, config.heads)?;
         let (index, write, evict) = (Box::new(Flat), Box::new(Append), Box::new(Fifo));
         Ok(Bank::of(Shared { config, kernels, index, write, evict }, version))
     }
@@ -128,15 +127,15 @@ impl Bank {
     /// # Errors
     /// When a row is not there.
     pub fn delete(&self, ids: &[i64], rows: Option<&[usize]>) -> Result<()> {
-        self.delete_named(ids, &[], rows)
+        self.delete_named(ids, &[], rows, &Work::ALONE)
     }
 
     /// Ends entries by id and entries by label, as one version; what is not there is passed over, and staged tokens stay.
     ///
     /// # Errors
-    /// When a row is not there.
-    pub fn delete_named(&self, ids: &[i64], labels: &[i64], rows: Option<&[usize]>) -> Result<()> {
-        change_all(&[self], &Change::Delete { ids, labels, rows })
+    /// When a row is not there, memory is short, or the caller interrupts: nothing was deleted then.
+    pub fn delete_named(&self, ids: &[i64], labels: &[i64], rows: Option<&[usize]>, work: &Work) -> Result<()> {
+        change_all(&[self], &Change::Delete { ids, labels, rows }, work)
     }
 
     /// Keeps ids below `end`.
@@ -144,7 +143,7 @@ impl Bank {
     /// # Errors
     /// When a row is not there or anything is staged.
     pub fn truncate(&self, end: i64, rows: Option<&[usize]>) -> Result<()> {
-        change_all(&[self], &Change::Truncate { ends: &[end], rows })
+        change_all(&[self], &Change::Truncate { ends: &[end], rows }, &Work::ALONE)
     }
 
     /// Keeps ids below `ends[i]` in the i-th of the named rows.
@@ -156,7 +155,7 @@ impl Bank {
         ensure(ends.len() == n, Kind::Shape, || {
             format!("end has {} numbers for {n} rows: give one per row", ends.len())
         })?;
-        change_all(&[self], &Change::Truncate { ends, rows })
+        change_all(&[self], &Change::Truncate { ends, rows }, &Work::ALONE)
     }
 
     /// Empties rows; their ids go on.
@@ -164,7 +163,7 @@ impl Bank {
     /// # Errors
     /// When a row is not there or anything is staged.
     pub fn reset(&self, rows: Option<&[usize]>) -> Result<()> {
-        change_all(&[self], &Change::Reset { rows })
+        change_all(&[self], &Change::Reset { rows }, &Work::ALONE)
     }
 
     /// Row i becomes a copy of row `index[i]`, ids and history included; any length.
@@ -172,7 +171,7 @@ impl Bank {
     /// # Errors
     /// When a row is not there, there would be too many lanes, or anything is staged.
     pub fn reorder(&self, index: &[usize]) -> Result<()> {
-        change_all(&[self], &Change::Reorder { index })
+        change_all(&[self], &Change::Reorder { index }, &Work::ALONE)
     }
 
     /// Repeats each row `repeats` times in place.
@@ -180,7 +179,7 @@ impl Bank {
     /// # Errors
     /// As for [`Bank::reorder`], and when `repeats` is 0.
     pub fn fork(&self, repeats: usize) -> Result<()> {
-        change_all(&[self], &Change::Fork { repeats })
+        change_all(&[self], &Change::Fork { repeats }, &Work::ALONE)
     }
 
     /// Takes over the version of a copy that was made from `base` and written to since, as one version, and returns it.

@@ -3,7 +3,7 @@
 //! One bank or several, all or nothing: the writers' locks of all are taken, everything that can be refused is checked in
 //! all, and then each is changed. What holds a writer's lock sees rows that nobody else can change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
 use crate::bank::Bank;
@@ -12,6 +12,10 @@ use crate::error::{Error, Kind, Result, ensure};
 use crate::labels::Held;
 use crate::stage::Staging;
 use crate::version::{Row, Version};
+use crate::work::{Ticker, Work};
+
+/// Entries of a row that are ended faster than its pages are copied.
+const FEW_ENDS: usize = 1024;
 
 /// A change of one or several banks. Where `rows` is None, it is every row; `ends` is one id for all, or one per row.
 #[derive(Clone, Copy, Debug)]
@@ -56,19 +60,31 @@ pub enum Change<'a> {
     },
 }
 
+/// What a deletion ends in one row, found before readers have to wait.
+struct Ending {
+    row: usize,
+    /// Of entries that the deletion names by label.
+    named: Vec<i64>,
+    /// The row without them, where they are many.
+    without: Option<Arc<Row>>,
+}
+
 /// Changes several banks: all or nothing. A bank that is named twice is changed once.
 ///
 /// # Errors
-/// When one of the banks would refuse the change; nothing was changed then.
-pub fn change_all(banks: &[&Bank], change: &Change) -> Result<()> {
+/// When one of the banks would refuse the change, memory is short or the caller interrupts; nothing was changed then.
+pub fn change_all(banks: &[&Bank], change: &Change, work: &Work) -> Result<()> {
     // One order for everybody, so that two calls cannot wait for each other.
     let distinct: BTreeMap<*const Bank, &Bank> = banks.iter().map(|&bank| (std::ptr::from_ref(bank), bank)).collect();
     let mut held: Vec<_> = distinct.into_values().map(|bank| (bank, bank.writer())).collect();
     for (bank, staging) in &held {
         change.check(bank, staging)?;
     }
-    for (bank, staging) in &mut held {
-        change.perform(bank, staging);
+    let endings = work.once(|ticker| {
+        held.iter_mut().map(|(bank, staging)| change.endings(bank, staging, ticker)).collect::<Result<Vec<_>>>()
+    })?;
+    for ((bank, staging), endings) in held.iter_mut().zip(endings) {
+        change.perform(bank, staging, endings)?;
     }
     Ok(())
 }
@@ -99,26 +115,50 @@ impl Change<'_> {
         }
     }
 
-    /// Changes a bank of which the writer's lock is held since it was checked; cannot fail.
-    fn perform(&self, bank: &Bank, staging: &mut Staging) {
-        if let Change::Rollback { rows, ends } = *self {
-            return roll_back(staging, rows, ends, bank.snapshot().version.rows.len());
+    /// What goes from each row of a deletion. Where it is much, it goes from a copy of the row, while readers go on.
+    fn endings(&self, bank: &Bank, staging: &mut Staging, ticker: &Ticker) -> Result<Vec<Ending>> {
+        let Change::Delete { ids, labels, rows } = *self else { return Ok(Vec::new()) };
+        let version = bank.snapshot().version;
+        let rows: BTreeSet<usize> =
+            rows.map_or_else(|| (0..version.rows.len()).collect(), |rows| rows.iter().copied().collect());
+        let mut endings = Vec::with_capacity(rows.len());
+        for at in rows {
+            let row = &version.rows[at];
+            let mut named = Vec::new();
+            if !labels.is_empty() {
+                let held = Held { row, staged: staging.rows.get(&at) };
+                named = staging.label_index.entry(at).or_default().named(labels, held, ticker)?;
+            }
+            let mut without = None;
+            if ids.len() + named.len() > FEW_ENDS {
+                let mut copy = Row::clone(row);
+                copy.end(ids.iter().chain(&named).copied(), ticker)?;
+                without = Some(Arc::new(copy));
+            }
+            endings.push(Ending { row: at, named, without });
         }
-        let mut version = bank.version.write().unwrap_or_else(PoisonError::into_inner);
-        let version = Arc::make_mut(&mut version);
+        Ok(endings)
+    }
+
+    /// Changes a bank of which the writer's lock is held since it was checked; nobody is asked whether to stop, so it does
+    /// not fail.
+    fn perform(&self, bank: &Bank, staging: &mut Staging, mut endings: Vec<Ending>) -> Result<()> {
+        if let Change::Rollback { rows, ends } = *self {
+            roll_back(staging, rows, ends, bank.snapshot().version.rows.len());
+            return Ok(());
+        }
+        let mut guard = bank.version.write().unwrap_or_else(PoisonError::into_inner);
+        let version = Arc::make_mut(&mut guard);
         match *self {
-            Change::Delete { ids, labels, rows } => each_row(version, rows, |_, at, row| {
-                let mut gone = ids.to_vec();
-                if !labels.is_empty() {
-                    let held = Held { row, staged: staging.rows.get(&at) };
-                    gone.extend(staging.label_index.entry(at).or_default().named(labels, held));
-                }
-                for lane in &mut row.lanes {
-                    for &id in &gone {
-                        lane.kill(id);
+            Change::Delete { ids, .. } => {
+                for Ending { row, named, without } in &mut endings {
+                    let row = &mut version.rows[*row];
+                    match without {
+                        Some(without) => std::mem::swap(row, without),
+                        None => Arc::make_mut(row).end(ids.iter().chain(&*named).copied(), &Ticker::never())?,
                     }
                 }
-            }),
+            }
             Change::Truncate { ends, rows } => {
                 each_row(version, rows, |i, _, row| row.truncate(if ends.len() == 1 { ends[0] } else { ends[i] }));
             }
@@ -135,23 +175,26 @@ impl Change<'_> {
                 version.rows = (0..n).map(|at| Arc::clone(&version.rows[at / repeats])).collect();
                 staging.label_index.clear();
             }
-            Change::Rollback { .. } => return,
+            Change::Rollback { .. } => {}
         }
         version.number += 1;
+        // What ended is freed after readers can go on.
+        drop(guard);
+        Ok(())
     }
 }
 
-/// Takes back what is staged for some of `n` rows.
+/// Takes back what is staged for some of `n` rows; where a row is named twice, from its smaller end on.
 fn roll_back(staging: &mut Staging, rows: Option<&[usize]>, ends: Option<&[i64]>, n: usize) {
     let every: Vec<usize> = (0..n).collect();
+    let mut row_ends = BTreeMap::new();
     for (i, &row) in rows.unwrap_or(&every).iter().enumerate() {
-        match ends {
-            Some(ends) => staging.roll_back(row, if ends.len() == 1 { ends[0] } else { ends[i] }),
-            None => {
-                staging.roll_back(row, 0);
-                staging.touches.retain(|(of, _), _| *of != row);
-            }
-        }
+        let end = ends.map_or(0, |ends| ends[if ends.len() == 1 { 0 } else { i }]);
+        row_ends.entry(row).and_modify(|least: &mut i64| *least = end.min(*least)).or_insert(end);
+    }
+    staging.roll_back(&row_ends);
+    if ends.is_none() {
+        staging.touches.retain(|(row, _), _| !row_ends.contains_key(row));
     }
     if rows.is_none() && ends.is_none() {
         // Calls that wrote nothing belong to no row.

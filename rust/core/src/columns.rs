@@ -1,5 +1,6 @@
 //! Numbers that every entry of a row has, by id, shared by the row's heads: its label, its position, and the caller's.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cells::{Cells, ColumnType, Numbers};
@@ -80,6 +81,21 @@ impl<T: Copy> Column<T> {
     pub(crate) fn drop_below(&mut self, id: i64) {
         let n = self.pages.partition_point(|(page, _)| *page < id / PAGE_IDS);
         self.pages.drain(..n);
+    }
+
+    /// Forgets pages that overlap any of `ended` and of which no id is `live`; the last page stays, since it says
+    /// that numbers were given.
+    pub(crate) fn drop_ended(&mut self, ended: &[Range<i64>], live: impl Fn(Range<i64>) -> bool) {
+        let mut dead = Vec::new();
+        for ids in ended {
+            let first = self.pages.partition_point(|(page, _)| (page + 1) * PAGE_IDS <= ids.start);
+            let here = self.pages[first..].iter().map(|(page, _)| *page).take_while(|page| page * PAGE_IDS < ids.end);
+            dead.extend(here.filter(|page| !live(page * PAGE_IDS..(page + 1) * PAGE_IDS)));
+        }
+        dead.retain(|&page| self.pages.last().is_some_and(|(last, _)| *last != page));
+        if !dead.is_empty() {
+            self.pages.retain(|(page, _)| dead.binary_search(page).is_err());
+        }
     }
 
     /// Address and bytes of each page.
@@ -178,6 +194,10 @@ impl AnyColumn {
 
     pub(crate) fn drop_below(&mut self, id: i64) {
         each!(self, column => column.drop_below(id));
+    }
+
+    pub(crate) fn drop_ended(&mut self, ended: &[Range<i64>], live: impl Fn(Range<i64>) -> bool) {
+        each!(self, column => column.drop_ended(ended, live));
     }
 
     pub(crate) fn page_bytes(&self) -> Vec<(*const u8, usize)> {

@@ -151,8 +151,9 @@ impl Job<'_> {
         let Job { shared, schema, lane, arrival, replaced, touches, number, held } = *self;
         let tokens = self.tokens();
         // Deleted ones, and what another head alone has, are not there to be replaced.
-        let in_lane = replaced.range(..arrival.id_lo).map(|(&id, _)| id).filter(|&id| lane.locate(id).is_some());
-        let replaced: Vec<i64> = in_lane.collect();
+        let in_lane = |&(&id, _): &(&i64, &i64)| ticker.tick().is_err() || lane.locate(id).is_some();
+        let replaced: Vec<i64> = replaced.range(..arrival.id_lo).filter(in_lane).map(|(&id, _)| id).collect();
+        ticker.tick()?;
         let kernels = shared.kernels;
         let view = View { schema, kernels, lane, arrival, tokens: &tokens, replaced: &replaced, number, touches };
         let (mut edits, runs) = shared.write.plan(view);
@@ -202,10 +203,11 @@ fn publish(
         for (at, staged) in arriving(staging) {
             let row = Arc::make_mut(&mut version.rows[at]);
             let landings = receipt.landings.entry(at).or_default();
+            let mut emptied = Vec::new();
             for ((lane, rows), mut prepared) in row.lanes.iter_mut().zip(&staged.lanes).zip(&mut *plan) {
                 let arrival = Arrival { id_lo: staged.id_lo, rows };
                 landings.push(std::mem::take(&mut prepared.landing));
-                receipt.evicted += lane.apply(schema, shared.kernels, arrival, prepared);
+                receipt.evicted += lane.apply(schema, shared.kernels, arrival, prepared, &mut emptied);
             }
             row.next_id = staged.id_lo + staged.len() as i64;
             if staged.has_labels {
@@ -218,6 +220,7 @@ fn publish(
                 row.column_mut(&shared.config.columns, column).set(staged.id_lo, numbers);
             }
             row.drop_old_columns();
+            row.drop_ended(emptied);
         }
     }
     version.schema = version.schema.or(staging.schema);

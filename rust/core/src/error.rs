@@ -63,6 +63,12 @@ pub(crate) fn filled<T: Clone>(number: T, n: usize) -> Result<Vec<T>> {
     Ok(numbers)
 }
 
+/// A refusal where so many more bytes are not to be had: asked before many small pieces are made that cannot fail singly.
+pub(crate) fn room_for(bytes: usize, what: impl FnOnce() -> String) -> Result<()> {
+    let room = Vec::<u8>::new().try_reserve_exact(bytes);
+    room.map_err(|_| Error::new(Kind::Resource, format!("{} takes {bytes} bytes, which are not to be had", what())))
+}
+
 /// `Err` of the given kind unless `holds`.
 pub(crate) fn ensure(holds: bool, kind: Kind, message: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::new(kind, message())) }

@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crate::error::{Error, Kind, Result, ensure};
+use crate::error::{Error, Kind, Result, ensure, room_for};
 use crate::lane::Lane;
 use crate::stage::{StagedRow, Staging, Tokens};
 use crate::version::{Row, Version};
+use crate::work::{Ticker, Work};
 
 /// The label of an entry that was given none; it is never a duplicate.
 pub(crate) const NO_LABEL: i64 = -1;
@@ -31,12 +32,12 @@ const PAIR_BYTES: usize = 24;
 /// Pairs of an index that are not worth a sweep.
 const FEW: usize = 1024;
 
-/// The ids of each label of a row: without those that a staged token replaces, and with those of ended entries until
-/// they are met or swept.
+/// The ids of each label of a row, with those of ended and of replaced entries until they are met or swept.
 #[derive(Default)]
 pub(crate) struct LabelIndex {
     pairs: BTreeSet<(i64, i64)>,
-    /// Every labelled entry with a smaller id, unless it is replaced, is in `pairs`; None before the first use.
+    /// Every labelled entry with a smaller id, unless a staged token replaces it, is in `pairs`; None before the first
+    /// use.
     end: Option<i64>,
     /// Pairs at which those of ended entries are swept out.
     sweep_at: usize,
@@ -76,48 +77,62 @@ impl Held<'_> {
 
 impl LabelIndex {
     /// Takes in the labels of ids that it does not cover yet: all of a row at first, later what was written since.
-    pub(crate) fn catch_up(&mut self, held: Held) {
+    ///
+    /// # Errors
+    /// When the caller interrupts or memory is short; what was taken in until then stays, and is right.
+    pub(crate) fn catch_up(&mut self, held: Held, ticker: &Ticker) -> Result<()> {
         let labelled = |id: i64| Some((held.label(id), id)).filter(|&(l, id)| l != NO_LABEL && !held.is_replaced(id));
-        let first = self.end.unwrap_or_else(|| {
+        if self.end.is_none() {
             // Ids may lie far apart here: only live ones are asked.
             let mut ids: Vec<i64> = held.row.lanes.iter().flat_map(Lane::live_ids).collect();
             ids.sort_unstable();
             ids.dedup();
-            self.pairs = ids.into_iter().filter_map(labelled).collect();
+            let mut pairs = Vec::new();
+            for id in ids {
+                ticker.tick()?;
+                pairs.extend(labelled(id));
+            }
+            room_for(pairs.len() * (PAIR_BYTES + 16), || format!("the index of {} labels", pairs.len()))?;
+            self.pairs = pairs.into_iter().collect();
             self.sweep_at = 2 * self.pairs.len() + FEW;
-            held.row.next_id
-        });
-        self.pairs.extend((first..held.end()).filter_map(labelled));
-        self.end = Some(held.end());
+            self.end = Some(held.row.next_id);
+        }
+        for id in self.end.unwrap_or(0)..held.end() {
+            ticker.tick()?;
+            self.pairs.extend(labelled(id));
+            self.end = Some(id + 1);
+        }
         if self.pairs.len() > self.sweep_at {
-            self.pairs.retain(|&(_, id)| held.has(id));
+            self.pairs.retain(|&(_, id)| ticker.tick().is_err() || held.has(id));
+            ticker.tick()?;
             self.sweep_at = 2 * self.pairs.len() + FEW;
         }
+        Ok(())
     }
 
-    /// The entries with a label, ascending. The index must have caught up.
+    /// The entries with a label, ascending, without replaced ones. The index must have caught up.
     pub(crate) fn ids(&mut self, label: i64, held: Held) -> Vec<i64> {
         let all: Vec<i64> = self.pairs.range((label, i64::MIN)..=(label, i64::MAX)).map(|&(_, id)| id).collect();
-        let (there, ended): (Vec<i64>, Vec<i64>) = all.into_iter().partition(|&id| held.has(id));
-        ended.into_iter().for_each(|id| _ = self.pairs.remove(&(label, id)));
+        let (there, gone): (Vec<i64>, Vec<i64>) =
+            all.into_iter().partition(|&id| held.has(id) && !held.is_replaced(id));
+        gone.into_iter().for_each(|id| _ = self.pairs.remove(&(label, id)));
         there
     }
 
     /// The entries with any of the labels, replaced ones too, in any order.
-    pub(crate) fn named(&mut self, labels: &[i64], held: Held) -> Vec<i64> {
-        self.catch_up(held);
+    ///
+    /// # Errors
+    /// When the caller interrupts, or memory is short.
+    pub(crate) fn named(&mut self, labels: &[i64], held: Held, ticker: &Ticker) -> Result<Vec<i64>> {
+        self.catch_up(held, ticker)?;
         let wanted: HashSet<i64> = labels.iter().copied().collect();
         let replaced = held.staged.iter().flat_map(|staged| staged.replaced.keys().copied());
         let mut ids: Vec<i64> = replaced.filter(|&id| wanted.contains(&held.label(id))).collect();
-        ids.extend(labels.iter().flat_map(|&label| self.ids(label, held)));
-        ids
-    }
-
-    /// Leaves out what tokens that were just staged replace.
-    pub(crate) fn leave_out(&mut self, staged: &StagedRow, replaced: &Replaced) {
-        for (&id, &by) in replaced {
-            self.pairs.remove(&(staged.label(by), id));
+        for &label in labels {
+            ticker.tick()?;
+            ids.extend(self.ids(label, held));
         }
+        Ok(ids)
     }
 
     /// Forgets staged ids of `end` or more, which are about to be taken back and given again; what they were to replace is
@@ -151,19 +166,22 @@ impl Staging {
         rows: &[usize],
         tokens: &Tokens,
         written: &mut [Vec<usize>],
+        work: &Work,
     ) -> Result<Vec<Replaced>> {
         let Some(how) = tokens.on_duplicate else { return Ok(vec![Replaced::new(); rows.len()]) };
         let given = tokens.labels.ok_or_else(|| {
             Error::new(Kind::Argument, "on_duplicate= compares labels, and labels are missing: give labels= too")
         })?;
         let n_tokens = tokens.keys.shape()[2];
-        let each = rows.iter().zip(written).enumerate().map(|(at, (&row, written))| {
-            let held = Held { row: &version.rows[row], staged: self.rows.get(&row) };
-            let index = self.label_index.entry(row).or_default();
-            index.catch_up(held);
-            settle(index, held, how, (row, &given[at * n_tokens..][..n_tokens]), written)
-        });
-        each.collect()
+        work.once(|ticker| {
+            let each = rows.iter().zip(written).enumerate().map(|(at, (&row, written))| {
+                let held = Held { row: &version.rows[row], staged: self.rows.get(&row) };
+                let index = self.label_index.entry(row).or_default();
+                index.catch_up(held, ticker)?;
+                settle(index, held, how, (row, &given[at * n_tokens..][..n_tokens]), written, ticker)
+            });
+            each.collect()
+        })
     }
 }
 
@@ -173,12 +191,14 @@ fn settle(
     how: OnDuplicate,
     (row, labels): (usize, &[i64]),
     written: &mut Vec<usize>,
+    ticker: &Ticker,
 ) -> Result<Replaced> {
     let mut replaced = Replaced::new();
     // The newest token of the call with a label, and its id.
     let mut newest: HashMap<i64, (usize, i64)> = HashMap::new();
     let (mut kept, mut id) = (Vec::with_capacity(written.len()), held.end());
     for &t in &*written {
+        ticker.tick()?;
         let label = labels[t];
         if label != NO_LABEL {
             let before = newest.get(&label).copied();

@@ -67,7 +67,7 @@ impl Receipt {
     /// where it was not written, was replaced, or was evicted by this commit.
     pub fn landed(&self) -> Vec<Vec<i64>> {
         let of_call = |call: &crate::stage::StagedIds| {
-            let n_tokens = call.ids.len().checked_div(call.rows.len()).unwrap_or(0);
+            let n_tokens = call.tokens;
             let mut landed = Vec::with_capacity(call.ids.len() * self.heads);
             for (at, row) in call.rows.iter().enumerate() {
                 let ids = &call.ids[at * n_tokens..][..n_tokens];

@@ -172,8 +172,15 @@ impl Lane {
     }
 
     /// Performs a prepared plan; nothing in it can fail. Returns how many entries ended or never came to be,
-    /// replaced ones aside.
-    pub(crate) fn apply(&mut self, schema: &Schema, kernels: &Kernels, arrival: Arrival, plan: Prepared) -> usize {
+    /// replaced ones aside, and adds to `emptied` as [`Lane::kill`] does.
+    pub(crate) fn apply(
+        &mut self,
+        schema: &Schema,
+        kernels: &Kernels,
+        arrival: Arrival,
+        plan: Prepared,
+        emptied: &mut Vec<Range<i64>>,
+    ) -> usize {
         // First, while the last block that rows were meant for is surely there: a floor may end all that is in it.
         for (list, append) in plan.appends {
             if self.lists.len() <= list {
@@ -182,11 +189,11 @@ impl Lane {
             self.n_live += self.lists[list].append(schema, arrival, append);
         }
         for id in plan.replaced {
-            self.kill(id);
+            self.kill(id, emptied);
         }
         let mut ended = plan.dropped;
         for id in plan.kills {
-            ended += usize::from(self.kill(id));
+            ended += usize::from(self.kill(id, emptied));
         }
         if let Some(id) = plan.floor {
             let gone: usize = self.lists.iter_mut().map(|list| list.floor(id)).sum();
@@ -220,11 +227,22 @@ impl Lane {
         Ok(())
     }
 
-    /// Ends one entry; whether there was one.
-    pub(crate) fn kill(&mut self, id: i64) -> bool {
-        let ended = self.lists.iter_mut().any(|list| list.kill(id));
+    /// Ends one entry; whether there was one. The ids of a block of which nothing is left are added to `emptied`.
+    pub(crate) fn kill(&mut self, id: i64, emptied: &mut Vec<Range<i64>>) -> bool {
+        let ended = self.lists.iter_mut().any(|list| list.kill(id, emptied));
         self.n_live -= usize::from(ended);
         ended
+    }
+
+    /// Whether any of the ids is live.
+    pub(crate) fn has_any(&self, ids: &Range<i64>) -> bool {
+        self.lists.iter().any(|list| list.has_any(ids))
+    }
+
+    /// Forgets how entries near the ended ids were used where none of them is left.
+    pub(crate) fn drop_ended_usage(&mut self, ended: &[Range<i64>]) {
+        let Lane { lists, usage, .. } = self;
+        usage.drop_ended(ended, |ids| lists.iter().any(|list| list.has_any(&ids)));
     }
 
     /// Ends every entry with an id of `end` or more.

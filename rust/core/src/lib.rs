@@ -18,6 +18,7 @@ pub mod input;
 pub mod work;
 
 pub mod block;
+mod capacity;
 pub mod lane;
 pub mod list;
 pub mod version;

@@ -207,13 +207,22 @@ impl List {
         }
     }
 
-    /// Ends one entry; whether there was one.
-    pub(crate) fn kill(&mut self, id: i64) -> bool {
+    /// Whether any of the ids is live.
+    pub(crate) fn has_any(&self, ids: &Range<i64>) -> bool {
+        let (page, at) = self.place(ids.start).unwrap_or_default();
+        let refs = self.pages.iter().skip(page).flat_map(|page| page.iter()).skip(at);
+        let mut near = refs.take_while(|r| r.id_lo < ids.end);
+        near.any(|r| r.live & first_rows(r.rows_below(ids.end)) & !first_rows(r.rows_below(ids.start)) != 0)
+    }
+
+    /// Ends one entry; whether there was one. The ids of a block of which nothing is left are added to `emptied`.
+    pub(crate) fn kill(&mut self, id: i64, emptied: &mut Vec<Range<i64>>) -> bool {
         let Some((page, at)) = self.place(id) else { return false };
         let Some(slot) = self.pages[page][at].slot(id) else { return false };
         let refs = Arc::make_mut(&mut self.pages[page]);
         refs[at].live &= !(1 << slot);
         if refs[at].live == 0 {
+            emptied.push(refs[at].id_lo..refs[at].id_hi());
             refs.remove(at);
             if refs.is_empty() {
                 self.pages.remove(page);

@@ -302,7 +302,7 @@ fn floats(column: &str, op: Op, value: Value) -> Result<Floats> {
         return Ok(Floats::Among(numbers));
     }
     match value {
-        Value::I64(x) => Ok(Floats::Compare(op, rounded(one(column, op, x)? as f64))),
+        Value::I64(x) => Ok(Floats::Compare(op, f64::from(one(column, op, x)? as f32))),
         Value::F64(x) => Ok(Floats::Compare(op, rounded(one(column, op, x)?))),
         Value::Bool(_) => Err(mismatch(column, "float32", "a bool")),
     }

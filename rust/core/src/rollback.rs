@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 
 use crate::bank::Bank;
 use crate::block::Schema;
-use crate::error::{Error, Kind, Result, ensure};
+use crate::change::{Change, change_all};
+use crate::error::Result;
 use crate::stage::{StagedIds, StagedRow, Staging};
+use crate::work::Work;
 
 impl StagedRow {
     /// One past the largest staged id.
@@ -70,19 +72,21 @@ impl Staging {
             staged.columns.truncate(n);
             // What was to be replaced by a token that is gone stays.
             staged.replaced.retain(|_, by| *by < end);
+            staged.freed = None;
         }
     }
 
-    /// Drops the staged tokens of a row with an id of `end` or more, as if they had been masked out. A call of which
+    /// Drops the staged tokens of each row with an id of its end or more, as if they had been masked out. A call of which
     /// nothing is left is forgotten, and so is the schema where no token is left.
-    pub(crate) fn roll_back(&mut self, row: usize, end: i64) {
-        self.cut(row, end);
+    pub(crate) fn roll_back(&mut self, ends: &BTreeMap<usize, i64>) {
+        ends.iter().for_each(|(&row, &end)| self.cut(row, end));
         self.calls.retain_mut(|call| {
-            let n_tokens = call.ids.len().checked_div(call.rows.len()).unwrap_or(0);
-            let Some(at) = call.rows.iter().position(|&of| of == row) else { return true };
             let mut dropped = false;
-            for id in call.ids[at * n_tokens..][..n_tokens].iter_mut().filter(|id| **id >= end) {
-                (*id, dropped) = (-1, true);
+            for (at, row) in call.rows.iter().enumerate() {
+                let Some(&end) = ends.get(row) else { continue };
+                for id in call.ids[at * call.tokens..][..call.tokens].iter_mut().filter(|id| **id >= end) {
+                    (*id, dropped) = (-1, true);
+                }
             }
             !dropped || call.ids.iter().any(|&id| id >= 0)
         });
@@ -107,26 +111,6 @@ impl Bank {
     /// # Errors
     /// When a row is not there, or there is neither one end nor one per row.
     pub fn rollback_rows(&self, rows: Option<&[usize]>, ends: Option<&[i64]>) -> Result<()> {
-        let mut staging = self.writer();
-        let n = self.snapshot().version.rows.len();
-        let every: Vec<usize> = (0..n).collect();
-        let rows = rows.unwrap_or(&every);
-        if let Some(row) = rows.iter().find(|&&row| row >= n) {
-            return Err(Error::new(Kind::Row, format!("rows name row {row}; the bank has {n} rows")));
-        }
-        ensure(ends.is_none_or(|ends| ends.len() == 1 || ends.len() == rows.len()), Kind::Shape, || {
-            let given = ends.map_or(0, <[i64]>::len);
-            format!("end has {given} numbers for {} rows: give one, or one per row", rows.len())
-        })?;
-        for (at, &row) in rows.iter().enumerate() {
-            match ends {
-                Some(ends) => staging.roll_back(row, ends[if ends.len() == 1 { 0 } else { at }]),
-                None => {
-                    staging.roll_back(row, 0);
-                    staging.touches.retain(|(of, _), _| *of != row);
-                }
-            }
-        }
-        Ok(())
+        change_all(&[self], &Change::Rollback { rows, ends }, &Work::ALONE)
     }
 }

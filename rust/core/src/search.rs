@@ -7,7 +7,7 @@ use mnemex_kernels::{Kernels, PANEL, Pass};
 use crate::bank::Snapshot;
 use crate::block::Schema;
 use crate::codec::Codec;
-use crate::error::{Kind, Result, ensure, filled};
+use crate::error::{Kind, Result, ensure, filled, room_for};
 use crate::first_pass::{FirstPass, GROUP, Scratch};
 use crate::list::{Ref, first_rows};
 use crate::query::{Packed, Queries, Query, Unit, Visible};
@@ -22,6 +22,9 @@ const SHARD_BLOCKS: usize = 64;
 
 /// Blocks that set the first floors: a quarter of what is to be scanned, within these.
 const SAMPLE_BLOCKS: std::ops::RangeInclusive<usize> = 16..=64;
+
+/// What an allocation takes beside what was asked for, about.
+pub(crate) const PIECE_BYTES: usize = 32;
 
 /// Most numbers in an answer.
 const MAX_ANSWER: u128 = 1 << 31;
@@ -94,6 +97,8 @@ impl Snapshot {
         blank_bad: bool,
         work: &Work,
     ) -> Result<Vec<(Unit<'v>, Vec<Vec<Best>>)>> {
+        let each = size_of::<Vec<Best>>() + PIECE_BYTES + size_of::<Best>() * k.min(self.version.longest());
+        room_for(queries.len().saturating_mul(each), || format!("the best {k} of {} queries", queries.len()))?;
         let work = &work.for_size(queries.operations(self));
         // Queries are divided first: to divide a lane, every part has to find k entries of its own.
         let lanes = queries.rows.len() * self.config().heads;

@@ -1,18 +1,18 @@
 //! Tokens that were given but not yet published: validated, encoded in private memory, invisible to every read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use mnemex_kernels::Kernels;
 
 use crate::bank::Shared;
 use crate::block::{Encoded, Schema};
+use crate::capacity::Freed;
 use crate::cells::{Numbers, StagedColumns, check_given};
 use crate::codec::Codec;
-use crate::config::{Evict, NonFinite, Values};
+use crate::config::{NonFinite, Values};
 use crate::error::{Error, Kind, Result, ensure};
 use crate::input::{Input, VectorReader, check_shape, non_finite};
 use crate::labels::{LabelIndex, NO_LABEL, OnDuplicate, Replaced};
-use crate::lane::Lane;
 use crate::usage::Touches;
 use crate::version::Version;
 use crate::work::{Ticker, Work};
@@ -48,6 +48,8 @@ pub struct StagedIds {
     pub rows: Vec<usize>,
     /// Row-major.
     pub ids: Vec<i64>,
+    /// T, of a call without rows too.
+    pub tokens: usize,
     /// As in [`Tokens`].
     pub one_lane: bool,
 }
@@ -63,6 +65,8 @@ pub(crate) struct StagedRow {
     pub(crate) has_positions: bool,
     /// Entries, live or staged, whose place a staged token takes; by id, with the id of the token.
     pub(crate) replaced: Replaced,
+    /// Known where nothing may be evicted.
+    pub(crate) freed: Option<Freed>,
 }
 
 impl StagedRow {
@@ -119,9 +123,10 @@ impl Staging {
         let nonfinite = tokens.nonfinite.unwrap_or(config.nonfinite);
         let work = &work.for_size(n_rows * n_tokens * config.heads * config.key_dim);
         let mut written = written_tokens(tokens, &schema, nonfinite, work)?;
-        let replaced = self.settle_duplicates(version, &rows, tokens, &mut written)?;
+        let replaced = self.settle_duplicates(version, &rows, tokens, &mut written, work)?;
+        let mut freed = Vec::with_capacity(n_rows);
         for ((row, written), replaced) in rows.iter().zip(&written).zip(&replaced) {
-            self.check_capacity(shared, version, *row, written.len(), replaced)?;
+            freed.push(self.check_capacity(shared, version, *row, written.len(), replaced)?);
         }
         let heads = config.heads;
         let encoded = work.map(n_rows * heads, |at, ticker| {
@@ -141,21 +146,23 @@ impl Staging {
             }
             arriving.push(lanes);
         }
-        let writes = rows.iter().zip(&written).zip(arriving).zip(replaced);
-        for (at, (((&row, written), lanes), replaced)) in writes.enumerate() {
+        let writes = rows.iter().zip(&written).zip(arriving).zip(replaced.into_iter().zip(freed));
+        for (at, (((&row, written), lanes), (replaced, freed))) in writes.enumerate() {
             let id_lo = self.next_id(version, row);
             for (id, &t) in (id_lo..).zip(written) {
                 ids[at * n_tokens + t] = id;
             }
             let staged = self.extend_row(row, id_lo, lanes, tokens, at * n_tokens, written);
-            staged.replaced.extend(&replaced);
+            staged.freed = freed;
+            if staged.replaced.is_empty() {
+                staged.replaced = replaced;
+            } else {
+                staged.replaced.extend(replaced);
+            }
             let (n, chosen) = (staged.len() - written.len(), written.iter().map(|&t| at * n_tokens + t));
             staged.columns.extend(&config.columns, n, tokens.columns, chosen);
-            if let Some(index) = self.label_index.get_mut(&row) {
-                index.leave_out(&self.rows[&row], &replaced);
-            }
         }
-        let call = StagedIds { rows, ids, one_lane: tokens.one_lane };
+        let call = StagedIds { rows, ids, tokens: n_tokens, one_lane: tokens.one_lane };
         self.calls.push(call.clone());
         // A call that writes nothing decides nothing.
         if written.iter().any(|written| !written.is_empty()) {
@@ -189,6 +196,7 @@ impl Staging {
             has_labels: false,
             has_positions: false,
             replaced: Replaced::new(),
+            freed: None,
         });
         for (lane, more) in staged.lanes.iter_mut().zip(lanes) {
             lane.append(more);
@@ -212,11 +220,12 @@ impl Staging {
         let shape = tokens.keys.shape();
         let want = [Some(rows.len()), Some(config.heads), None, Some(config.key_dim)];
         check_shape("keys", shape, want)?;
-        for (i, row) in rows.iter().enumerate() {
+        let mut seen = HashSet::new();
+        for row in &rows {
             ensure(*row < version.rows.len(), Kind::Row, || {
                 format!("rows name row {row}; the bank has {} rows", version.rows.len())
             })?;
-            ensure(!rows[..i].contains(row), Kind::Argument, || {
+            ensure(seen.insert(row), Kind::Argument, || {
                 format!("rows name row {row} twice: write to each row once per call")
             })?;
         }
@@ -273,32 +282,6 @@ impl Staging {
             fits("values", config.value_codec, layout.codec, values)?;
         }
         Ok(schema)
-    }
-
-    fn check_capacity(
-        &self,
-        shared: &Shared,
-        version: &Version,
-        row: usize,
-        arriving: usize,
-        replaced: &Replaced,
-    ) -> Result<()> {
-        let (Evict::Error, Some(capacity)) = (shared.config.evict, shared.config.capacity) else { return Ok(()) };
-        let staged = self.rows.get(&row);
-        // What is replaced makes room: live entries, staged tokens, and earlier ones of this call.
-        let gone = || replaced.keys().chain(staged.iter().flat_map(|staged| staged.replaced.keys()));
-        let stays = |lane: &Lane| lane.len() - gone().filter(|&&id| lane.locate(id).is_some()).count();
-        let live = version.rows[row].lanes.iter().map(stays).max().unwrap_or(0);
-        let arriving = arriving - replaced.keys().filter(|&&id| id >= self.next_id(version, row)).count();
-        let staged = staged.map_or(0, |staged| {
-            staged.len() - gone().filter(|&&id| (staged.id_lo..staged.end()).contains(&id)).count()
-        });
-        ensure((live + staged + arriving) as u64 <= capacity, Kind::Capacity, || {
-            format!(
-                "row {row} holds {live} entries and {staged} staged ones; {arriving} more pass its capacity of {capacity}: \
-                 delete or truncate first, raise capacity=, or make the bank with evict=\"fifo\""
-            )
-        })
     }
 }
 

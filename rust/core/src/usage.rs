@@ -4,6 +4,7 @@
 //! What an ended entry had stays in its page until the page goes; its id never comes back, so nobody reads it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::bank::Bank;
@@ -59,6 +60,19 @@ impl Usage {
     /// Forgets pages of which every id is below `id`.
     pub(crate) fn drop_below(&mut self, id: i64) {
         self.pages.retain(|(page, _)| (page + 1) * PAGE_IDS > id);
+    }
+
+    /// Forgets pages that overlap any of `ended` and of which no id is `live`.
+    pub(crate) fn drop_ended(&mut self, ended: &[Range<i64>], live: impl Fn(Range<i64>) -> bool) {
+        let mut dead = Vec::new();
+        for ids in ended {
+            let first = self.pages.partition_point(|(page, _)| (page + 1) * PAGE_IDS <= ids.start);
+            let here = self.pages[first..].iter().map(|(page, _)| *page).take_while(|page| page * PAGE_IDS < ids.end);
+            dead.extend(here.filter(|page| !live(page * PAGE_IDS..(page + 1) * PAGE_IDS)));
+        }
+        if !dead.is_empty() {
+            self.pages.retain(|(page, _)| dead.binary_search(page).is_err());
+        }
     }
 
     /// Whether nothing was ever touched.

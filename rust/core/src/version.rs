@@ -4,12 +4,15 @@
 //! somebody else still holds.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::block::Schema;
 use crate::cells::{Cells, Declared};
 use crate::columns::{AnyColumn, Column};
+use crate::error::{Result, room_for};
 use crate::lane::Lane;
+use crate::work::Ticker;
 
 /// The lanes of one row, its id counter and its columns.
 #[derive(Clone)]
@@ -79,6 +82,24 @@ impl Row {
         &mut self.columns[at]
     }
 
+    /// Ends entries of every head, and gives back what pages they had to themselves; ids that are not there are passed
+    /// over.
+    ///
+    /// # Errors
+    /// When the caller interrupts; some have ended then.
+    pub(crate) fn end(&mut self, ids: impl Iterator<Item = i64> + Clone, ticker: &Ticker) -> Result<()> {
+        let mut emptied = Vec::new();
+        for lane in &mut self.lanes {
+            for id in ids.clone() {
+                ticker.tick()?;
+                lane.kill(id, &mut emptied);
+            }
+        }
+        self.drop_old_columns();
+        self.drop_ended(emptied);
+        Ok(())
+    }
+
     /// Keeps ids below `end`.
     pub(crate) fn truncate(&mut self, end: i64) {
         for lane in &mut self.lanes {
@@ -95,6 +116,24 @@ impl Row {
         self.labels.drop_below(oldest);
         self.positions.drop_below(oldest);
         self.columns.iter_mut().for_each(|column| column.drop_below(oldest));
+    }
+
+    /// Columns and usage forget pages of which no id is live any more, near ids of blocks that ran empty; so the work is
+    /// in proportion to what ended.
+    pub(crate) fn drop_ended(&mut self, mut emptied: Vec<Range<i64>>) {
+        emptied.sort_unstable_by_key(|ids| ids.start);
+        // Neighbours as one, so that a page is looked at once.
+        emptied.dedup_by(|later, ids| {
+            let meet = later.start <= ids.end;
+            ids.end = if meet { ids.end.max(later.end) } else { ids.end };
+            meet
+        });
+        let Row { lanes, labels, positions, columns, .. } = self;
+        let live = |ids: Range<i64>| lanes.iter().any(|lane| lane.has_any(&ids));
+        labels.drop_ended(&emptied, live);
+        positions.drop_ended(&emptied, live);
+        columns.iter_mut().for_each(|column| column.drop_ended(&emptied, live));
+        lanes.iter_mut().for_each(|lane| lane.drop_ended_usage(&emptied));
     }
 }
 
@@ -121,9 +160,15 @@ pub struct Counts {
 }
 
 impl Version {
-    pub(crate) fn empty(rows: usize, heads: usize) -> Version {
+    /// So many rows without entries.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub(crate) fn empty(rows: usize, heads: usize) -> Result<Version> {
+        let row = size_of::<Row>() + heads * size_of::<Lane>() + 64;
+        room_for(rows.saturating_mul(row), || format!("rows={rows} times heads={heads}"))?;
         let rows = (0..rows).map(|_| Arc::new(Row::empty(heads, 0))).collect();
-        Version { rows, schema: None, number: 0, counts: Counts::default() }
+        Ok(Version { rows, schema: None, number: 0, counts: Counts::default() })
     }
 
     /// Live entries of the fullest lane.

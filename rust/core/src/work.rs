@@ -63,6 +63,15 @@ impl Work<'_> {
         Work { threads, interrupted: self.interrupted }
     }
 
+    /// One job on the calling thread.
+    ///
+    /// # Errors
+    /// When the caller interrupted, or the job failed.
+    pub(crate) fn once<T>(&self, job: impl FnOnce(&Ticker) -> Result<T>) -> Result<T> {
+        let stop = AtomicBool::new(false);
+        job(&Ticker { stop: &stop, interrupted: Some(self.interrupted), asked: Cell::new(Instant::now()) })
+    }
+
     /// `job(0), ..., job(n - 1)`, in any order on any thread, results in order.
     ///
     /// # Errors
@@ -128,6 +137,7 @@ impl Ticker<'_> {
 
     fn stopped(&self) -> bool {
         if let Some(interrupted) = self.interrupted
+            && !self.stop.load(Ordering::Relaxed)
             && self.asked.get().elapsed() > POLL
         {
             self.asked.set(Instant::now());

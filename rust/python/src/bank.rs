@@ -234,7 +234,7 @@ impl NativeBank {
         rows: Option<Flat<'_, i64>>,
     ) -> PyResult<()> {
         let (ids, labels, rows) = (ids.as_slice()?, labels.as_slice()?, self::rows(rows.as_ref())?);
-        run(py, Some(1), |_| self.0.delete_named(ids, labels, rows.as_deref()))
+        run(py, Some(1), |work| self.0.delete_named(ids, labels, rows.as_deref(), work))
     }
 
     /// Keep ids below `ends`: one number, or one per named row.
@@ -323,5 +323,5 @@ pub(crate) fn change_all(
         "rollback" => Change::Rollback { rows, ends },
         _ => return Err(unknown("change", change, "delete, truncate, reset, reorder, fork, rollback")),
     };
-    run(py, Some(1), |_| mnemex_core::change_all(&banks, &change))
+    run(py, Some(1), |work| mnemex_core::change_all(&banks, &change, work))
 }

@@ -11,13 +11,8 @@ use crate::arrays::array;
 #[pyclass(frozen, module = "mnemex._native")]
 pub(crate) struct NativeReceipt(pub(crate) Receipt);
 
-/// Tokens per row of a call.
-fn n_tokens(call: &StagedIds) -> usize {
-    call.ids.len().checked_div(call.rows.len()).unwrap_or(0)
-}
-
 pub(crate) fn ids_array<'py>(py: Python<'py>, call: &StagedIds) -> PyResult<Bound<'py, PyArray2<i64>>> {
-    array(py, call.ids.clone(), [call.rows.len(), n_tokens(call)])
+    array(py, call.ids.clone(), [call.rows.len(), call.tokens])
 }
 
 #[pymethods]
@@ -51,7 +46,7 @@ impl NativeReceipt {
         let shaped = landed
             .into_iter()
             .zip(&self.0.ids)
-            .map(|(landed, call)| array(py, landed, [call.rows.len(), self.0.heads(), n_tokens(call)]));
+            .map(|(landed, call)| array(py, landed, [call.rows.len(), self.0.heads(), call.tokens]));
         shaped.collect()
     }
 }

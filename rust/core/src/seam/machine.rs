@@ -162,7 +162,8 @@ impl Machine {
         let threshold = 9.0;
         let write: Box<dyn WritePolicy> =
             if setting.consolidate { Box::new(Consolidate { threshold, capacity }) } else { Box::new(Append) };
-        let bank = Bank::with_parts(config, Version::empty(rows, HEADS), index, write, Box::new(Fifo)).unwrap();
+        let bank =
+            Bank::with_parts(config, Version::empty(rows, HEADS).unwrap(), index, write, Box::new(Fifo)).unwrap();
         let plain = Plain {
             rows: vec![PlainRow::empty(HEADS); rows],
             staged: vec![vec![]; rows],
@@ -208,7 +209,7 @@ impl Machine {
                 self.plain.touched.retain(|touch| end.is_some() || touch.0 != row);
             }
             Step::DeleteLabels { row, labels } => {
-                self.bank.delete_named(&[], labels, Some(&[row % n])).unwrap();
+                self.bank.delete_named(&[], labels, Some(&[row % n]), &Work::ALONE).unwrap();
                 let row = &mut self.plain.rows[row % n];
                 let known = row.clone();
                 row.keep(|id| known.label(id) == -1 || !labels.contains(&known.label(id)));

@@ -154,3 +154,14 @@ fn a_write_into_an_empty_bank_decides_nothing_before_it_is_through() {
     };
     assert!((15..23).map(|power| 1 << power).any(lasts), "write asks nobody whether to stop");
 }
+
+#[test]
+fn work_with_labels() {
+    let labels: Vec<i64> = (0..200_000).collect();
+    let bank = slow(config(Metric::Dot, 1, Values::None));
+    let keys = Array4::from_elem((1, 1, labels.len(), 1), 0.5f32);
+    bank.write(&Tokens { labels: Some(&labels), ..tokens(&keys, None) }, &Work::ALONE).unwrap();
+    assert!(is_interrupted(&bank, |work| bank.delete_named(&[], &labels, None, work)), "delete asks nobody");
+    bank.delete_named(&[], &labels, None, &Work::ALONE).unwrap();
+    assert_eq!(bank.snapshot().lengths(), [[0]]);
+}

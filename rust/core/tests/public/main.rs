@@ -11,3 +11,4 @@ mod lanes;
 mod nonfinite;
 mod refusals;
 mod threads;
+mod upkeep;
