@@ -202,6 +202,16 @@ def test_what_comparisons_mean_at_the_edges():
         assert bank.find(where=where)[0].tolist() == ids, where
 
 
+def test_an_integer_is_rounded_to_float32_once():
+    """By way of float64, 2**60 + 2**36 + 1 would end on the other side of the middle."""
+    bank = mx.Bank(key_dim=1, columns={"size": "float32"})
+    bank.write(np.ones((2, 1), np.float32), columns={"size": np.array([2.0**60, 2.0**60 + 2.0**37], np.float32)})
+    given = 2**60 + 2**36 + 1
+    for op, ids in [("==", [1]), ("<", [0]), (">=", [1])]:
+        assert bank.find(where=("size", op, given))[0].tolist() == ids, op
+    assert bank.find(where=("size", "in", [given, 3]))[0].tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("where", "error", "says"),
     [

@@ -5,6 +5,7 @@ use std::cell::Cell;
 
 use mnemex_core::config::Values;
 use mnemex_core::input::Input;
+use mnemex_core::labels::OnDuplicate;
 use mnemex_core::stage::{StagedIds, Tokens};
 use mnemex_core::work::Work;
 use mnemex_core::{Bank, Codec, Config, Kind, Metric, Result};
@@ -157,11 +158,22 @@ fn a_write_into_an_empty_bank_decides_nothing_before_it_is_through() {
 
 #[test]
 fn work_with_labels() {
-    let labels: Vec<i64> = (0..200_000).collect();
-    let bank = slow(config(Metric::Dot, 1, Values::None));
-    let keys = Array4::from_elem((1, 1, labels.len(), 1), 0.5f32);
-    bank.write(&Tokens { labels: Some(&labels), ..tokens(&keys, None) }, &Work::ALONE).unwrap();
-    assert!(is_interrupted(&bank, |work| bank.delete_named(&[], &labels, None, work)), "delete asks nobody");
-    bank.delete_named(&[], &labels, None, &Work::ALONE).unwrap();
-    assert_eq!(bank.snapshot().lengths(), [[0]]);
+    let lasts = |n: i64| {
+        let labels: Vec<i64> = (0..n).collect();
+        let bank = slow(config(Metric::Dot, 1, Values::None));
+        let keys = Array4::from_elem((1, 1, labels.len(), 1), 0.5f32);
+        bank.write(&Tokens { labels: Some(&labels), ..tokens(&keys, None) }, &Work::ALONE).unwrap();
+        // One token alone takes no time: what takes long is to learn the labels that are there.
+        let one = Array4::from_elem((1, 1, 1, 1), 0.5f32);
+        let again = Tokens { labels: Some(&[3]), on_duplicate: Some(OnDuplicate::Skip), ..tokens(&one, None) };
+        let interrupted = is_interrupted(&bank, |work| bank.stage(&again, work));
+        if interrupted {
+            assert_eq!(bank.stage(&again, &Work::ALONE).unwrap().ids, [-1], "what was learned is right");
+            assert!(is_interrupted(&bank, |work| bank.delete_named(&[], &labels, None, work)), "delete asks nobody");
+            bank.delete_named(&[], &labels, None, &Work::ALONE).unwrap();
+            assert_eq!(bank.snapshot().lengths(), [[0]]);
+        }
+        interrupted
+    };
+    assert!((17..23).map(|power| 1 << power).any(lasts), "on_duplicate asks nobody");
 }
