@@ -46,6 +46,8 @@ IntsLike = ArrayInterface | DLPack | list[int] | tuple[int, ...] | range | Suppo
 
 CPU = 1
 _FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+# By the type itself, native byte order alone: to ask a type for its name takes longer than a small search.
+_NATIVE = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16"}
 
 
 def vectors(name: str, x: ArrayLike, *, one_lane: bool) -> Vectors:
@@ -62,6 +64,10 @@ def vectors(name: str, x: ArrayLike, *, one_lane: bool) -> Vectors:
 
 
 def _array(name: str, x: ArrayLike) -> tuple[NDArray[np.generic], str]:
+    if isinstance(x, np.ndarray):
+        flags, known = x.flags, _NATIVE.get(x.dtype)
+        if known and flags.c_contiguous and flags.aligned:
+            return x, known
     array, dtype = _from_tensor(name, x) if not isinstance(x, np.ndarray) else (x, x.dtype.name)
     if dtype not in _FLOATS:
         advice = "cast with .astype(np.float32)" if isinstance(x, np.ndarray) else "cast it first, as .float() does"

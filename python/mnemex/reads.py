@@ -272,10 +272,13 @@ class Reads(Facts):
         self, queries: ArrayLike, rows: IntsLike | None, before: IntsLike | None
     ) -> tuple[tuple[NDArray[np.generic], str], bool, NDArray[np.int64] | None, NDArray[np.int64] | None]:
         query = vectors("queries", queries, one_lane=self._one_lane)
-        shape = (query[0].shape[0], query[0].shape[2])
-        seen = arguments.side("before", before, shape, np.int64, one_lane=self._one_lane)
+        shape = query[0].shape
         flat = self._one_lane and len(queries.shape) == 2
-        return query, flat, arguments.rows("rows", rows, self.rows), seen  # type: ignore[return-value]
+        at = None if rows is None else arguments.rows("rows", rows, self.rows)
+        if before is None:
+            return query, flat, at, None
+        seen = arguments.side("before", before, (shape[0], shape[2]), np.int64, one_lane=self._one_lane)
+        return query, flat, at, seen  # type: ignore[return-value]
 
 
 def _bias(x: object) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ use mnemex_kernels::bound::{Bound, Precision, QueryBound};
 use mnemex_kernels::canonical::Metric;
 use mnemex_kernels::select::Maxima;
 use mnemex_kernels::short::{self, Short, ShortKeys, ShortQueries};
+use mnemex_kernels::single::{Format, One, Stored};
 use mnemex_kernels::tile::Queries as Panels;
 use mnemex_kernels::{Kernels, Keys, PANEL, Pass, Rule};
 
@@ -17,6 +18,9 @@ use crate::query::Packed;
 /// Queries per call in float32: their panels stay in the first-level cache beside a block of keys.
 pub(crate) const GROUP: usize = 4 * PANEL;
 
+/// Most queries that meet blocks one by one: with more, panels of sixteen are faster although some lanes idle.
+const FEW: usize = 8;
+
 /// How row scores come from keys and queries.
 pub(crate) fn rule(metric: Metric) -> Rule {
     match metric {
@@ -24,6 +28,26 @@ pub(crate) fn rule(metric: Metric) -> Rule {
         Metric::Cos => Rule::Scaled,
         Metric::L2 => Rule::L2,
     }
+}
+
+/// How a codec's numbers stand in memory.
+fn format(codec: Codec) -> Format {
+    match codec {
+        Codec::F32 => Format::F32,
+        Codec::F16 => Format::F16,
+        Codec::Bf16 => Format::Bf16,
+    }
+}
+
+/// Queries out of their panels, one after the other, each padded to whole vectors.
+fn singles(packed: &Packed, dim: usize) -> Vec<f32> {
+    let padded = dim.next_multiple_of(PANEL);
+    let mut singles = vec![0.0; packed.norms.len() * padded];
+    for (lane, query) in singles.chunks_exact_mut(padded).enumerate() {
+        let numbers = packed.panels.floats().iter().skip(lane).step_by(PANEL);
+        query.iter_mut().zip(numbers).take(dim).for_each(|(x, &number)| *x = number);
+    }
+    singles
 }
 
 /// The queries of a unit, ready to meet blocks.
@@ -35,6 +59,8 @@ pub(crate) struct FirstPass<'s> {
     short: Option<Short>,
     /// The queries in bfloat16, or nothing.
     shorts: Plane,
+    /// The queries one after the other, where they are few; or nothing.
+    singles: Vec<f32>,
     /// The error bound of each query.
     bounds: Vec<QueryBound>,
 }
@@ -48,7 +74,9 @@ pub(crate) struct Scratch {
 
 /// The keys of one block, as the kernels take them.
 pub(crate) enum Loaded<'a> {
-    Single(Keys<'a>),
+    Panels(Keys<'a>),
+    /// As they are stored, for few queries.
+    Stored(Stored<'a>),
     /// With the most that a key lost by rounding: see [`QueryBound::at`].
     Short(Short, ShortKeys<'a>, f32),
 }
@@ -57,7 +85,7 @@ impl<'a> Loaded<'a> {
     /// The most that a key lost by rounding.
     pub(crate) fn lost(&self) -> f32 {
         match self {
-            Loaded::Single(_) => 0.0,
+            Loaded::Panels(_) | Loaded::Stored(_) => 0.0,
             Loaded::Short(_, _, lost) => *lost,
         }
     }
@@ -65,7 +93,8 @@ impl<'a> Loaded<'a> {
     /// Names what is read after this block, to be brought near while it is scored.
     pub(crate) fn then(&mut self, bytes: &'a [u8]) {
         match self {
-            Loaded::Single(keys) => keys.next = bytes,
+            Loaded::Panels(keys) => keys.next = bytes,
+            Loaded::Stored(_) => {}
             Loaded::Short(_, keys, _) => keys.next = bytes,
         }
     }
@@ -74,7 +103,9 @@ impl<'a> Loaded<'a> {
 impl<'s> FirstPass<'s> {
     pub(crate) fn new(kernels: &'static Kernels, schema: &'s Schema, packed: Packed) -> Result<FirstPass<'s>> {
         let (metric, dim) = (schema.metric, schema.key.dim);
-        let short = kernels.short.filter(|_| metric != Metric::L2);
+        let few = packed.norms.len() <= FEW;
+        let singles = if few { singles(&packed, dim) } else { Vec::new() };
+        let short = kernels.short.filter(|_| metric != Metric::L2 && !few);
         let (mut shorts, mut lost) = (Plane::default(), vec![0.0; packed.norms.len()]);
         if short.is_some() {
             let numbers = lost.len().next_multiple_of(PANEL) * short::padded(dim);
@@ -86,12 +117,21 @@ impl<'s> FirstPass<'s> {
             QueryBound::of(metric, dim, norm, precision)
         };
         let bounds = packed.norms.iter().zip(&lost).map(bound).collect();
-        Ok(FirstPass { kernels, schema, packed, short, shorts, bounds })
+        Ok(FirstPass { kernels, schema, packed, short, shorts, singles, bounds })
+    }
+
+    /// Whether the queries meet blocks one by one, which knows no [`FirstPass::maxima`].
+    pub(crate) fn is_few(&self) -> bool {
+        !self.singles.is_empty()
     }
 
     /// Most queries of one [`FirstPass::select`]: where a block is rounded first, all queries had best share that.
     pub(crate) fn group(&self) -> usize {
-        if self.short.is_some() { self.bounds.len().next_multiple_of(PANEL) } else { GROUP }
+        match (self.is_few(), self.short) {
+            (true, _) => self.bounds.len(),
+            (false, Some(_)) => self.bounds.len().next_multiple_of(PANEL),
+            (false, None) => GROUP,
+        }
     }
 
     /// How far the scores of one query can be off.
@@ -104,9 +144,13 @@ impl<'s> FirstPass<'s> {
     pub(crate) fn load<'a>(&self, r: &'a Ref, scratch: &'a mut Scratch) -> Result<Loaded<'a>> {
         let (block, layout) = (&r.block, self.schema.key);
         let (n, scale, next) = (block.len(), block.scale(), &[][..]);
+        if self.is_few() {
+            let (bytes, stride) = (block.all_keys(), layout.row_bytes());
+            return Ok(Loaded::Stored(Stored { bytes, format: format(layout.codec), stride, n, scale }));
+        }
         let Some(short) = self.short else {
             let (rows, stride) = block.keys(self.schema, &mut scratch.floats);
-            return Ok(Loaded::Single(Keys { rows, stride, n, scale, next }));
+            return Ok(Loaded::Panels(Keys { rows, stride, n, scale, next }));
         };
         let stride = short::padded(layout.dim);
         let bytes = short::ROWS * stride * size_of::<u16>();
@@ -129,9 +173,17 @@ impl<'s> FirstPass<'s> {
             Loaded::Short(short, keys, _) => {
                 (short.select)(*keys, live, self.shorts(first), thresholds, out);
             }
-            Loaded::Single(keys) => {
+            Loaded::Panels(keys) => {
                 let rule = rule(self.schema.metric);
                 (self.kernels.select)(rule, *keys, live, self.floats(first), thresholds, out);
+            }
+            Loaded::Stored(keys) => {
+                let rule = rule(self.schema.metric);
+                let padded = self.singles.len() / self.bounds.len();
+                for (at, (numbers, &threshold)) in self.singles.chunks_exact(padded).zip(thresholds).enumerate() {
+                    let query = One { numbers, at: at as u32, threshold };
+                    (self.kernels.select_one)(rule, *keys, live, query, out);
+                }
             }
         }
     }
@@ -140,7 +192,9 @@ impl<'s> FirstPass<'s> {
     pub(crate) fn maxima(&self, keys: &Loaded, first: usize, out: Maxima) {
         match keys {
             Loaded::Short(short, keys, _) => (short.maxima)(*keys, self.shorts(first), out),
-            Loaded::Single(keys) => (self.kernels.maxima)(rule(self.schema.metric), *keys, self.floats(first), out),
+            Loaded::Panels(keys) => (self.kernels.maxima)(rule(self.schema.metric), *keys, self.floats(first), out),
+            // Nobody asks: see `is_few`.
+            Loaded::Stored(_) => {}
         }
     }
 

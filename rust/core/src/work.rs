@@ -5,9 +5,8 @@
 //! do not exist. Its size is `MNEMEX_NUM_THREADS`, or what the affinity mask and the cgroup's quota allow.
 
 use std::cell::Cell;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use mnemex_kernels::rounding;
@@ -24,7 +23,11 @@ const WORTH_WAKING: usize = 8 << 20;
 /// Most threads of one call, the caller included.
 pub fn max_threads() -> usize {
     let asked = std::env::var("MNEMEX_NUM_THREADS").ok().and_then(|n| n.trim().parse().ok()).filter(|&n| n >= 1);
-    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+    // To ask the system takes as long as a small search: once is enough.
+    static AVAILABLE: OnceLock<usize> = OnceLock::new();
+    asked.unwrap_or_else(|| {
+        *AVAILABLE.get_or_init(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+    })
 }
 
 /// The process's pool; leaked on purpose, since a forked child can neither use nor join its parent's.

@@ -1,10 +1,12 @@
 //! AVX2 + FMA: eight lanes, sixteen registers; four key rows against one panel of sixteen queries.
 #![expect(unsafe_code, reason = "intrinsics")]
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "what they need is one: that AVX2 is enabled")]
 
 use std::arch::x86_64::*;
 
 use crate::lanes::Lanes;
 use crate::table::kernel_table;
+use crate::tile::PANEL;
 
 #[derive(Clone, Copy)]
 struct F32x8(__m256);
@@ -24,6 +26,20 @@ impl Lanes for F32x8 {
     unsafe fn load(p: *const f32) -> Self {
         // SAFETY: AVX2 is enabled and the pointer is valid for eight floats.
         Self(unsafe { _mm256_loadu_ps(p) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self {
+        // SAFETY: F16C is enabled and the pointer is valid for eight numbers.
+        Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        // SAFETY: AVX2 is enabled and the pointer is valid for eight numbers.
+        let wide = unsafe { _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))) };
+        // SAFETY: AVX2 is enabled.
+        Self(unsafe { _mm256_castsi256_ps(wide) })
     }
 
     #[inline(always)]
@@ -75,12 +91,28 @@ impl Lanes for F32x8 {
     }
 
     #[inline(always)]
+    unsafe fn sums(vectors: &[Self; PANEL]) -> Self {
+        // SAFETY: AVX is enabled.
+        unsafe {
+            let (a, b) = (halves(vectors, 0), halves(vectors, 4));
+            Self(_mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn not_less(self, other: Self) -> u32 {
         // SAFETY: AVX2 is enabled.
         let passed = unsafe { _mm256_cmp_ps::<_CMP_NLT_UQ>(self.0, other.0) };
         // SAFETY: AVX2 is enabled.
         unsafe { _mm256_movemask_ps(passed) }.cast_unsigned()
     }
+}
+
+/// In each half: the sums of that half of four vectors. No closure: it would not be compiled for AVX2.
+#[inline(always)]
+unsafe fn halves(v: &[F32x8; PANEL], at: usize) -> __m256 {
+    // SAFETY: AVX is enabled.
+    unsafe { _mm256_hadd_ps(_mm256_hadd_ps(v[at].0, v[at + 1].0), _mm256_hadd_ps(v[at + 2].0, v[at + 3].0)) }
 }
 
 kernel_table! {

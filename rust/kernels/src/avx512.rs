@@ -1,10 +1,12 @@
 //! AVX-512: sixteen lanes, thirty-two registers; four key rows against four panels of sixteen queries.
 #![expect(unsafe_code, reason = "intrinsics")]
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "what they need is one: that AVX-512 is enabled")]
 
 use std::arch::x86_64::*;
 
 use crate::lanes::Lanes;
 use crate::table::kernel_table;
+use crate::tile::PANEL;
 
 #[derive(Clone, Copy)]
 pub(crate) struct F32x16(__m512);
@@ -24,6 +26,20 @@ impl Lanes for F32x16 {
     unsafe fn load(p: *const f32) -> Self {
         // SAFETY: AVX-512F is enabled and the pointer is valid for sixteen floats.
         Self(unsafe { _mm512_loadu_ps(p) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self {
+        // SAFETY: AVX-512F is enabled and the pointer is valid for sixteen numbers.
+        Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        // SAFETY: AVX-512F is enabled and the pointer is valid for sixteen numbers.
+        let wide = unsafe { _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))) };
+        // SAFETY: AVX-512F is enabled.
+        Self(unsafe { _mm512_castsi512_ps(wide) })
     }
 
     #[inline(always)]
@@ -72,11 +88,56 @@ impl Lanes for F32x16 {
         Self(unsafe { _mm512_mask_add_ps(self.0, reached, self.0, one) })
     }
 
+    /// Pairs of vectors are halved and put into one, four times; the order in which they meet puts sum i into lane i.
+    #[inline(always)]
+    unsafe fn sums(vectors: &[Self; PANEL]) -> Self {
+        // SAFETY: AVX-512F is enabled.
+        unsafe {
+            let [a, b, c, d] = [column(vectors, 0), column(vectors, 1), column(vectors, 2), column(vectors, 3)];
+            Self(single(pairs(a, b), pairs(c, d)))
+        }
+    }
+
     #[inline(always)]
     unsafe fn not_less(self, other: Self) -> u32 {
         // SAFETY: AVX-512F is enabled.
         u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(self.0, other.0) })
     }
+}
+
+/// In quarter i: four numbers with the sum of vector `4 i + at`. No closure: it would not be compiled for AVX-512.
+#[inline(always)]
+unsafe fn column(v: &[F32x16; PANEL], at: usize) -> __m512 {
+    // SAFETY: AVX-512F is enabled.
+    unsafe { quarters(halves(v[at].0, v[at + 4].0), halves(v[at + 8].0, v[at + 12].0)) }
+}
+
+/// The sums of the halves of a, then of b: 256 bits each.
+#[inline(always)]
+unsafe fn halves(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: AVX-512F is enabled.
+    unsafe { _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b)) }
+}
+
+/// The sums of neighbouring quarters of a, then of b: 128 bits each.
+#[inline(always)]
+unsafe fn quarters(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: AVX-512F is enabled.
+    unsafe { _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b)) }
+}
+
+/// In each quarter: the sums of the halves of a's, then of b's.
+#[inline(always)]
+unsafe fn pairs(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: AVX-512F is enabled.
+    unsafe { _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xEE>(a, b)) }
+}
+
+/// In each quarter: the sums of neighbours of a's, then of b's.
+#[inline(always)]
+unsafe fn single(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: AVX-512F is enabled.
+    unsafe { _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xDD>(a, b)) }
 }
 
 kernel_table! {

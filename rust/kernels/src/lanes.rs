@@ -5,7 +5,7 @@
 ///
 /// # Safety
 /// Every method must be called where the instructions of the implementing type are enabled; pointers must be valid for
-/// `N` floats. The [`crate::table::kernel_table`] macro is the one place that calls into code written over this trait,
+/// `N` numbers. The [`crate::table::kernel_table`] macro is the one place that calls into code written over this trait,
 /// from functions that enable the instructions, and [`crate::Kernels::of`] hands out a table only where they exist.
 pub(crate) trait Lanes: Copy {
     /// Lanes per vector; divides [`crate::PANEL`].
@@ -14,6 +14,10 @@ pub(crate) trait Lanes: Copy {
     const REGISTERS: usize;
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
+    /// `N` numbers of float16, widened.
+    unsafe fn load_f16(p: *const u16) -> Self;
+    /// `N` numbers of bfloat16, widened.
+    unsafe fn load_bf16(p: *const u16) -> Self;
     unsafe fn store(self, p: *mut f32);
     /// `self + a * b`; whether the product is rounded first is the implementation's choice.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
@@ -25,6 +29,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn max(self, other: Self) -> Self;
     /// Adds 1 in every lane where `x` is at least `least`.
     unsafe fn count(self, x: Self, least: Self) -> Self;
+    /// In lane i the sum of all lanes of vector i, of the first `N`.
+    unsafe fn sums(vectors: &[Self; crate::PANEL]) -> Self;
     /// Bit i is set unless lane i is less than lane i of `other`: NaN passes.
     unsafe fn not_less(self, other: Self) -> u32;
 }

@@ -6,6 +6,7 @@
 
 use crate::lanes::Lanes;
 use crate::table::kernel_table;
+use crate::tile::PANEL;
 
 #[derive(Clone, Copy)]
 struct F32x8([f32; 8]);
@@ -23,6 +24,20 @@ impl Lanes for F32x8 {
     unsafe fn load(p: *const f32) -> Self {
         // SAFETY: the caller's pointer is valid for eight floats; the read asks for no alignment.
         Self(unsafe { p.cast::<[f32; 8]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self {
+        // SAFETY: the caller's pointer is valid for eight numbers; the read asks for no alignment.
+        let bits = unsafe { p.cast::<[u16; 8]>().read_unaligned() };
+        Self(bits.map(|bits| half::f16::from_bits(bits).to_f32()))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        // SAFETY: as for `load_f16`.
+        let bits = unsafe { p.cast::<[u16; 8]>().read_unaligned() };
+        Self(bits.map(|bits| f32::from_bits(u32::from(bits) << 16)))
     }
 
     #[inline(always)]
@@ -59,6 +74,11 @@ impl Lanes for F32x8 {
     #[inline(always)]
     unsafe fn count(self, x: Self, least: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] + if x.0[i] >= least.0[i] { 1.0 } else { 0.0 }))
+    }
+
+    #[inline(always)]
+    unsafe fn sums(vectors: &[Self; PANEL]) -> Self {
+        Self(std::array::from_fn(|i| vectors[i].0.iter().sum()))
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@ use crate::canonical::Metric;
 use crate::isa::{Isa, IsaError};
 use crate::select::Maxima;
 use crate::short::Short;
+use crate::single::{One, Stored};
 use crate::softmax::Logit;
 use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
 
@@ -18,6 +19,8 @@ pub struct Kernels {
     /// First pass fused with selection: see [`crate::select`]. `thresholds` has one entry per lane, the last panel's unused
     /// lanes included; bit r of `live` says whether key row r may pass.
     pub select: fn(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>),
+    /// The same for one query, over keys as they are stored: see [`crate::single`].
+    pub select_one: fn(rule: Rule, keys: Stored, live: u64, query: One, out: &mut Vec<Pass>),
     /// All first-pass scores of a block, stored at row `first` of panels of `rows` rows.
     pub scores: fn(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize),
     /// The largest first-pass scores of groups of a block's rows.
@@ -78,6 +81,7 @@ macro_rules! kernel_table {
             isa: crate::Isa::$isa,
             short: None,
             select: entry::select,
+            select_one: entry::select_one,
             scores: entry::scores,
             maxima: entry::maxima,
             reached_by: entry::reached_by,
@@ -96,11 +100,13 @@ macro_rules! kernel_table {
             use crate::softmax::{self, Logit};
             use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
             use crate::select::{self, Maxima};
+            use crate::single::{self, One, Stored};
             use crate::weigh;
 
             crate::table::kernel_table!(@entries ($($features)*)
                 select(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>)
                     => select::select::<L>;
+                select_one(rule: Rule, keys: Stored, live: u64, query: One, out: &mut Vec<Pass>) => single::select::<L>;
                 scores(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize)
                     => select::scores::<L>;
                 maxima(rule: Rule, keys: Keys, queries: Queries, out: Maxima) => select::maxima::<L>;

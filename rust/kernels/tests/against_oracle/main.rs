@@ -9,6 +9,7 @@ use mnemex_oracle as oracle;
 
 mod block;
 mod short;
+mod single;
 
 use block::{Block, METRICS, Random, awkward, norm, tables};
 
