@@ -72,6 +72,8 @@ pub struct Encoded {
     pub(crate) scale: Vec<f32>,
     /// Each key's part in the error bound: see [`bound::reach`].
     pub(crate) reach: Vec<f32>,
+    /// What each key loses in a first pass in bfloat16.
+    pub(crate) lost: Vec<f32>,
     n: usize,
 }
 
@@ -83,6 +85,7 @@ impl Encoded {
             value: Plane::zeroed(n * schema.value.map_or(0, |layout| layout.row_bytes()))?,
             scale: if schema.metric == Metric::Cos { vec![0.0; n] } else { Vec::new() },
             reach: vec![0.0; n],
+            lost: vec![0.0; n],
             n,
         })
     }
@@ -109,10 +112,10 @@ impl Encoded {
 
     /// Notes what the first pass needs to know of a key: called with the key as it will be decoded.
     pub(crate) fn note_key(&mut self, schema: &Schema, kernels: &Kernels, row: usize, key: &[f32]) {
-        let (scale, reach) = key_facts(schema, kernels, key);
-        self.reach[row] = reach;
+        let facts = key_facts(schema, kernels, key);
+        (self.reach[row], self.lost[row]) = (facts.reach, facts.lost);
         if let Some(at) = self.scale.get_mut(row) {
-            *at = scale;
+            *at = facts.scale;
         }
     }
 
@@ -132,6 +135,7 @@ impl Encoded {
         self.value.extend(&more.value);
         self.scale.extend(more.scale);
         self.reach.extend(more.reach);
+        self.lost.extend(more.lost);
         self.n += more.n;
     }
 
@@ -140,24 +144,36 @@ impl Encoded {
         for plane in [&mut self.key, &mut self.value] {
             plane.truncate(plane.bytes().len() / self.n.max(1) * n);
         }
-        self.scale.truncate(n);
-        self.scale.shrink_to_fit();
-        self.reach.truncate(n);
-        self.reach.shrink_to_fit();
+        for numbers in [&mut self.scale, &mut self.reach, &mut self.lost] {
+            numbers.truncate(n);
+            numbers.shrink_to_fit();
+        }
         self.n = n;
     }
 
     /// Bytes of memory held.
     pub(crate) fn nbytes(&self) -> usize {
-        self.key.nbytes() + self.value.nbytes() + 4 * (self.scale.capacity() + self.reach.capacity())
+        let facts = self.scale.capacity() + self.reach.capacity() + self.lost.capacity();
+        self.key.nbytes() + self.value.nbytes() + 4 * facts
     }
 }
 
-/// One over the norm (for cosine), and the reach.
-fn key_facts(schema: &Schema, kernels: &Kernels, key: &[f32]) -> (f32, f32) {
+/// What the first pass needs to know of a key.
+struct Facts {
+    /// One over the norm, for cosine.
+    scale: f32,
+    reach: f32,
+    /// The norm of what rounding to bfloat16 loses, where that is done; for cosine as a share of the key's.
+    lost: f32,
+}
+
+fn key_facts(schema: &Schema, kernels: &Kernels, key: &[f32]) -> Facts {
     let norm = (kernels.square_norm)(key).sqrt();
-    let scale = if schema.metric != Metric::Cos || norm == 0.0 { 0.0 } else { (1.0 / norm) as f32 };
-    (scale, bound::reach(schema.metric, norm))
+    let cosine = schema.metric == Metric::Cos;
+    let scale = if !cosine || norm == 0.0 { 0.0 } else { (1.0 / norm) as f32 };
+    let rounds = kernels.short.is_some() && schema.key.codec != Codec::Bf16;
+    let lost = if rounds { (kernels.lost)(key) } else { 0.0 };
+    Facts { scale, reach: bound::reach(schema.metric, norm), lost: if cosine { lost * scale } else { lost } }
 }
 
 /// Rows of keys and values.
@@ -166,6 +182,7 @@ pub struct Block {
     value: Extent,
     scale: Vec<f32>,
     reach: f32,
+    lost: f32,
     n: usize,
     capacity: usize,
 }
@@ -181,6 +198,7 @@ impl Block {
             value: Extent::zeroed(capacity, value_bytes, value, demand)?,
             scale: if schema.metric == Metric::Cos { vec![0.0; capacity] } else { Vec::new() },
             reach: 0.0,
+            lost: 0.0,
             n: 0,
             capacity,
         })
@@ -193,7 +211,8 @@ impl Block {
 
     /// The block with its bytes elsewhere.
     fn with(&self, key: Extent, value: Extent) -> Block {
-        Block { key, value, scale: self.scale.clone(), reach: self.reach, n: self.n, capacity: self.capacity }
+        let Block { ref scale, reach, lost, n, capacity, .. } = *self;
+        Block { key, value, scale: scale.clone(), reach, lost, n, capacity }
     }
 
     /// Rows written.
@@ -223,7 +242,8 @@ impl Block {
         if schema.metric == Metric::Cos {
             self.scale[self.n..][..n].copy_from_slice(&from.scale[first..][..n]);
         }
-        self.reach = from.reach[first..][..n].iter().fold(self.reach, |a, &b| a.max(b));
+        let most = |of: &[f32], before: f32| of[first..][..n].iter().fold(before, |a, &b| a.max(b));
+        (self.reach, self.lost) = (most(&from.reach, self.reach), most(&from.lost, self.lost));
         self.n += n;
     }
 
@@ -235,11 +255,11 @@ impl Block {
         // The bound is about the key as it will be decoded.
         let mut stored = vec![0.0; schema.key.dim];
         schema.key.codec.decode(row, &mut stored);
-        let (scale, reach) = key_facts(schema, kernels, &stored);
+        let facts = key_facts(schema, kernels, &stored);
         if let Some(at) = self.scale.get_mut(slot) {
-            *at = scale;
+            *at = facts.scale;
         }
-        self.reach = self.reach.max(reach);
+        (self.reach, self.lost) = (self.reach.max(facts.reach), self.lost.max(facts.lost));
         if let Some(layout) = schema.value {
             let bytes = layout.row_bytes();
             layout.codec.encode(value, &mut self.value.bytes_mut()[slot * bytes..][..bytes]);
@@ -249,6 +269,11 @@ impl Block {
     /// The part of this block's keys in the error bound.
     pub(crate) fn reach(&self) -> f32 {
         self.reach
+    }
+
+    /// The most that one of its keys loses by rounding to bfloat16: see [`bound::QueryBound::at`].
+    pub(crate) fn lost(&self) -> f32 {
+        self.lost
     }
 
     /// One over each key's norm, for cosine; empty otherwise.

@@ -77,25 +77,16 @@ pub(crate) enum Loaded<'a> {
     Panels(Keys<'a>),
     /// As they are stored, for few queries.
     Stored(Stored<'a>),
-    /// With the most that a key lost by rounding: see [`QueryBound::at`].
-    Short(Short, ShortKeys<'a>, f32),
+    Short(Short, ShortKeys<'a>),
 }
 
 impl<'a> Loaded<'a> {
-    /// The most that a key lost by rounding.
-    pub(crate) fn lost(&self) -> f32 {
-        match self {
-            Loaded::Panels(_) | Loaded::Stored(_) => 0.0,
-            Loaded::Short(_, _, lost) => *lost,
-        }
-    }
-
     /// Names what is read after this block, to be brought near while it is scored.
     pub(crate) fn then(&mut self, bytes: &'a [u8]) {
         match self {
             Loaded::Panels(keys) => keys.next = bytes,
             Loaded::Stored(_) => {}
-            Loaded::Short(_, keys, _) => keys.next = bytes,
+            Loaded::Short(_, keys) => keys.next = bytes,
         }
     }
 }
@@ -134,10 +125,10 @@ impl<'s> FirstPass<'s> {
         }
     }
 
-    /// How far the scores of one query can be off.
+    /// How far the scores of one query can be off; `lost` is the most that a key loses where keys are rounded.
     #[inline]
     pub(crate) fn bound(&self, query: usize, reach: f32, lost: f32) -> Bound {
-        self.bounds[query].at(reach, lost)
+        self.bounds[query].at(reach, if self.short.is_some() { lost } else { 0.0 })
     }
 
     /// The keys of a block.
@@ -156,21 +147,21 @@ impl<'s> FirstPass<'s> {
         let bytes = short::ROWS * stride * size_of::<u16>();
         if layout.codec == Codec::Bf16 && block.all_keys().len() == bytes {
             let rows = bytemuck::cast_slice(block.all_keys());
-            return Ok(Loaded::Short(short, ShortKeys { rows, stride, n, scale, next }, 0.0));
+            return Ok(Loaded::Short(short, ShortKeys { rows, stride, n, scale, next }));
         }
         if scratch.shorts.bytes().is_empty() {
             scratch.shorts = Plane::zeroed(bytes)?;
         }
         let (rows, from) = block.keys(self.schema, &mut scratch.floats);
         let keys = Keys { rows, stride: from, n, scale, next };
-        let lost = (short.shorten)(keys, layout.dim, scratch.shorts.shorts_mut());
-        Ok(Loaded::Short(short, ShortKeys { rows: scratch.shorts.shorts(), stride, n, scale, next }, lost))
+        (short.shorten)(keys, layout.dim, scratch.shorts.shorts_mut());
+        Ok(Loaded::Short(short, ShortKeys { rows: scratch.shorts.shorts(), stride, n, scale, next }))
     }
 
     /// Appends the scores that reach their query's threshold, of up to [`FirstPass::group`] queries from `first` on.
     pub(crate) fn select(&self, keys: &Loaded, live: u64, first: usize, thresholds: &[f32], out: &mut Vec<Pass>) {
         match keys {
-            Loaded::Short(short, keys, _) => {
+            Loaded::Short(short, keys) => {
                 (short.select)(*keys, live, self.shorts(first), thresholds, out);
             }
             Loaded::Panels(keys) => {
@@ -191,7 +182,7 @@ impl<'s> FirstPass<'s> {
     /// The largest scores of groups of a block's rows, for up to [`FirstPass::group`] queries from `first` on.
     pub(crate) fn maxima(&self, keys: &Loaded, first: usize, out: Maxima) {
         match keys {
-            Loaded::Short(short, keys, _) => (short.maxima)(*keys, self.shorts(first), out),
+            Loaded::Short(short, keys) => (short.maxima)(*keys, self.shorts(first), out),
             Loaded::Panels(keys) => (self.kernels.maxima)(rule(self.schema.metric), *keys, self.floats(first), out),
             // Nobody asks: see `is_few`.
             Loaded::Stored(_) => {}

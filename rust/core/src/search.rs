@@ -23,6 +23,10 @@ const SHARD_BLOCKS: usize = 64;
 /// Blocks that set the first floors: a quarter of what is to be scanned, within these.
 const SAMPLE_BLOCKS: std::ops::RangeInclusive<usize> = 16..=64;
 
+/// Queries whose arithmetic takes long enough to bring the next block near meanwhile; with fewer, to ask for it costs more
+/// than it saves, since the processor foresees rows that are read in order.
+const MANY: usize = 64;
+
 /// What an allocation takes beside what was asked for, about.
 pub(crate) const PIECE_BYTES: usize = 32;
 
@@ -200,8 +204,10 @@ impl<'s> Scan<'s> {
                 continue;
             }
             let mut keys = self.pass.load(r, &mut scratch)?;
-            keys.then(at.checked_sub(1).map_or(&[], |next| self.unit.refs[next].r.block.all_keys()));
-            let block = Seen { at, reach: r.block.reach(), lost: keys.lost(), by_all: r.id_hi() <= first_seen };
+            if self.unit.n >= MANY {
+                keys.then(at.checked_sub(1).map_or(&[], |next| self.unit.refs[next].r.block.all_keys()));
+            }
+            let block = Seen { at, reach: r.block.reach(), lost: r.block.lost(), by_all: r.id_hi() <= first_seen };
             for first in (0..self.unit.n).step_by(self.pass.group()) {
                 self.thresholds(first, &block, &mut thresholds);
                 self.pass.select(&keys, live, first, &thresholds, &mut passes);
@@ -240,10 +246,10 @@ impl<'s> Scan<'s> {
         let reach = blocks.iter().map(|r| r.block.reach()).fold(0.0, f32::max);
         let lanes = self.unit.n.next_multiple_of(PANEL);
         let mut maxima = filled(f32::NEG_INFINITY, groups * lanes)?;
-        let (mut at, mut lost) = (0, 0.0f32);
+        let lost = blocks.iter().map(|r| r.block.lost()).fold(0.0, f32::max);
+        let mut at = 0;
         for r in blocks {
             let keys = self.pass.load(r, scratch)?;
-            lost = lost.max(keys.lost());
             for first in (0..self.unit.n).step_by(self.pass.group()) {
                 let out = Maxima { out: &mut maxima[first * groups..], groups, first: at, per };
                 self.pass.maxima(&keys, first, out);
@@ -264,10 +270,15 @@ impl<'s> Scan<'s> {
 
     /// The first-pass scores from which an entry of a block can still be among the best, for the queries from `first` on.
     fn thresholds(&self, first: usize, block: &Seen, out: &mut [f32]) {
-        for (query, out) in (first..).zip(out) {
-            let wanted = self.floors.get(query).filter(|_| !self.is_blank(query));
-            let threshold = |&floor| self.pass.bound(query, block.reach, block.lost).threshold(floor);
-            *out = wanted.map_or(f32::INFINITY, threshold);
+        let floors = &self.floors[first..];
+        let (wanted, none) = out.split_at_mut(floors.len().min(out.len()));
+        for ((query, out), &floor) in (first..).zip(&mut *wanted).zip(floors) {
+            *out = self.pass.bound(query, block.reach, block.lost).threshold(floor);
+        }
+        none.fill(f32::INFINITY);
+        if self.blank_bad {
+            let blank = (first..).zip(wanted).filter(|(query, _)| self.pass.packed.bad[*query]);
+            blank.for_each(|(_, out)| *out = f32::INFINITY);
         }
     }
 

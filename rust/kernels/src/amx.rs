@@ -8,6 +8,7 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use crate::avx512::F32x16;
@@ -89,14 +90,14 @@ struct Scores([f32; 4 * 64 * PANEL]);
 /// Scores of all 64 key rows against up to four panels of queries from `panel` on.
 ///
 /// # Safety
-/// Lengths are as [`ShortKeys`] and [`ShortQueries`] assert; AMX is permitted.
+/// Lengths are as [`ShortKeys`] and [`ShortQueries`] assert, `out` can be written; AMX is permitted.
 #[inline(always)]
-unsafe fn multiply(keys: &ShortKeys, queries: &ShortQueries, panel: usize, panels: usize, out: &mut Scores) {
+unsafe fn multiply(keys: &ShortKeys, queries: &ShortQueries, panel: usize, panels: usize, out: *mut Scores) {
     let steps = short::padded(queries.dim) / NUMBERS;
     let stride = keys.stride * size_of::<u16>();
     let panel_bytes = steps * TILE;
     let (a, b) = (keys.rows.as_ptr().cast::<u8>(), queries.panels.as_ptr().cast::<u8>());
-    let c = out.0.as_mut_ptr().cast::<u8>();
+    let c = out.cast::<u8>();
     // SAFETY: the tiles stay as configured from the first block to the last: the compiler makes no tile instruction of
     // its own and nothing is called between. Addresses are those of 64 rows, existing panels, and 4 x 64 rows of scores.
     unsafe {
@@ -153,7 +154,7 @@ unsafe fn multiply(keys: &ShortKeys, queries: &ShortQueries, panel: usize, panel
 #[inline(always)]
 unsafe fn each_strip(keys: ShortKeys, queries: ShortQueries, sink: &mut impl Sink<F32x16>) {
     keys.check(&queries);
-    let mut scores = Scores([0.0; 4 * 64 * PANEL]);
+    let mut scores = MaybeUninit::<Scores>::uninit();
     let all = queries.n.div_ceil(PANEL);
     for panel in (0..all).step_by(4) {
         let panels = (all - panel).min(4);
@@ -161,22 +162,26 @@ unsafe fn each_strip(keys: ShortKeys, queries: ShortQueries, sink: &mut impl Sin
         let next = &keys.next[piece(panel)..piece(panel + 4)];
         // SAFETY: lengths were checked; the rest is the caller's promise.
         unsafe {
-            multiply(&keys, &queries, panel, panels, &mut scores);
+            multiply(&keys, &queries, panel, panels, scores.as_mut_ptr());
+            let scores = scores.as_ptr();
             let lane = panel * PANEL;
             match panels {
-                4 => drain::<4>(&scores, &keys, next, lane, sink),
-                3 => drain::<3>(&scores, &keys, next, lane, sink),
-                2 => drain::<2>(&scores, &keys, next, lane, sink),
-                _ => drain::<1>(&scores, &keys, next, lane, sink),
+                4 => drain::<4>(scores, &keys, next, lane, sink),
+                3 => drain::<3>(scores, &keys, next, lane, sink),
+                2 => drain::<2>(scores, &keys, next, lane, sink),
+                _ => drain::<1>(scores, &keys, next, lane, sink),
             }
         }
     }
 }
 
 /// Hands the scores of V panels to the sink, in tiles that fit the registers.
+///
+/// # Safety
+/// AVX-512 is enabled and the scores of V panels were written.
 #[inline(always)]
 unsafe fn drain<const V: usize>(
-    scores: &Scores,
+    scores: *const Scores,
     keys: &ShortKeys,
     next: &[u8],
     lane: usize,
@@ -188,7 +193,7 @@ unsafe fn drain<const V: usize>(
         prefetch_next(&next[piece(row)..piece(row + R)]);
         // SAFETY: R divides 64, the rows of a panel; there is one scale per row below `n`, if any.
         unsafe {
-            let at = |r: usize, v: usize| F32x16::load(scores.0.as_ptr().add((v * short::ROWS + row + r) * PANEL));
+            let at = |r: usize, v: usize| F32x16::load(scores.cast::<f32>().add((v * short::ROWS + row + r) * PANEL));
             let mut tile: [[F32x16; V]; R] = std::array::from_fn(|r| std::array::from_fn(|v| at(r, v)));
             if !keys.scale.is_empty() {
                 for (r, scores) in tile.iter_mut().enumerate() {
@@ -201,41 +206,33 @@ unsafe fn drain<const V: usize>(
     }
 }
 
-/// Rounds rows to bfloat16, to nearest even; denormals become 0, as the unit takes them. Says what a row may lose.
+/// Rounds rows to bfloat16, to nearest even; denormals become 0, as the unit takes them.
 ///
 /// # Safety
 /// AVX-512 BF16 is enabled.
 #[inline(always)]
-unsafe fn shorten(keys: Keys, dim: usize, out: &mut [u16]) -> f32 {
+unsafe fn shorten(keys: Keys, dim: usize, out: &mut [u16]) {
     let (padded, n) = (short::padded(dim), keys.n);
     keys.check(Rule::Dot, dim);
     assert!(out.len() >= short::ROWS * padded, "room for 64 rows");
-    let flushed = (padded as f32 + 16.0).sqrt() * 1.2e-19;
-    let mut most: f32 = 0.0;
+    let whole = dim / 16 * 16;
     for row in 0..n {
-        // SAFETY: masks end the loads with the row; a row of `out` has room for whole steps.
-        let square = unsafe {
-            let from = keys.rows.as_ptr().add(row * keys.stride);
-            let load = |at: usize| {
-                let left = dim.saturating_sub(at).min(16);
-                _mm512_maskz_loadu_ps(((1u32 << left) - 1) as u16, from.wrapping_add(at))
-            };
-            let mut lost = _mm512_setzero_ps();
-            for at in (0..padded).step_by(16) {
-                let x = load(at);
-                let short = _mm512_cvtneps_pbh(x);
-                out.as_mut_ptr().add(row * padded + at).cast::<__m256bh>().write_unaligned(short);
-                let off = _mm512_sub_ps(x, _mm512_cvtpbh_ps(short));
-                lost = _mm512_fmadd_ps(off, off, lost);
+        // SAFETY: a row has `dim` numbers, the mask ends the last load with it, and a row of `out` has room for whole
+        // steps.
+        unsafe {
+            let (from, to) = (keys.rows.as_ptr().add(row * keys.stride), out.as_mut_ptr().add(row * padded));
+            for at in (0..whole).step_by(16) {
+                let short = _mm512_cvtneps_pbh(_mm512_loadu_ps(from.add(at)));
+                to.add(at).cast::<__m256bh>().write_unaligned(short);
             }
-            _mm512_reduce_add_ps(lost)
-        };
-        // A thousandth for the roundings of the sum; a thread may flush squares and sums below 2^-126 to 0.
-        let lost = square.sqrt() * 1.001 + flushed;
-        most = most.max(lost * keys.scale.get(row).unwrap_or(&1.0));
+            for at in (whole..padded).step_by(16) {
+                let left = dim.saturating_sub(at);
+                let x = _mm512_maskz_loadu_ps(((1u32 << left) - 1) as u16, from.wrapping_add(at));
+                to.add(at).cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(x));
+            }
+        }
     }
     out[n * padded..short::ROWS * padded].fill(0);
-    most
 }
 
 /// # Safety
@@ -263,7 +260,7 @@ mod entry {
     use crate::tile::{Keys, Pass};
 
     crate::table::kernel_table!(@entries (enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
-        shorten(keys: Keys, dim: usize, out: &mut [u16]) -> f32 => super::shorten;
+        shorten(keys: Keys, dim: usize, out: &mut [u16]) => super::shorten;
         select(keys: ShortKeys, live: u64, queries: ShortQueries, thresholds: &[f32], out: &mut Vec<Pass>)
             => super::select;
         maxima(keys: ShortKeys, queries: ShortQueries, out: Maxima) => super::maxima;

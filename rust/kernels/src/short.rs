@@ -18,9 +18,8 @@ pub const ROWS: usize = 64;
 /// The kernels of such a pass.
 #[derive(Clone, Copy)]
 pub struct Short {
-    /// Rounds key rows: `out` gets [`ROWS`] rows of [`padded`] numbers. The answer bounds the norm of what any row loses,
-    /// times its scale where there is one; rows that are not finite do not count.
-    pub shorten: fn(keys: Keys, dim: usize, out: &mut [u16]) -> f32,
+    /// Rounds key rows: `out` gets [`ROWS`] rows of [`padded`] numbers. What they lose is said by [`lost`].
+    pub shorten: fn(keys: Keys, dim: usize, out: &mut [u16]),
     /// [`crate::Kernels::select`] over such keys.
     pub select: fn(keys: ShortKeys, live: u64, queries: ShortQueries, thresholds: &[f32], out: &mut Vec<Pass>),
     /// [`crate::Kernels::maxima`] over such keys.
@@ -56,6 +55,24 @@ pub struct ShortQueries<'a> {
 /// Numbers that a row of `dim` takes.
 pub fn padded(dim: usize) -> usize {
     dim.next_multiple_of(NUMBERS)
+}
+
+/// A bound of the norm of what a key loses by rounding: to nearest even, and to 0 below the least normal number. 0 for a
+/// key that is not finite: it has no score to be near to.
+#[inline(always)]
+pub(crate) fn lost(key: &[f32]) -> f32 {
+    const LANES: usize = 8;
+    let off = |x: f32| f64::from(x) - f64::from(bf16::from_f32(x).to_f32());
+    let mut squares = [0.0f64; LANES];
+    for chunk in key.chunks(LANES) {
+        for (square, &x) in squares.iter_mut().zip(chunk) {
+            *square += off(x) * off(x);
+        }
+    }
+    let flushed = f64::from(f32::MIN_POSITIVE) * (key.len() as f64).sqrt();
+    // Room for the roundings of the sum.
+    let lost = squares.iter().sum::<f64>().sqrt() * (1.0 + 1e-9) + flushed;
+    if lost.is_nan() { 0.0 } else { (lost as f32).next_up() }
 }
 
 /// Rounds and packs panels of [`crate::tile::pack`]: number j of query i stands at

@@ -37,6 +37,8 @@ pub struct Kernels {
     pub add_scaled: fn(weight: f32, row: &[f32], out: &mut [f32]),
     /// The canonical score of one key and one query: see [`crate::canonical`].
     pub score: fn(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f32,
+    /// What a key loses when it is rounded to bfloat16: see [`crate::short`].
+    pub lost: fn(x: &[f32]) -> f32,
     /// The canonical sum of squares.
     pub square_norm: fn(x: &[f32]) -> f64,
 }
@@ -90,13 +92,14 @@ macro_rules! kernel_table {
             weigh: entry::weigh,
             add_scaled: entry::add_scaled,
             score: entry::score,
+            lost: entry::lost,
             square_norm: entry::square_norm,
         };
 
         mod entry {
             use super::$lanes as L;
             use crate::canonical::{self, Metric};
-            use crate::kth;
+            use crate::{kth, short};
             use crate::softmax::{self, Logit};
             use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
             use crate::select::{self, Maxima};
@@ -116,6 +119,7 @@ macro_rules! kernel_table {
                 weigh(weights: &[f32], values: &[f32], stride: usize, n: usize, out: &mut [f32]) => weigh::weigh::<L>;
                 add_scaled(weight: f32, row: &[f32], out: &mut [f32]) => softmax::add_scaled;
                 score(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f32 => canonical::score;
+                lost(x: &[f32]) -> f32 => short::lost;
                 square_norm(x: &[f32]) -> f64 => canonical::square_norm;
             );
         }

@@ -82,6 +82,9 @@ fn a_rewritten_key_is_bounded_as_it_is_stored() {
         assert_eq!(block.reach(), bound::reach(metric, norm));
         let scale: &[f32] = if metric == Metric::Cos { &[(1.0 / norm) as f32] } else { &[] };
         assert_eq!(&block.scale()[..scale.len()], scale);
+        let rounds = kernels.short.is_some() && codec != Codec::Bf16;
+        let lost = if rounds { (kernels.lost)(&stored) * scale.first().unwrap_or(&1.0) } else { 0.0 };
+        assert_eq!(block.lost(), lost);
     }
 }
 

@@ -6,7 +6,7 @@ use mnemex_kernels::bound::{Precision, QueryBound, reach};
 use mnemex_kernels::canonical::Metric;
 use mnemex_kernels::select::Maxima;
 use mnemex_kernels::short::{self, Short, ShortKeys, ShortQueries};
-use mnemex_kernels::{Keys, PANEL, Rule};
+use mnemex_kernels::{Kernels, Keys, PANEL, Rule};
 use mnemex_oracle as oracle;
 
 use crate::block::{Block, METRICS, Random, awkward, norm, tables};
@@ -31,7 +31,9 @@ impl Rounded {
     fn new(short: &Short, block: &Block, dim: usize) -> Rounded {
         let (n, stride) = (block.queries.len(), short::padded(dim));
         let mut rows = vec![poison(); short::ROWS * stride];
-        let keys_lost = (short.shorten)(block.keys(), dim, &mut rows);
+        (short.shorten)(block.keys(), dim, &mut rows);
+        let lose = |(key, at): (&Vec<f32>, usize)| (best().lost)(key) * block.scale.get(at).copied().unwrap_or(1.0);
+        let keys_lost = block.keys.iter().zip(0..).map(lose).fold(0.0, f32::max);
         let mut panels = vec![0; n.next_multiple_of(PANEL) * stride];
         let mut lost = vec![0.0; n];
         short::pack(&block.panels, dim, &mut panels, &mut lost);
@@ -46,6 +48,10 @@ impl Rounded {
     fn queries(&self, block: &Block, dim: usize) -> ShortQueries<'_> {
         ShortQueries { panels: &self.panels, dim, n: block.queries.len() }
     }
+}
+
+fn best() -> &'static Kernels {
+    Kernels::best().unwrap()
 }
 
 fn poison() -> u16 {
@@ -152,7 +158,10 @@ fn what_a_key_loses_is_not_underestimated_where_small_numbers_are_flushed() {
             rows[..dim].copy_from_slice(&key);
             let mut out = vec![0; short::ROWS * short::padded(dim)];
             let keys = Keys { rows: &rows, stride: dim, n: 1, scale: &[], next: &[] };
-            let bound = flushing(|| (short.shorten)(keys, dim, &mut out));
+            let bound = flushing(|| {
+                (short.shorten)(keys, dim, &mut out);
+                (best().lost)(&key)
+            });
             let rounded = out.iter().map(|&x| bf16::from_bits(x).to_f64());
             let lost = key.iter().zip(rounded).map(|(&x, short)| (f64::from(x) - short).powi(2)).sum::<f64>().sqrt();
             assert!(lost <= f64::from(bound), "1e{exponent}: {lost} is lost, {bound} was said");
