@@ -175,7 +175,7 @@ def converted(gguf: Path) -> Path:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **arguments)
                 model = AutoModelForCausalLM.from_pretrained(gguf.parent, **unpacked, **arguments)
-            except (OSError, ValueError, struct.error) as error:
+            except (OSError, ValueError, LookupError, struct.error) as error:
                 raise ArgumentError(
                     f"--model {gguf}: not a whole GGUF file of a causal language model. {_what_to_give()} "
                     f"transformers said: {_first_line(error)}"
