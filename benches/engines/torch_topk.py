@@ -18,7 +18,10 @@ SCORES_AT_ONCE = 1 << 24
 CANDIDATES_PER_HIT = 2
 BLOCK = 32
 
-Top = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+Best = tuple[torch.Tensor, torch.Tensor]
+"""Scores and ids of the best entries of each query."""
+
+Top = Callable[[torch.Tensor, int], Best]
 
 torch.set_grad_enabled(False)
 
@@ -94,39 +97,42 @@ def attend(problem: Problem) -> Job:
 def attend_blocks(problem: Problem) -> Job:
     """Attend lane by lane, into one array of scores that stays in the cache, with selection by block maxima."""
     case, (keys, queries) = problem.case, _tensors(problem)
-    values = torch.from_numpy(problem.values)
     products = torch.empty(case.queries, case.entries)
-    out, ids = _empty_answer(problem)
 
-    def run() -> Answer:
-        scaled = queries * case.dim**-0.5
-        for lane in range(case.lanes):
-            torch.matmul(scaled[lane], keys[lane].T, out=products)
-            logits, ids[lane] = block_top(products, problem.k)
-            out[lane] = _weighted_sum(values[lane], ids[lane], logits)
-        return {"out": out.numpy(), "ids": ids.numpy()}
+    def best(lane: int) -> Best:
+        torch.matmul(queries[lane], keys[lane].T, out=products)
+        return block_top(products, problem.k)
 
-    return Job(run, 8.0 * case.dim)
+    return _lane_by_lane(problem, best, 8.0)
 
 
 def attend_bf16(problem: Problem) -> Job:
     """Attend lane by lane; candidates come from a bfloat16 product and are scored again in float32."""
-    case, (keys, queries) = problem.case, _tensors(problem)
-    values = torch.from_numpy(problem.values)
+    keys, queries = _tensors(problem)
     short_keys, short_queries = keys.bfloat16().transpose(1, 2), queries.bfloat16()
-    out, ids = _empty_answer(problem)
+
+    def best(lane: int) -> Best:
+        products = torch.matmul(short_queries[lane], short_keys[lane])
+        return rescored(products, queries[lane], keys[lane], problem.k)
+
+    return _lane_by_lane(problem, best, 10.0)
+
+
+def _lane_by_lane(problem: Problem, best: Callable[[int], Best], bytes_per_number: float) -> Job:
+    case, values = problem.case, torch.from_numpy(problem.values)
+    out = torch.empty(case.lanes, case.queries, case.dim)
+    ids = torch.empty(case.lanes, case.queries, problem.k, dtype=torch.int64)
 
     def run() -> Answer:
         for lane in range(case.lanes):
-            products = torch.matmul(short_queries[lane], short_keys[lane])
-            scores, ids[lane] = rescored(products, queries[lane], keys[lane], problem.k)
+            scores, ids[lane] = best(lane)
             out[lane] = _weighted_sum(values[lane], ids[lane], scores * case.dim**-0.5)
         return {"out": out.numpy(), "ids": ids.numpy()}
 
-    return Job(run, 10.0 * case.dim)
+    return Job(run, bytes_per_number * case.dim)
 
 
-def block_top(products: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def block_top(products: torch.Tensor, k: int) -> Best:
     """Take the best k of each row by way of the maxima of blocks; block b holds entries b, b + n, b + 2n, ..."""
     rows, entries = products.shape
     n = entries // BLOCK
@@ -140,9 +146,7 @@ def block_top(products: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     return scores, torch.gather(blocks, 1, places % k) + places // k * n
 
 
-def rescored(
-    products: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rescored(products: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, k: int) -> Best:
     """Take more than `k` by the rounded products, then the best `k` of those by float32."""
     some = min(CANDIDATES_PER_HIT * k, products.shape[1])
     candidates = block_top(products, some)[1]
@@ -192,13 +196,6 @@ def _weighted_sum(table: torch.Tensor, ids: torch.Tensor, logits: torch.Tensor) 
 
 def _rows_at_once(problem: Problem) -> int:
     return max(1, min(problem.case.queries, SCORES_AT_ONCE // problem.case.entries))
-
-
-def _empty_answer(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arrays for the outputs and ids of all lanes."""
-    case = problem.case
-    out = torch.empty(case.lanes, case.queries, case.dim)
-    return out, torch.empty(case.lanes, case.queries, problem.k, dtype=torch.int64)
 
 
 def _tensors(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:

@@ -87,17 +87,7 @@ class Writes(Ingests, Reads):
         ShapeError, DtypeError, RowError, NonFinite, CapacityError, ArgumentError
             What was staged before stays as it was.
         """
-        tokens = self._tokens(
-            keys,
-            values,
-            rows=rows,
-            positions=positions,
-            mask=mask,
-            labels=labels,
-            columns=columns,
-            on_duplicate=on_duplicate,
-            nonfinite=nonfinite,
-        )
+        tokens = self._tokens(keys, values, rows, positions, mask, labels, columns, on_duplicate, nonfinite)
         ids = self._native.stage(tokens, self._threads_of(threads))
         return ids[0] if tokens[-1] else ids
 
@@ -105,14 +95,13 @@ class Writes(Ingests, Reads):
         self,
         keys: ArrayLike,
         values: ArrayLike | None,
-        *,
-        rows: IntsLike | None = None,
-        positions: IntsLike | None = None,
-        mask: ArrayLike | None = None,
-        labels: IntsLike | None = None,
-        columns: Mapping[str, ColumnLike] | None = None,
-        on_duplicate: str | None = None,
-        nonfinite: str | None = None,
+        rows: IntsLike | None,
+        positions: IntsLike | None,
+        mask: ArrayLike | None,
+        labels: IntsLike | None,
+        columns: Mapping[str, ColumnLike] | None,
+        on_duplicate: str | None,
+        nonfinite: str | None,
     ) -> tuple[Any, ...]:
         """Check what `stage` and `write` take, for the native module."""
         k = vectors("keys", keys, one_lane=self._one_lane)
@@ -153,17 +142,7 @@ class Writes(Ingests, Reads):
 
         Where it is refused, fails or is interrupted, nothing of it stays staged; what was staged before stays.
         """
-        tokens = self._tokens(
-            keys,
-            values,
-            rows=rows,
-            positions=positions,
-            mask=mask,
-            labels=labels,
-            columns=columns,
-            on_duplicate=on_duplicate,
-            nonfinite=nonfinite,
-        )
+        tokens = self._tokens(keys, values, rows, positions, mask, labels, columns, on_duplicate, nonfinite)
         return Receipt._of(self._native.write(tokens, self._threads_of(threads)))
 
     def rollback(self, rows: IntsLike | None = None, end: int | IntsLike | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Tiny random models of six families, and runs to compare; shared by the tests of the transformers adapter."""
+"""Tiny random models of the families that are tested, and runs to compare; shared by the tests of this adapter."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 import transformers
 
 import mnemex as mx
+from mnemex._releases import release
+from mnemex.hf.attach import BIASES
 
 # These models are so small that a second thread only waits.
 torch.set_num_threads(1)
@@ -14,7 +16,7 @@ VOCAB = 61
 EVERY = None
 """`top_k` that reads every entry."""
 
-SDPA = ["llama", "qwen3", "gpt2", "smollm3"]
+SDPA = ["llama", "qwen3", "gpt2", "smollm3", "mistral", "gemma3"]
 EAGER_ONLY = ["gemma2", "gpt_oss"]
 FAMILIES = [*SDPA, *EAGER_ONLY]
 BASES = [(name, base) for name in SDPA for base in ("sdpa", "eager")] + [(name, "eager") for name in EAGER_ONLY]
@@ -38,6 +40,15 @@ def config_of(name: str, **changes: object) -> transformers.PreTrainedConfig:
             return transformers.SmolLM3Config(
                 **{"num_key_value_heads": 2, "no_rope_layer_interval": 2, "use_sliding_window": False, **sizes}
             )
+        case "mistral":
+            return transformers.MistralConfig(**{"num_key_value_heads": 2, "sliding_window": None, **sizes})
+        case "gemma3":
+            return transformers.Gemma3TextConfig(
+                **{
+                    "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 6,
+                    "layer_types": FULL, **sizes,
+                }
+            )  # fmt: skip
         case "gemma2":
             return transformers.Gemma2Config(
                 **{
@@ -64,7 +75,8 @@ def config_of(name: str, **changes: object) -> transformers.PreTrainedConfig:
 
 
 ENCODERS = ["bert", "vit", "modernbert"]
-ENCODER_DECODERS = ["t5", "bart"]
+ENCODER_DECODERS = ["t5", "bart"] if release(transformers.__version__) >= BIASES else ["bart"]
+"""Those that attach: T5 is refused with an older transformers, which test_hf_releases.py looks at."""
 
 
 def make_other(name: str, base: str = "sdpa", *, seed: int = 0) -> transformers.PreTrainedModel:

@@ -87,7 +87,7 @@ def test_a_four_axis_mask_tells_pads_too():
 @torch.no_grad()
 def test_point_16_sliding_layers_are_left_alone_and_keep_their_window_while_ingesting():
     layers = ["sliding_attention", "full_attention"]
-    for name in ("gemma2", "gpt_oss"):
+    for name in ("gemma2", "gemma3", "gpt_oss"):
         model, x = make(name, layer_types=layers), tokens(1, 30, seed=6)
         memory = memory_of(model)
         assert list(memory.layers) == [1]
@@ -124,10 +124,10 @@ def test_layers_of_the_attachment_may_be_fewer_than_those_of_the_memory():
     assert len(memory[1]) > 0
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "base"), BASES)
 @torch.no_grad()
-def test_point_04_detaching_leaves_no_trace(name):
-    model, x = make(name), tokens(2, 10, seed=9)
+def test_point_04_detaching_leaves_no_trace(name, base):
+    model, x = make(name, base), tokens(2, 10, seed=9)
     before, named = model(x).logits, model.config._attn_implementation
     config = model.config.to_dict()
     a = mx.hf.attach(model, memory_of(model), top_k=8, write="all")
@@ -153,10 +153,11 @@ def test_point_03_an_empty_memory_gives_the_same_bits(name):
         assert torch.equal(model(**x).logits, before)
 
 
+@pytest.mark.parametrize(("name", "base"), BASES)
 @torch.no_grad()
-def test_models_that_share_one_config_do_not_touch_each_other():
-    one, x = make("llama"), tokens(1, 12, seed=11)
-    two = transformers.LlamaForCausalLM(one.config).eval()
+def test_models_that_share_one_config_do_not_touch_each_other(name, base):
+    one, x = make(name, base), tokens(1, 12, seed=11)
+    two = type(one)(one.config).eval()
     before = two(x).logits
     for write in ("off", "all"):
         a = mx.hf.attach(one, memory_of(one), top_k=4, write=write)
@@ -170,7 +171,7 @@ def test_models_that_share_one_config_do_not_touch_each_other():
         assert not torch.equal(two(x).logits, before)
         b.detach()
         assert torch.equal(two(x).logits, before)
-        assert one.config._attn_implementation == "sdpa"
+        assert one.config._attn_implementation == base
 
 
 @pytest.mark.parametrize("base", ["sdpa", "eager"])

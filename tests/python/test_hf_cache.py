@@ -85,7 +85,7 @@ def test_left_padded_batches_on_both_bases(name, base):
         assert worst <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gpt_oss"])
 @pytest.mark.parametrize("mode", MODES)
 @torch.no_grad()
 def test_models_that_alternate_with_sliding_layers(name, mode):

@@ -1,4 +1,4 @@
-"""From retrieved entries to the texts they came from; memories made from a cache; releases of transformers."""
+"""From retrieved entries to the texts they came from; memories made from a cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ transformers = pytest.importorskip("transformers", reason="the transformers adap
 
 import mnemex as mx  # noqa: E402
 from hf_models import EVERY, gap, left_padded, lengths, make, make_other, memory_of, tokens  # noqa: E402
-from mnemex.hf.attach import check_release  # noqa: E402
 
 
 @pytest.mark.parametrize("layers", [None, [0]])
@@ -93,14 +92,3 @@ def test_what_from_cache_refuses():
         mx.from_cache(past, key_dim=8)
     with mx.hf.attach(model, memory_of(model)) as a, pytest.raises(mx.Error, match="WindowCache"):
         mx.from_cache(a.cache())
-
-
-def test_releases_of_transformers_outside_the_range():
-    for version in ("5.16.0", "5.23.1", "5.20.0.dev0"):
-        check_release(version)
-    for version in ("4.57.1", "5.15.2"):
-        with pytest.raises(mx.Error, match=r"transformers .* install 5\.16 to 5\.23"):
-            check_release(version)
-    with pytest.warns(UserWarning, match=r"newer than 5\.23"):
-        check_release("5.24.0")
-    check_release(transformers.__version__)

@@ -154,8 +154,12 @@ def converted(gguf: Path) -> Path:
     if folder.is_dir():
         return folder
     require("gguf", "accelerate", "safetensors")
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # Weights stay packed, and slow, unless they are asked for unpacked; transformers 5.16 has unpacked ones alone.
+    packs = getattr(transformers, "GgufConfig", None)
+    unpacked = {"quantization_config": packs(dequantize=True)} if packs else {}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
@@ -170,9 +174,8 @@ def converted(gguf: Path) -> Path:
             arguments = {"gguf_file": gguf.name, "local_files_only": True}
             try:
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **arguments)
-                unpacked = GgufConfig(dequantize=True)
-                model = AutoModelForCausalLM.from_pretrained(gguf.parent, quantization_config=unpacked, **arguments)
-            except (OSError, ValueError, struct.error) as error:
+                model = AutoModelForCausalLM.from_pretrained(gguf.parent, **unpacked, **arguments)
+            except (OSError, ValueError, LookupError, struct.error) as error:
                 raise ArgumentError(
                     f"--model {gguf}: not a whole GGUF file of a causal language model. {_what_to_give()} "
                     f"transformers said: {_first_line(error)}"

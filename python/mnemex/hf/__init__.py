@@ -1,6 +1,13 @@
 """transformers adapter: an exact memory for language models and encoders, through public hooks only."""
 
+# ruff: noqa: E402 - an old release is refused before the names are imported that it lacks
 from __future__ import annotations
+
+import transformers
+
+from mnemex._releases import check_oldest
+
+check_oldest("transformers", transformers.__version__)
 
 from mnemex.hf.attach import attach
 from mnemex.hf.attachment import Attachment, AttachmentStats

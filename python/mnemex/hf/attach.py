@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from typing import TYPE_CHECKING, Literal
 
+import torch
 import transformers
 
+from mnemex._releases import check, release
 from mnemex.errors import ArgumentError, Error, Unsupported
 from mnemex.hf.attachment import Attachment, Write
 from mnemex.hf.fingerprint import fingerprint
@@ -26,11 +27,8 @@ if TYPE_CHECKING:
 DISTANCE = 512
 """Tokens between a query and plain keys where nothing else was said: the default window of a cache."""
 
-OLDEST, NEWEST = (5, 16), (5, 23)
-"""Releases of transformers: the first with every hook that is used, and the last that the tests have seen."""
-
 BIASES = (5, 20)
-"""The first release with which a bias that a model learned for distances (T5) is exact beside a memory."""
+"""The first transformers with which a bias that a model learned for distances (T5) is exact beside a memory."""
 
 _WRITES = ("off", "all", "evicted")
 
@@ -53,8 +51,8 @@ def attach(
     Parameters
     ----------
     model
-        A language model, encoder or encoder-decoder of transformers 5.16 to 5.23 that runs "sdpa" or "eager" attention.
-        An older release is refused, a newer one warned of.
+        A language model, encoder or encoder-decoder of transformers 5.16 to 5.23 that runs "sdpa" or "eager" attention,
+        and PyTorch 2.9 to 2.13. Older releases are refused, newer ones warned of.
     memory
         From `Memory.for_model(model)`, or one that was saved.
     top_k
@@ -122,10 +120,11 @@ def attach(
         raise ArgumentError(f"top_k={top_k!r}: expected an integer of at least 1, or None for every entry")
     if trace and top_k is None:
         raise ArgumentError("trace=True needs a top_k: with top_k=None every entry is read, and none is chosen")
-    check_release(transformers.__version__)
+    check("torch", torch.__version__)
+    check("transformers", transformers.__version__)
     stack = find_stack(model)
     modules = stack.chosen(tuple(memory.layers) if layers == "auto" else layers)
-    if _release(transformers.__version__) < BIASES and any(
+    if release(transformers.__version__) < BIASES and any(
         hasattr(m, "has_relative_attention_bias") for m in modules.values()
     ):
         raise Unsupported(
@@ -148,24 +147,6 @@ def attach(
     return Attachment(
         stack, modules, memory, top_k=top_k, write=write, trace=trace, merge=learned, rotary=rotary, distance=distance
     )
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-
-
-def check_release(version: str) -> None:
-    """Refuse a release of transformers that lacks hooks, and warn of one that came after the tests."""
-    release = _release(version)
-    oldest, newest = (".".join(map(str, x)) for x in (OLDEST, NEWEST))
-    if release < OLDEST:
-        raise Unsupported(f"transformers {version} lacks hooks that attach needs: install {oldest} to {newest}")
-    if release > NEWEST:
-        warnings.warn(
-            f"transformers {version} is newer than {newest}, the last release mnemex was tested with; if results look "
-            f"wrong, install {oldest} to {newest}",
-            stacklevel=3,
-        )
 
 
 def _distance(positions: object, *, plain: bool) -> int | None:

@@ -18,7 +18,7 @@ from transformers import StaticCache
 from mnemex.errors import ArgumentError, Unsupported
 from mnemex.hf import masks
 from mnemex.hf.cache import WindowCache, self_attention_cache
-from mnemex.hf.function import MERGE, base_function
+from mnemex.hf.function import MERGE, Attended, Call
 from mnemex.hf.staging import stage_tokens
 from mnemex.torch.joined import Reading, Trace, joined_attention
 from mnemex.torch.local import Mask, Scoring
@@ -128,18 +128,9 @@ class ModelForward:
         valid: Bools = given[:, given.shape[1] - self.n_queries :].detach().cpu().numpy().astype(np.bool_)
         return None if valid.all() else valid
 
-    def attend(
-        self,
-        index: int,
-        base: str,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend in one attached layer; arguments and result are those of an attention function."""
+    def attend(self, index: int, call: Call) -> Attended:
+        """Attend in one attached layer."""
+        base, module, query, key, value, mask, kwargs = call
         if kwargs.get("cu_seq_lens_q") is not None:
             raise Unsupported(
                 f"{type(module).__name__} got cu_seq_lens, which {base!r} attention does not see: give position_ids "
@@ -163,7 +154,7 @@ class ModelForward:
         merge = getattr(module, MERGE, None)
         weight = None if merge is None else merge(query)
         if not len(snapshot):
-            out, shown = base_function(type(module), base)(module, query, key, value, mask, **kwargs)
+            out, shown = call._replace(mask=mask).plain()
             # Distributed training wants every parameter in the graph, with nothing to learn in it too.
             return (
                 out if weight is None or not torch.is_grad_enabled() else out + 0.0 * weight.sum().to(out.dtype),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -32,7 +32,27 @@ MERGE = "mnemex_merge"
 NAMES = {"sdpa": "mnemex", "eager": "mnemex_eager"}
 _BASES = {name: base for base, name in NAMES.items()}
 
-AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+Attended = tuple[Tensor, Tensor | None]
+"""The output `[batch, queries, heads, dim]`, and the weights where they are shown."""
+
+AttentionFunction = Callable[..., Attended]
+
+
+class Call(NamedTuple):
+    """One call of an attention function: the name of the function ours stands in for, and what it was given."""
+
+    base: str
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    kwargs: dict[str, Any]
+
+    def plain(self) -> Attended:
+        """Attend as the module would without us."""
+        function = base_function(type(self.module), self.base)
+        return function(self.module, self.query, self.key, self.value, self.mask, **self.kwargs)
 
 
 class Forward(Protocol):
@@ -40,18 +60,8 @@ class Forward(Protocol):
 
     layers: dict[nn.Module, int]
 
-    def attend(
-        self,
-        index: int,
-        base: str,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend in the attached layer `index`; arguments and result are those of an attention function."""
+    def attend(self, index: int, call: Call) -> Attended:
+        """Attend in the attached layer `index`."""
         ...
 
 
@@ -59,15 +69,8 @@ attached_modules: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 """Attention modules that read a memory, each with the class name of its model."""
 
 
-def _dispatch(
-    base: str,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor | None]:
+def _dispatch(call: Call) -> Attended:
+    module, kwargs = call.module, call.kwargs
     forward: Forward | None = kwargs.pop(FORWARD, None)
     if kwargs.get("indices") is not None or kwargs.get("block_indices") is not None:
         # These models decide by the name of the attention function whether the selection is in the mask.
@@ -78,37 +81,37 @@ def _dispatch(
     if forward is not None:
         index = forward.layers.get(module)
         if index is not None:
-            return forward.attend(index, base, module, query, key, value, mask, kwargs)
+            return forward.attend(index, call)
     elif module in attached_modules:
         raise Unsupported(
             f"{type(module).__name__} of {attached_modules[module]} was called without the state of its forward "
             "pass: call the model, not the layer; a model that does not pass keyword arguments on to its attention "
             "cannot be attached"
         )
-    return base_function(type(module), base)(module, query, key, value, mask, **kwargs)
+    return call.plain()
 
 
-def _over_sdpa(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,  # noqa: ANN401
-) -> tuple[Tensor, Tensor | None]:
-    return _dispatch("sdpa", module, query, key, value, attention_mask, kwargs)
+def _over(base: str) -> AttentionFunction:
+    """Make the function that stands in for `base`."""
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Attended:
+        return _dispatch(Call(base, module, query, key, value, attention_mask, kwargs))
+
+    return attention
 
 
-def _over_eager(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,  # noqa: ANN401
-) -> tuple[Tensor, Tensor | None]:
-    return _dispatch("eager", module, query, key, value, attention_mask, kwargs)
-
+_FUNCTIONS: dict[str, tuple[AttentionFunction, Callable[..., Any]]] = {
+    "sdpa": (_over("sdpa"), sdpa_mask),
+    "eager": (_over("eager"), eager_mask),
+}
+"""By what they stand in for: our attention function, and the mask function that its name needs."""
 
 _found: dict[tuple[type, str], AttentionFunction] = {}
 
@@ -129,12 +132,9 @@ def base_function(module_type: type[nn.Module], base: str) -> AttentionFunction:
 
 def register() -> None:
     """Register both names with transformers. Repeating it changes nothing."""
-    for name, function, mask in (
-        (NAMES["sdpa"], _over_sdpa, sdpa_mask),
-        (NAMES["eager"], _over_eager, eager_mask),
-    ):
-        AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, mask)
+    for base, (function, mask) in _FUNCTIONS.items():
+        AttentionInterface.register(NAMES[base], function)
+        AttentionMaskInterface.register(NAMES[base], mask)
 
 
 class _Switched:

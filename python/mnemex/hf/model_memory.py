@@ -10,11 +10,11 @@ import inspect
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mnemex.errors import ArgumentError, Unsupported
 from mnemex.hf.fingerprint import fingerprint
-from mnemex.hf.function import FORWARD, base_function, switched
+from mnemex.hf.function import FORWARD, Attended, Call, switched
 from mnemex.hf.rotary import Rotary
 from mnemex.hf.stack import Layers, Stack, find_stack
 
@@ -39,24 +39,14 @@ class _Probe:
         self.layers = {module: index for index, module in modules.items()}
         self.shapes: dict[int, BankShape] = {}
 
-    def attend(
-        self,
-        index: int,
-        base: str,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(self, index: int, call: Call) -> Attended:
         if index in self.shapes:
             raise Unsupported(
-                f"{type(module).__name__} attends more than once in one forward pass, with other values each time: "
-                f"leave layer {index} out with layers="
+                f"{type(call.module).__name__} attends more than once in one forward pass, with other values each "
+                f"time: leave layer {index} out with layers="
             )
-        self.shapes[index] = BankShape(key.shape[1], key.shape[3], value.shape[3])
-        return base_function(type(module), base)(module, query, key, value, mask, **kwargs)
+        self.shapes[index] = BankShape(call.key.shape[1], call.key.shape[3], call.value.shape[3])
+        return call.plain()
 
 
 def memory_for_model(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mnemex.errors import Unsupported
-from mnemex.hf.function import FORWARD, base_function, switched
+from mnemex.hf.function import FORWARD, Attended, Call, switched
 
 if TYPE_CHECKING:
     from mnemex.hf.stack import Stack
@@ -186,19 +186,9 @@ class _Probe:
                 hook.remove()
         return probe
 
-    def attend(
-        self,
-        index: int,
-        base: str,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        self.keys[index] = key
-        return base_function(type(module), base)(module, query, key, value, mask, **kwargs)
+    def attend(self, index: int, call: Call) -> Attended:
+        self.keys[index] = call.key
+        return call.plain()
 
 
 def _arguments(stack: Stack) -> set[str]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mnemex import Bank, Memory
+from mnemex._releases import check
 from mnemex.errors import ArgumentError, Error, Unsupported
 from mnemex.torch.answering import Answering
 from mnemex.torch.joined import Reading, joined_attention
@@ -94,6 +95,7 @@ def attach(
     ...     encoder_layer(x)
     ...     a.commit()
     """
+    check("torch", torch.__version__)
     if write not in ("off", "all"):
         raise ArgumentError(f"write={write!r}: expected 'off' or 'all'")
     if merge != "joint" and not isinstance(merge, PerHead):

@@ -143,4 +143,8 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, memory: tuple[int, int | None
 
 
 def _spreads(mask: Tensor, shape: tuple[int, ...]) -> bool:
-    return mask.ndim <= 4 and all(m in (1, s) for m, s in zip(reversed(mask.shape), reversed(shape), strict=False))
+    if mask.ndim > len(shape):
+        return False
+    # Of one length: zip of two lengths stops torch.compile of PyTorch 2.9.
+    last = shape[len(shape) - mask.ndim :]
+    return all(m in (1, s) for m, s in zip(mask.shape, last, strict=True))

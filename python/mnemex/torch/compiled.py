@@ -9,6 +9,7 @@ Importing this imports the compiler, which takes seconds, so it is imported wher
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -35,11 +36,17 @@ class _Ticket(np.ndarray[Any, Any]):
     kept: Pass
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def sizes(memory: Bank | Snapshot) -> tuple[int, int | None, int]:
     """Give key_dim, value_dim and heads, which never change, and let graphs know the memory by its id."""
-    _memories[id(memory)] = memory
-    return memory.key_dim, memory.value_dim, memory.heads
+    return _registered(id(memory))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _registered(memory: int) -> tuple[int, int | None, int]:
+    """Run while a graph is made. PyTorch 2.9 hands numbers alone to such a function: the caller holds the object."""
+    found: Bank | Snapshot = ctypes.cast(memory, ctypes.py_object).value
+    _memories[memory] = found
+    return found.key_dim, found.value_dim, found.heads
 
 
 def attention(
