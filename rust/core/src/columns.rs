@@ -86,16 +86,9 @@ impl<T: Copy> Column<T> {
     /// Forgets pages that overlap any of `ended` and of which no id is `live`; the last page stays, since it says
     /// that numbers were given.
     pub(crate) fn drop_ended(&mut self, ended: &[Range<i64>], live: impl Fn(Range<i64>) -> bool) {
-        let mut dead = Vec::new();
-        for ids in ended {
-            let first = self.pages.partition_point(|(page, _)| (page + 1) * PAGE_IDS <= ids.start);
-            let here = self.pages[first..].iter().map(|(page, _)| *page).take_while(|page| page * PAGE_IDS < ids.end);
-            dead.extend(here.filter(|page| !live(page * PAGE_IDS..(page + 1) * PAGE_IDS)));
-        }
-        dead.retain(|&page| self.pages.last().is_some_and(|(last, _)| *last != page));
-        if !dead.is_empty() {
-            self.pages.retain(|(page, _)| dead.binary_search(page).is_err());
-        }
+        let Some(last) = self.pages.pop() else { return };
+        drop_dead_pages(&mut self.pages, PAGE_IDS, ended, live);
+        self.pages.push(last);
     }
 
     /// Address and bytes of each page.
@@ -121,6 +114,24 @@ macro_rules! each {
             AnyColumn::Bool($column) => $words,
         }
     };
+}
+
+/// Drops pages of so many ids that overlap any of `ended`, which ascend, and of which no id is `live`.
+pub(crate) fn drop_dead_pages<P>(
+    pages: &mut Vec<(i64, P)>,
+    page_ids: i64,
+    ended: &[Range<i64>],
+    live: impl Fn(Range<i64>) -> bool,
+) {
+    let mut dead = Vec::new();
+    for ids in ended {
+        let first = pages.partition_point(|(page, _)| (page + 1) * page_ids <= ids.start);
+        let here = pages[first..].iter().map(|(page, _)| *page).take_while(|page| page * page_ids < ids.end);
+        dead.extend(here.filter(|page| !live(page * page_ids..(page + 1) * page_ids)));
+    }
+    if !dead.is_empty() {
+        pages.retain(|(page, _)| dead.binary_search(page).is_err());
+    }
 }
 
 impl AnyColumn {

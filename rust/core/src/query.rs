@@ -45,6 +45,13 @@ pub struct Query<'a> {
     pub nonfinite: Option<NonFinite>,
 }
 
+impl<'a> Query<'a> {
+    /// Queries that see everything, of every row.
+    pub fn of(queries: Input<'a>) -> Query<'a> {
+        Query { queries, rows: None, before: None, allowed: None, predicates: &[], nonfinite: None }
+    }
+}
+
 /// Queries in float32, `[rows, query_heads, T, key_dim]`.
 pub(crate) struct Queries<'a> {
     pub(crate) rows: Vec<usize>,

@@ -41,6 +41,24 @@ pub struct Tokens<'a> {
     pub one_lane: bool,
 }
 
+impl<'a> Tokens<'a> {
+    /// Keys, and values if there are any, for every row; nothing else about them.
+    pub fn of(keys: Input<'a>, values: Option<Input<'a>>) -> Tokens<'a> {
+        Tokens {
+            keys,
+            values,
+            rows: None,
+            mask: None,
+            labels: None,
+            on_duplicate: None,
+            positions: None,
+            columns: &[],
+            nonfinite: None,
+            one_lane: false,
+        }
+    }
+}
+
 /// Ids of one stage call, `[rows, T]`; -1 for a token that was not written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StagedIds {

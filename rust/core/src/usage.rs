@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::bank::Bank;
+use crate::columns::drop_dead_pages;
 use crate::error::{Kind, Result, ensure};
 
 /// Ids per page.
@@ -64,15 +65,7 @@ impl Usage {
 
     /// Forgets pages that overlap any of `ended` and of which no id is `live`.
     pub(crate) fn drop_ended(&mut self, ended: &[Range<i64>], live: impl Fn(Range<i64>) -> bool) {
-        let mut dead = Vec::new();
-        for ids in ended {
-            let first = self.pages.partition_point(|(page, _)| (page + 1) * PAGE_IDS <= ids.start);
-            let here = self.pages[first..].iter().map(|(page, _)| *page).take_while(|page| page * PAGE_IDS < ids.end);
-            dead.extend(here.filter(|page| !live(page * PAGE_IDS..(page + 1) * PAGE_IDS)));
-        }
-        if !dead.is_empty() {
-            self.pages.retain(|(page, _)| dead.binary_search(page).is_err());
-        }
+        drop_dead_pages(&mut self.pages, PAGE_IDS, ended, live);
     }
 
     /// Whether nothing was ever touched.

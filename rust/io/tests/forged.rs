@@ -240,14 +240,7 @@ fn data_files_with_any_byte_changed_never_do_more_than_hold_other_numbers() {
                     let bank = save.banks[0].snapshot();
                     assert_eq!(bank.lengths(), [[7, 7]]);
                     let queries = numbers(5, [1, 2, 1, 2]);
-                    let query = mnemex_core::query::Query {
-                        queries: mnemex_core::input::Input::F32(queries.view()),
-                        rows: None,
-                        before: None,
-                        allowed: None,
-                        predicates: &[],
-                        nonfinite: None,
-                    };
+                    let query = mnemex_core::query::Query::of(mnemex_core::input::Input::F32(queries.view()));
                     bank.search(&query, 3, &mnemex_core::work::Work::ALONE).unwrap();
                 }
                 Err(Error::Format(_)) => {}

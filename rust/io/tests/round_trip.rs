@@ -43,18 +43,7 @@ fn empty_banks_come_back_empty_and_open_to_any_type() {
     let half = numbers(3, [1, 2, 4, 5]).mapv(|_| 0x3C00u16);
     let values = numbers(4, [1, 2, 4, 3]).mapv(|_| 0x3C00u16);
     let opened = through_a_file(&Bank::new(config(), 1).unwrap());
-    let tokens = Tokens {
-        keys: Input::F16(half.view()),
-        values: Some(Input::F16(values.view())),
-        rows: None,
-        mask: None,
-        labels: None,
-        on_duplicate: None,
-        positions: None,
-        columns: &[],
-        nonfinite: None,
-        one_lane: false,
-    };
+    let tokens = Tokens::of(Input::F16(half.view()), Some(Input::F16(values.view())));
     opened.stage(&tokens, &Work::ALONE).unwrap();
     opened.commit(&Work::ALONE).unwrap();
     assert_eq!(opened.snapshot().version().schema.unwrap().key.codec, Codec::F16);
@@ -118,18 +107,7 @@ fn numbers_that_are_not_finite_come_back_where_they_were_kept() {
     keys[[0, 1, 2, 3]] = f32::from_bits(0x7FC0_1234);
     keys[[0, 0, 1, 0]] = f32::INFINITY;
     let values = numbers(2, [1, 2, 4, 3]);
-    let tokens = Tokens {
-        keys: Input::F32(keys.view()),
-        values: Some(Input::F32(values.view())),
-        rows: None,
-        mask: None,
-        labels: None,
-        on_duplicate: None,
-        positions: None,
-        columns: &[],
-        nonfinite: None,
-        one_lane: false,
-    };
+    let tokens = Tokens::of(Input::F32(keys.view()), Some(Input::F32(values.view())));
     bank.stage(&tokens, &Work::ALONE).unwrap();
     bank.commit(&Work::ALONE).unwrap();
     assert_same(&bank.snapshot(), &through_a_file(&bank).snapshot());

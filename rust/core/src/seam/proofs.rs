@@ -97,18 +97,7 @@ fn eight_beams_cost_eight_tails() {
     assert!(grown < 1.01, "8 beams take {grown:.3} times the memory of one before they part");
     let keys = Array4::from_elem((16, HEADS, 1, KEY_DIM), 1.0f32);
     let values = Array4::from_elem((16, HEADS, 1, super::machine::VALUE_DIM), 1.0f32);
-    let tokens = crate::stage::Tokens {
-        keys: Input::F32(keys.view()),
-        values: Some(Input::F32(values.view())),
-        rows: None,
-        mask: None,
-        labels: None,
-        on_duplicate: None,
-        positions: None,
-        columns: &[],
-        nonfinite: None,
-        one_lane: false,
-    };
+    let tokens = crate::stage::Tokens::of(Input::F32(keys.view()), Some(Input::F32(values.view())));
     machine.bank.stage(&tokens, &Work::ALONE).unwrap();
     machine.bank.commit(&Work::ALONE).unwrap();
     let grown = machine.bank.nbytes() as f64 / one as f64;
@@ -136,14 +125,7 @@ fn an_index_that_looks_at_one_list_finds_only_what_is_there() {
     let mut machine = Machine::with_index(Setting::PLAIN, Box::new(Pages { size: 10, newest_only: true }), 1);
     machine.write(25, 1);
     let queries = Array4::from_elem((1, HEADS, 1, KEY_DIM), 1.0f32);
-    let query = Query {
-        queries: Input::F32(queries.view()),
-        rows: None,
-        before: None,
-        allowed: None,
-        predicates: &[],
-        nonfinite: None,
-    };
+    let query = Query::of(Input::F32(queries.view()));
     let hits = machine.bank.snapshot().search(&query, 25, &Work::ALONE).unwrap();
     assert!(hits.ids.iter().all(|&id| id == -1 || id >= 20));
     assert_eq!(hits.ids.iter().filter(|&&id| id >= 20).count(), HEADS * 5);

@@ -39,18 +39,7 @@ pub(crate) fn config(metric: Metric, key_dim: usize, values: Values) -> Config {
 
 /// Tokens of every row.
 pub(crate) fn tokens<'a>(keys: &'a Array4<f32>, values: Option<&'a Array4<f32>>) -> Tokens<'a> {
-    Tokens {
-        keys: Input::F32(keys.view()),
-        values: values.map(|values| Input::F32(values.view())),
-        rows: None,
-        mask: None,
-        labels: None,
-        on_duplicate: None,
-        positions: None,
-        columns: &[],
-        nonfinite: None,
-        one_lane: false,
-    }
+    Tokens::of(Input::F32(keys.view()), values.map(|values| Input::F32(values.view())))
 }
 
 /// Writes tokens to every row, in commits of the given sizes.
@@ -73,14 +62,7 @@ pub(crate) fn write(
 }
 
 pub(crate) fn ask(queries: &Array4<f32>) -> Query<'_> {
-    Query {
-        queries: Input::F32(queries.view()),
-        rows: None,
-        before: None,
-        allowed: None,
-        predicates: &[],
-        nonfinite: None,
-    }
+    Query::of(Input::F32(queries.view()))
 }
 
 pub(crate) fn attend(snapshot: &Snapshot, query: &Query, k: Option<usize>, work: &Work) -> Partial {
