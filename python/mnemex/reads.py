@@ -8,7 +8,7 @@ import numpy as np
 
 from mnemex import _arguments as arguments
 from mnemex import _entries, _where
-from mnemex._arrays import vectors
+from mnemex._arrays import is_flat, vectors
 from mnemex.arrow import ArrowTable
 from mnemex.errors import ArgumentError, DtypeError
 from mnemex.facts import Facts
@@ -274,7 +274,7 @@ class Reads(Facts):
         query = vectors("queries", queries, one_lane=self._one_lane)
         shape = (query[0].shape[0], query[0].shape[2])
         seen = arguments.side("before", before, shape, np.int64, one_lane=self._one_lane)
-        flat = self._one_lane and len(queries.shape) == 2
+        flat = self._one_lane and is_flat("queries", queries)
         return query, flat, arguments.rows("rows", rows, self.rows), seen  # type: ignore[return-value]
 
 
