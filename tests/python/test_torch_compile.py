@@ -108,7 +108,10 @@ def test_point_19_the_operator_keeps_its_promises(gradients):
     weight = torch.zeros(HEADS, requires_grad=gradients)
     inputs = [x.requires_grad_(gradients) for x in s.inputs()]
     mask = torch.zeros(N_QUERIES, N_KEYS)
-    torch.library.opcheck(compiled._attend, (*inputs, mask, weight, id(s.bank), 4, 0.3, False, False, gradients, False))
+    given = (*inputs, mask, weight, id(s.bank), 4, 0.3, False, False, gradients, False)
+    checks = torch.library.opcheck(compiled._attend, given)
+    assert len(checks) == 4
+    assert set(checks.values()) == {"SUCCESS"}
 
 
 def test_point_19_no_cuda_graph_records_what_a_bank_answers():
