@@ -115,7 +115,7 @@ exec(sys.argv[1])
 bank = mx.Bank(key_dim=32, value_dim=32); x = np.random.default_rng(0).standard_normal((20_000, 32), np.float32)
 bank.write(x, x)
 def read():
-    for _ in range(5): bank.search(x[:100], 9, threads=16); bank.attend(x[:100], None, threads=16)
+    for _ in range(2): bank.search(x[:40], 9, threads=16); bank.attend(x[:40], None, threads=16)
 callers = [threading.Thread(target=read) for _ in range(4)]
 for caller in callers: caller.start()
 for caller in callers: caller.join()
