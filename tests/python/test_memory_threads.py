@@ -27,7 +27,7 @@ def crowded():
 
 def memory_of(entries):
     """Make a memory whose layers hold the same entries."""
-    memory = mx.Memory({layer: mx.Bank(rows=2, key_dim=4, value_dim="key") for layer in LAYERS})
+    memory = mx.Memory({layer: mx.Bank(rows=2, key_dim=4, value_dim="key", capacity=100) for layer in LAYERS})
     write(memory, entries)
     return memory
 
@@ -41,7 +41,8 @@ def write(memory, n):
 
 
 def truncate(memory, rng):
-    memory.truncate(int(rng.integers(0, 400)), rows=[int(rng.integers(0, 2))])
+    row = int(rng.integers(0, 2))
+    memory.truncate(int(memory[0].find()[row][5:].max(initial=0)), rows=[row])
 
 
 def reset(memory, rng):
@@ -49,7 +50,8 @@ def reset(memory, rng):
 
 
 def delete(memory, rng):
-    memory.delete(rng.integers(0, 400, 5), rows=[int(rng.integers(0, 2))])
+    row = int(rng.integers(0, 2))
+    memory.delete(memory[0].find()[row][:5], rows=[row])
 
 
 def reorder(memory, rng):
