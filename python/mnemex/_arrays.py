@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 class DLPack(Protocol):
     """A tensor of any framework."""
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
     def __dlpack__(self) -> object: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
@@ -33,8 +31,6 @@ class DLPack(Protocol):
 class ArrayInterface(Protocol):
     """An array of any library."""
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
     @property
     def __array_interface__(self) -> dict[str, object]: ...
 
@@ -61,6 +57,12 @@ def vectors(name: str, x: ArrayLike, *, one_lane: bool) -> Vectors:
     if array.itemsize == 2 and array.dtype != np.uint16:
         array = array.view(np.uint16)
     return array, dtype  # type: ignore[return-value]  # one of the three, as `_array` made sure
+
+
+def is_flat(name: str, x: ArrayLike) -> bool:
+    """Tell whether `x` is `[T, dim]`, as a bank of one lane takes it. A tensor need not tell its shape."""
+    shape = getattr(x, "shape", None)
+    return (_array(name, x)[0].ndim if shape is None else len(shape)) == 2
 
 
 def _array(name: str, x: ArrayLike) -> tuple[NDArray[np.generic], str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mnemex import _arguments as arguments
 from mnemex import _entries, _where
-from mnemex._arrays import vectors
+from mnemex._arrays import is_flat, vectors
 from mnemex.arrow import ArrowTable
 from mnemex.errors import ArgumentError, DtypeError
 from mnemex.facts import Facts
@@ -273,7 +273,7 @@ class Reads(Facts):
     ) -> tuple[tuple[NDArray[np.generic], str], bool, NDArray[np.int64] | None, NDArray[np.int64] | None]:
         query = vectors("queries", queries, one_lane=self._one_lane)
         shape = query[0].shape
-        flat = self._one_lane and len(queries.shape) == 2
+        flat = self._one_lane and is_flat("queries", queries)
         at = None if rows is None else arguments.rows("rows", rows, self.rows)
         if before is None:
             return query, flat, at, None

@@ -8,7 +8,7 @@ import numpy as np
 
 from mnemex import _arguments as arguments
 from mnemex import _columns
-from mnemex._arrays import vectors
+from mnemex._arrays import is_flat, vectors
 from mnemex.ingest import Ingests
 from mnemex.reads import Reads
 from mnemex.results import Hits, Receipt
@@ -117,7 +117,7 @@ class Writes(Ingests, Reads):
             arguments.side("positions", positions, shape, np.int64, one_lane=self._one_lane),
             arguments.nonfinite(nonfinite),
             _columns.given(columns, self.columns, shape, one_lane=self._one_lane),
-            self._one_lane and len(keys.shape) == 2,
+            self._one_lane and is_flat("keys", keys),
         )
 
     def commit(self) -> Receipt:

@@ -144,18 +144,19 @@ def test_point_04_detaching_leaves_no_trace(name, base):
     assert not any(m in attached_modules for m in model.modules())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "base"), BASES)
 @torch.no_grad()
-def test_point_03_an_empty_memory_gives_the_same_bits(name):
-    model, x = make(name), left_padded([0, 3], 10, seed=10)
+def test_point_03_an_empty_memory_gives_the_same_bits(name, base):
+    model, x = make(name, base), left_padded([0, 3], 10, seed=10)
     before = model(**x).logits
+    assert torch.isfinite(before[x["attention_mask"] == 1]).all()
     with mx.hf.attach(model, memory_of(model), top_k=8):
         assert torch.equal(model(**x).logits, before)
 
 
 @pytest.mark.parametrize(("name", "base"), BASES)
 @torch.no_grad()
-def test_models_that_share_one_config_do_not_touch_each_other(name, base):
+def test_point_04_models_that_share_one_config_do_not_touch_each_other(name, base):
     one, x = make(name, base), tokens(1, 12, seed=11)
     two = type(one)(one.config).eval()
     before = two(x).logits
@@ -317,6 +318,10 @@ def test_point_07_texts_packed_into_one_row_read_as_if_alone_and_are_not_written
         got = model(**packed).logits.split([5, 7], 1)
         for text, positions, out in zip((one, two), starts, got, strict=True):
             assert gap(out, model(text, position_ids=positions).logits) <= 1e-5
+        packed["input_ids"][:, 5:] = tokens(1, 7, seed=33)
+        other = model(**packed).logits.split([5, 7], 1)
+        assert torch.equal(other[0], got[0])
+        assert not torch.equal(other[1], got[1])
         with pytest.raises(mx.Error, match="cu_seq_lens"):
             model(**packed, cu_seq_lens_q=torch.tensor([0, 5, 12]))
     for write, cache in (("all", None), ("evicted", 4)):

@@ -67,7 +67,7 @@ def test_point_02_tokens_equal_and_logits_are_as_close_as_the_model_is_to_itself
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss"])
 @torch.no_grad()
-def test_left_padded_batches_with_chunked_prefill(name, mode, window):
+def test_point_02_left_padded_batches_with_chunked_prefill(name, mode, window):
     inputs = left_padded([0, 9, 3], 19, seed=12)
     for chunk in (None, 5, 8):
         memory, _, worst = compare(name, inputs, window, {**MODES[mode], "prefill_chunk_size": chunk})

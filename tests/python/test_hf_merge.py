@@ -89,6 +89,60 @@ def test_point_30_gates_are_in_the_state_dict_and_in_the_graph_with_an_empty_mem
         assert [p.mean().item() for p in a.parameters()] == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("kind", [mx.torch.Bias, mx.torch.Gate])
+def test_point_30_data_parallel_training_starts_with_an_empty_memory(kind, tmp_path):
+    model, x = make("llama"), tokens(2, 12, seed=5)
+    model.train()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        with mx.hf.attach(model, memory_of(model), top_k=4, merge=kind(HEADS), write="all") as a:
+            parallel = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=False)
+            moved = []
+            for step in range(3):  # where a parameter had no gradient, the next forward pass raises
+                positions = torch.arange(12 * step, 12 * step + 12)[None]
+                parallel(x, labels=x, position_ids=positions, use_cache=False).loss.backward()
+                moved.append([p.grad is not None and bool(p.grad.any()) for p in a.parameters()])
+                model.zero_grad()
+                a.commit()
+            assert moved == [[False] * 2, [True] * 2, [True] * 2]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT asks by the old name
+@pytest.mark.parametrize("kind", [mx.torch.Bias, mx.torch.Gate])
+def test_point_30_peft_trains_saves_and_loads_a_merge(kind, tmp_path):
+    peft = pytest.importorskip("peft", reason="PEFT is not installed: it is in the group 'adapters'")
+    model, x = make("llama"), tokens(1, 24, seed=4)
+    memory = written(model, x[:, :16])
+    rest = {"input_ids": x[:, 16:], "position_ids": torch.arange(16, 24)[None], "use_cache": False}
+    config = peft.LoraConfig(r=2, target_modules=["v_proj"], modules_to_save=["mnemex_merge"])
+    with mx.hf.attach(model, memory, top_k=EVERY, merge=kind(HEADS)):
+        first = model(**rest).logits
+        adapted = peft.get_peft_model(model, config)
+        assert torch.equal(adapted(**rest).logits, first)
+        merges = {n: p for n, p in adapted.named_parameters() if "mnemex_merge" in n and p.requires_grad}
+        assert len(merges) == 2
+        before = {n: p.detach().clone() for n, p in merges.items()}
+        optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.5)
+        for _ in range(2):
+            optimizer.zero_grad()
+            adapted(**rest, labels=rest["input_ids"]).loss.backward()
+            optimizer.step()
+        assert all((p != before[n]).all() for n, p in merges.items())
+        want = adapted(**rest).logits
+        adapted.save_pretrained(tmp_path / "adapter")
+    saved = peft.utils.load_peft_weights(str(tmp_path / "adapter"))
+    assert sum("mnemex_merge" in name for name in saved) == 2
+    fresh = make("llama")
+    with mx.hf.attach(fresh, memory, top_k=EVERY, merge=kind(HEADS)):
+        assert torch.equal(fresh(**rest).logits, first)
+        loaded = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter")
+        assert torch.equal(loaded(**rest).logits, want)
+        assert not torch.equal(want, first)
+    assert not any("mnemex" in n for n, _ in fresh.named_modules())
+
+
 def test_a_module_that_stands_in_for_the_merge_is_obeyed():
     model, x = make("llama").requires_grad_(False), tokens(1, 24, seed=4)
     memory = written(model, x[:, :16])

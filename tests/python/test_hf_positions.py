@@ -91,6 +91,17 @@ def test_point_14_a_fixed_distance_equals_true_positions_at_that_distance(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_point_14_true_positions_equal_attention_over_the_whole_text(name):
+    model, x = MODELS[name](), tokens(2, 30, seed=11)
+    want = model(x).logits[:, 20:]
+    with mx.hf.attach(model, memory_of(model), top_k=EVERY) as a:
+        a.ingest(x[:, :20], chunk=9)
+        got = model(x[:, 20:], position_ids=torch.arange(20, 30)[None]).logits
+    assert gap(got, want) <= 1e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_point_14_stored_keys_are_the_same_wherever_they_were_written(name):
     model, x = MODELS[name](), tokens(1, 6, seed=3)
     near, far = (at_one_place(model, "plain", place, x) for place in (0, 77))
@@ -193,7 +204,7 @@ def test_half_precision_models_find_their_layout(dtype):
         assert torch.isfinite(model(tokens(1, 4)).logits).all()
 
 
-def test_what_plain_keys_refuse():
+def test_point_14_an_unknown_layout_and_what_plain_keys_do_not_serve_are_refused():
     gpt2, llama = make("gpt2"), make("llama")
     with pytest.raises(mx.Error, match=r"GPT2LMHeadModel .* keys='rotated'"):
         memory_of(gpt2, keys="plain")

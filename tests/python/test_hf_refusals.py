@@ -79,7 +79,7 @@ def flex():
         (lambda: torch.nn.Linear(3, 3), "Linear is not a transformers model"),
     ],
 )
-def test_models_that_cannot_be_attached(model, match):
+def test_point_16_models_that_cannot_be_attached(model, match):
     model, other = model(), make("llama")
     with pytest.raises(mx.Error, match=match):
         mx.Memory.for_model(model)
@@ -122,7 +122,7 @@ def test_a_layer_that_attends_twice_is_refused_at_the_call_as_well():
 
 
 @torch.no_grad()
-def test_latent_attention_is_exact_without_a_cache_and_refuses_one():
+def test_point_13_latent_attention_is_exact_without_a_cache_and_refuses_one():
     model, x = build(transformers.DeepseekV3Config(**SMALL, **LATENT)), tokens(1, 30)
     want = model(x).logits[:, 20:]
     memory = memory_of(model)

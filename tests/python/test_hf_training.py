@@ -21,7 +21,7 @@ def enable_checkpointing(model, how):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss"])
 def test_point_09_checkpointing_stages_once_and_reads_one_version_twice(name, reentrant):
     x, text = tokens(2, 14, seed=19), tokens(2, 20, seed=20)
-    gradients, sizes = [], []
+    gradients, losses, sizes = [], [], []
     for checkpointing in (False, True):
         model = make(name)
         model.train()
@@ -33,9 +33,11 @@ def test_point_09_checkpointing_stages_once_and_reads_one_version_twice(name, re
             a.commit()
             loss.backward()
             a.commit()
-            sizes.append(lengths(a.memory[0]))
+            sizes.append([lengths(a.memory[layer]) for layer in (0, 1)])
+            losses.append(loss.detach())
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert sizes == [[34, 34], [34, 34]]
+    assert sizes == [[[34, 34]] * 2] * 2
+    assert gap(*losses) <= 1e-6
     assert gradients[0].keys() == gradients[1].keys()
     large = [n for n, plain in gradients[0].items() if plain.abs().max() > 1e-8]
     assert len(large) > len(gradients[0]) / 2

@@ -217,3 +217,15 @@ def test_the_total_is_that_of_all_sources_or_unknown(tmp_path):
         how = {"batch_bytes": 10 * ROW_BYTES, "progress": lambda report, t=totals: t.append(report.total_rows)}
         mx.Bank(key_dim=DIM).ingest(source, key="k", **how)
         assert set(totals) == {total}
+
+
+def test_a_parquet_file_is_not_held_whole(tmp_path):
+    keys = whole(1, 240_000, 64)
+    pq.write_table(pa.table({"k": fixed(keys)}), tmp_path / "a.parquet", row_group_size=5_000)
+    held = []
+    before = pa.total_allocated_bytes()
+    bank = mx.Bank(key_dim=64)
+    progress = {"batch_bytes": 1 << 20, "progress": lambda _: held.append(pa.total_allocated_bytes() - before)}
+    bank.ingest(tmp_path / "a.parquet", key="k", **progress)
+    assert len(bank) == 240_000
+    assert max(held) < keys.nbytes / 12

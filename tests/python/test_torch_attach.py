@@ -219,7 +219,7 @@ def test_point_09_checkpointing_stages_once_and_reads_one_version_twice(reentran
             return self.inner(x)
 
     torch.manual_seed(0)
-    model, gradients = Model(), []
+    model, gradients, losses = Model(), [], []
     for checkpointed in (False, True):
         model.checkpointed = checkpointed
         x = gauss(ROWS, N, WIDTH, seed=6).requires_grad_()
@@ -230,7 +230,9 @@ def test_point_09_checkpointing_stages_once_and_reads_one_version_twice(reentran
             a.commit()
             assert a.memory[0].lengths.tolist() == [[ENTRIES + N] * HEADS] * ROWS
         gradients.append(x.grad)
+        losses.append(loss.detach())
     close(*gradients)
+    assert torch.equal(*losses)
 
 
 @torch.no_grad()

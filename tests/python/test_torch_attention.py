@@ -250,6 +250,13 @@ def test_point_17_other_dtypes_in_and_out(dtype, tolerance):
         want.sum().backward()
         same_gradients(mine, theirs, 2 * tolerance)
         assert all(x.grad.dtype == dtype for x in mine)
+    queries = mine[0].detach().to(torch.float32 if dtype == torch.float64 else dtype)
+    assert s.bank.attend(queries, 4).lse.dtype == np.float32
+    near = local.attend(*(x.detach() for x in mine), None, Scoring(DIM**-0.5))
+    assert near.lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    q, k = (x.detach().double() for x in mine[:2])
+    want = (q @ k.repeat_interleave(2, 1).transpose(-1, -2) * DIM**-0.5).logsumexp(-1)
+    assert (near.lse - want).abs().max() <= 1e-5  # half precision would be a thousand times as far off
 
 
 def test_point_17_autocast_brings_mixed_dtypes_together():

@@ -102,13 +102,21 @@ def test_several_layers_are_one_graph():
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_the_operator_keeps_its_promises(gradients):
+def test_point_19_the_operator_keeps_its_promises(gradients):
     s = Setting()
     compiled.sizes(s.bank)
     weight = torch.zeros(HEADS, requires_grad=gradients)
     inputs = [x.requires_grad_(gradients) for x in s.inputs()]
     mask = torch.zeros(N_QUERIES, N_KEYS)
-    torch.library.opcheck(compiled._attend, (*inputs, mask, weight, id(s.bank), 4, 0.3, False, False, gradients, False))
+    given = (*inputs, mask, weight, id(s.bank), 4, 0.3, False, False, gradients, False)
+    checks = torch.library.opcheck(compiled._attend, given)
+    assert len(checks) == 4
+    assert set(checks.values()) == {"SUCCESS"}
+
+
+def test_point_19_no_cuda_graph_records_what_a_bank_answers():
+    for operator in (compiled._attend, compiled._attend_backward):
+        assert torch.Tag.cudagraph_unsafe in operator._opoverload.tags
 
 
 def test_wrong_shapes_are_named_while_compiling():

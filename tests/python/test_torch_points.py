@@ -5,12 +5,26 @@ The other points stand where their subject does: `pytest -k point_`.
 
 from __future__ import annotations
 
+import weakref
+
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the PyTorch adapter needs torch")
 
 import mnemex as mx  # noqa: E402
-from attention_setting import DIM, HEADS, N_KEYS, N_QUERIES, ROWS, Setting, close, gauss, same_gradients  # noqa: E402
+from attention_setting import (  # noqa: E402
+    DIM,
+    ENTRIES,
+    HEADS,
+    N_KEYS,
+    N_QUERIES,
+    ROWS,
+    Setting,
+    close,
+    gauss,
+    same_gradients,
+)
 
 
 def test_point_05_a_masked_or_future_token_changes_nothing():
@@ -108,14 +122,45 @@ def test_point_18_strided_expanded_and_inference_tensors():
         close(mx.torch.attention(s.q * 1, s.k * 1, s.v * 1, memory=s.bank, top_k=64), want)
 
 
+class Retrieved(torch.utils.data.Dataset):
+    """A dataset whose worker processes search: a bank given as it is, or the path of a saved one."""
+
+    def __init__(self, source, queries):
+        self.source, self.queries = source, queries
+
+    def __len__(self):
+        return len(self.queries)
+
+    def __getitem__(self, i):
+        if not isinstance(self.source, mx.Bank):
+            self.source = mx.open(self.source)
+        return torch.from_numpy(self.source.search(self.queries[i], 9, threads=2).ids)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_point_22_workers_of_a_data_loader_search(method, tmp_path):
+    bank, queries = mx.Bank(key_dim=32), gauss(6, 60, 32)
+    bank.write(gauss(20_000, 32, seed=1))  # enough for the pool, which this process has and no worker can use
+    want = [bank.search(x, 9, threads=2).ids for x in queries]
+    bank.save(tmp_path / "bank")
+    data = Retrieved(bank if method == "fork" else tmp_path / "bank", queries)
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=None, num_workers=2, multiprocessing_context=method, timeout=120
+    )
+    assert [x.tolist() for x in loader] == [ids.tolist() for ids in want]
+
+
 def test_point_29_what_was_given_may_be_freed_and_written_over_after_the_call():
     s = Setting(entries=0)
     keys, values = s.k.clone(), s.v.clone()
     s.bank.write(keys, values)
     want = mx.torch.attention(s.q, s.k, s.v, memory=s.bank, top_k=4)
+    gone = [weakref.ref(x) for x in (keys, values)]
     keys.fill_(7.0)
     values.fill_(7.0)
     del keys, values
+    assert [ref() for ref in gone] == [None, None]
     assert torch.equal(mx.torch.attention(s.q, s.k, s.v, memory=s.bank, top_k=4), want)
     found = s.bank.attend(s.q, 4)
     out = torch.from_numpy(found.out)
@@ -124,7 +169,21 @@ def test_point_29_what_was_given_may_be_freed_and_written_over_after_the_call():
     s.bank.reset()
     s.bank.write(torch.zeros_like(s.k), torch.zeros_like(s.v))
     assert torch.equal(out, before)
-    read_only = s.k.numpy().copy()
-    read_only.flags.writeable = False
-    s.bank.write(read_only, read_only)
-    assert (read_only == s.k.numpy()).all()
+
+
+@pytest.mark.parametrize("k", [None, 4])
+def test_point_29_read_only_producers_are_read_and_not_written(k):
+    s = Setting()
+    want = mx.torch.attention(s.q, s.k, s.v, memory=s.bank, top_k=k)
+    found = s.bank.attend(s.q, k, before=np.full((ROWS, N_QUERIES), 9), where=np.arange(7))
+    given = [x.numpy().copy() for x in (s.q, s.k, s.v)]
+    side = [np.full((ROWS, N_QUERIES), 9), np.arange(7)]
+    sums = [x.tobytes() for x in (*given, *side)]
+    for x in (*given, *side):
+        x.flags.writeable = False
+    again = s.bank.attend(given[0], k, before=side[0], where=side[1])
+    assert [x.tobytes() for x in again] == [x.tobytes() for x in found]
+    s.bank.write(given[1], given[2])
+    s.bank.truncate(ENTRIES)
+    assert torch.equal(mx.torch.attention(s.q, s.k, s.v, memory=s.bank, top_k=k), want)
+    assert [x.tobytes() for x in (*given, *side)] == sums

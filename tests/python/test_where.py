@@ -249,6 +249,74 @@ def test_a_where_that_cannot_be_is_refused_and_says_so(where, error, says):
             assert isinstance(info.value, error)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64, np.uint8, np.uint32, np.uint64])
+def test_whole_numbers_of_any_width_name_entries(dtype):
+    bank, *_ = made(9, 2, 2, 60, "dot", None)
+    bank.delete([7])
+    query = np.ones((2, 2, 1, 5), np.float32)
+    ids = np.array([3, 7, 50, 99])
+    narrow = ids.astype(dtype)
+    numbers = np.array([1, 2, 5])
+    pairs = [
+        (ids, narrow),
+        (("id", "in", ids), ("id", "in", narrow)),
+        (("id", "<", 50), ("id", "<", dtype(50))),
+        (("label", "in", numbers), ("label", "in", numbers.astype(dtype))),
+        (("kind", "==", 5), ("kind", "==", dtype(5))),
+        (("position", ">=", 20), ("position", ">=", dtype(20))),
+        (("size", "<=", 2), ("size", "<=", dtype(2))),
+    ]
+    for wide, same in pairs:
+        for rows in ([1, 0], np.array([1, 0], dtype)):
+            want, got = (bank.find(where=where, rows=[1, 0]) for where in (wide, same))
+            assert [x.tolist() for x in bank.find(where=same, rows=rows)] == [x.tolist() for x in want]
+            assert [x.tolist() for x in got] == [x.tolist() for x in want]
+        assert bank.search(query, 9, where=same).ids.tolist() == bank.search(query, 9, where=wide).ids.tolist()
+    assert [x.tolist() for x in bank.find(labels=numbers.astype(dtype))] == [
+        x.tolist() for x in bank.find(labels=numbers)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint64])
+def test_hits_with_ids_of_another_width_are_the_same_hits(dtype):
+    banks = [made(9, 2, 2, 60, "dot", None)[0] for _ in range(2)]
+    hits = banks[0].search(np.ones((2, 2, 1, 5), np.float32), 9)
+    other = mx.Hits(hits.scores, hits.ids.astype(dtype), hits.rows.astype(dtype))
+    for bank, touched in zip(banks, (hits, other), strict=True):
+        bank.touch(touched)
+        bank.commit()
+    assert banks[0].stats().touches == banks[1].stats().touches > 0
+    for one, two in zip(banks[0].gather(hits), banks[0].gather(other), strict=True):
+        assert one.tobytes() == two.tobytes()
+    flat = hits.ids[:, 0, 0]
+    for one, two in zip(banks[0].gather(flat), banks[0].gather(flat.astype(dtype)), strict=True):
+        assert one.tobytes() == two.tobytes()
+    for bank, ids in zip(banks, (flat[0], flat[0].astype(dtype)), strict=True):
+        bank.delete(ids[:3])
+        bank.truncate(ids.dtype.type(40), rows=[1])
+    assert [x.tolist() for x in banks[0].find()] == [x.tolist() for x in banks[1].find()]
+
+
+def test_ids_beyond_int64_are_refused_and_not_wrapped():
+    bank, *_ = made(9, 2, 2, 60, "dot", None)
+    beyond = np.array([3, 2**64 - 1], np.uint64)  # as int64, -1
+    query = np.ones((2, 2, 1, 5), np.float32)
+    hits = bank.search(query, 2)
+    calls = {
+        "where": lambda: bank.search(query, 2, where=beyond),
+        "labels": lambda: bank.find(labels=beyond),
+        "ids": lambda: bank.delete(beyond),
+        "rows": lambda: bank.find(rows=beyond),
+        "hits": lambda: bank.touch(mx.Hits(hits.scores, np.full(hits.ids.shape, 2**64 - 1, np.uint64), hits.rows)),
+        "end": lambda: bank.truncate(np.uint64(2**64 - 1)),
+        "label": lambda: bank.find(where=("label", "in", beyond)),
+    }
+    for name, call in calls.items():
+        with pytest.raises(mx.Error, match=name):
+            call()
+    assert bank.lengths.tolist() == made(9, 2, 2, 60, "dot", None)[0].lengths.tolist()
+
+
 def test_every_thread_count_gives_the_same_answer_under_a_filter():
     rng = np.random.default_rng(8)
     keys, values = rng.standard_normal((2, 30_000, 16), np.float32)

@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
+import transformers
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
-from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mnemex.errors import Unsupported
 
@@ -133,8 +135,14 @@ def base_function(module_type: type[nn.Module], base: str) -> AttentionFunction:
 def register() -> None:
     """Register both names with transformers. Repeating it changes nothing."""
     for base, (function, mask) in _FUNCTIONS.items():
-        AttentionInterface.register(NAMES[base], function)
-        AttentionMaskInterface.register(NAMES[base], mask)
+        name = NAMES[base]
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, mask)
+        if name not in ALL_ATTENTION_FUNCTIONS or name not in ALL_MASK_ATTENTION_FUNCTIONS:
+            raise Unsupported(
+                f"transformers {transformers.__version__} did not take the attention and mask functions of {name!r}, "
+                "without which causality and padding would be lost: install a release that mnemex.hf.attach names"
+            )
 
 
 class _Switched:

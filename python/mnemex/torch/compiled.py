@@ -78,7 +78,11 @@ def _prepared(mask: Tensor | None, dtype: torch.dtype, *, of_mask: bool) -> Mask
     return prepared and prepared._replace(additive=prepared.additive.detach().requires_grad_(of_mask))
 
 
-@torch.library.custom_op("mnemex::attention", mutates_args=())
+# What the operators answer depends on the bank, which a replayed CUDA graph would not look at again.
+_TAGS = (torch.Tag.cudagraph_unsafe,)
+
+
+@torch.library.custom_op("mnemex::attention", mutates_args=(), tags=_TAGS)
 def _attend(
     query: Tensor,
     key: Tensor,
@@ -116,7 +120,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Te
     return query.new_empty(*query.shape[:3], value.shape[-1]), torch.empty(1, dtype=torch.uint8)
 
 
-@torch.library.custom_op("mnemex::attention_backward", mutates_args=())
+@torch.library.custom_op("mnemex::attention_backward", mutates_args=(), tags=_TAGS)
 def _attend_backward(
     grad: Tensor,
     ticket: Tensor,
