@@ -97,6 +97,9 @@ def attach(
     Gradients flow to the model's own queries, keys and values, and to the merge; entries are constants. A forward pass
     reads one version of the memory, also when its layers run again under gradient checkpointing.
 
+    What is written is rounded to the type that the memory took first, and float64 to float32: name
+    `key_codec="f32", value_codec="f32"` for a memory that begins under autocast and is to keep more.
+
     Texts packed into one row (`position_ids` that start again, with use_cache=False) read the memory of that row, each
     as if alone; they cannot be written, since one row keeps one text.
 

@@ -50,7 +50,7 @@ class AttachmentStats:
     written
         Tokens staged through this attachment, over all rows.
     nonfinite
-        Tokens left out because a key or a value of theirs was NaN or infinite.
+        Tokens left out because a key or a value of theirs was NaN, infinite, or more than the bank can hold.
     next_position
         Position at which a later prompt starts.
     """

@@ -165,7 +165,6 @@ class WindowCache(Cache):
                     positions=eviction.positions,
                     mask=stored,
                     counts=forward.attachment.counts,
-                    alone=True,
                 )
                 self.memory.commit()
             except BaseException:

@@ -55,6 +55,6 @@ def memory_from_cache(past_key_values: Cache, *, attention_mask: Tensor | None =
             for index, (k, v) in layers.items()
         }
     )
-    stage_tokens(memory, layers, positions=positions, mask=mask, counts=Counts(), alone=True)
+    stage_tokens(memory, layers, positions=positions, mask=mask, counts=Counts())
     memory.commit()
     return memory

@@ -24,6 +24,7 @@ from mnemex.torch.joined import Reading, joined_attention
 from mnemex.torch.local import Scoring, prepare
 from mnemex.torch.merges import JOINT, Bias, Gate, PerHead
 from mnemex.torch.retrieved import check_fits, check_metric, check_rows
+from mnemex.torch.stored import Staged, stage, take_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -83,7 +84,8 @@ def attach(
     Notes
     -----
     `nn.MultiheadAttention` gives None for its weights where it reads a memory. A forward pass stages
-    its tokens at its end, and none where it fails; passes of several threads do not meet. Under activation
+    its tokens at its end, and none where it fails, or where staging does; passes of several threads do not meet. Keys
+    and values are rounded to the type that a bank took first, and float64 to float32. Under activation
     checkpointing, checkpoint attached modules whole, and run the backward pass before the next forward pass, whose
     version of the memory it would read.
 
@@ -238,9 +240,19 @@ class Attachment:
         if module is self._model:
             kept, self._passes.kept = getattr(self._passes, "kept", None), None
             if output is not None and kept:
-                with self._staging:
-                    for index, keys, values, pads in kept:
-                        self.memory[index].stage(keys, values, mask=pads, nonfinite="skip")
+                self._stage(kept)
+
+    def _stage(self, kept: list[tuple[int, Tensor, Tensor, Any]]) -> None:
+        """Stage the tokens of a forward pass in every module, or where one fails in none."""
+        staged: Staged = []
+        with self._staging:
+            try:
+                for index, keys, values, pads in kept:
+                    bank = self.memory[index]
+                    staged.append((bank, stage(bank, keys, values, mask=pads, nonfinite="skip")))
+            except BaseException:
+                take_back(staged)
+                raise
 
     def _attend(
         self,
