@@ -23,6 +23,7 @@ from mnemex.hf.function import FORWARD, MERGE, NAMES, attached_modules, restore,
 from mnemex.hf.ingest import read_text
 from mnemex.hf.rotary import Rotary, note_angles
 from mnemex.hf.staging import Counts, next_position
+from mnemex.torch import checks
 from mnemex.torch.merges import JOINT
 
 if TYPE_CHECKING:
@@ -207,8 +208,8 @@ class Attachment:
 
         Raises
         ------
-        ArgumentError
-            The attachment was made with another `write` than "evicted".
+        ArgumentError, DtypeError
+            The attachment was made with another `write` than "evicted", or `window` or `sinks` is no such number.
 
         Notes
         -----
@@ -274,7 +275,10 @@ class Attachment:
         ------
         Error
             The attachment was made without `trace=True`.
+        RowError, ArgumentError, DtypeError
+            A row that the batch did not have, or an `n` or `row` that is no whole number.
         """
+        n, row = checks.count("n", n), checks.count("row", row, low=0)
         if self.trace is None:
             raise Error("nothing was traced: attach with trace=True and a top_k, then run the model")
         return cite(self.trace, self._sources, n=n, row=row)

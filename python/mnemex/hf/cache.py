@@ -23,6 +23,7 @@ from mnemex.hf.rotary import WindowAngles
 from mnemex.hf.staging import stage_tokens
 from mnemex.hf.window import Eviction, Ints, WindowRows
 from mnemex.hf.window_layer import WindowLayer
+from mnemex.torch import checks
 
 if TYPE_CHECKING:
     from mnemex import Memory
@@ -57,10 +58,7 @@ class WindowCache(Cache):
     """
 
     def __init__(self, attachment: Attachment, *, window: int, sinks: int) -> None:
-        if window < 1:
-            raise ArgumentError(f"window={window}: expected at least 1, the current token")
-        if sinks < 0:
-            raise ArgumentError(f"sinks={sinks}: expected 0 or more")
+        window, sinks = checks.count("window", window), checks.count("sinks", sinks, low=0)
         stack = attachment.stack
         if stack.kind == "encoder":
             raise Unsupported(f"{stack.name} is an encoder, which keeps no cache: attach with write='all' instead")
