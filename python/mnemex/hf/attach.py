@@ -67,7 +67,8 @@ def attach(
         in `model.state_dict()`, and PEFT trains it with `modules_to_save=["mnemex_merge"]`.
     layers
         Layers that read: "auto" takes every layer of the memory, and a memory made with "auto" has every layer that
-        can be attached. Layers with a sliding window see only that, with or without a memory, and are left alone.
+        can be attached. Layers with a sliding window see only that, with or without a memory, and are left alone; so
+        are recurrent ones, whose state lives in the cache and ends with it, or with a text that was ingested.
     positions
         Where entries stand. "true", which "auto" means for keys as the model made them: at the position they were
         written at. A number, for a memory of plain keys: all of them that many tokens before each query, so no

@@ -21,6 +21,7 @@ from mnemex.hf.citations import Citation, Source, cite
 from mnemex.hf.forward import ModelForward
 from mnemex.hf.function import FORWARD, MERGE, NAMES, attached_modules, restore, switch
 from mnemex.hf.ingest import read_text
+from mnemex.hf.recurrent import Recurrence
 from mnemex.hf.rotary import Rotary, note_angles
 from mnemex.hf.staging import Counts, next_position
 from mnemex.torch import checks
@@ -108,7 +109,7 @@ class Attachment:
         self._write = write
         self._limit: int | None = getattr(stack.config, "max_position_embeddings", None)
         self._configs = stack.configs(modules)
-        self.rotary, self._distance = rotary, distance
+        self.rotary, self._distance, self.recurrence = rotary, distance, Recurrence(stack)
         self.merge = JOINT if merge is None else merge.merge
         switch(self._configs)
         for module in self.indices:

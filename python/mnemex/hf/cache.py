@@ -115,6 +115,8 @@ class WindowCache(Cache):
             self.rows.begin(forward.batch)
         elif self.rows.n_rows != forward.batch:
             raise ShapeError(f"the batch has {forward.batch} rows, this cache has {self.rows.n_rows}")
+        if self.others and self.rows.total and forward.n_queries > 1:
+            self._attachment.recurrence.check("give the next prompt a new cache, and read each prompt in one piece")
         self.forward = forward
 
     def end(self, forward: ModelForward) -> None:

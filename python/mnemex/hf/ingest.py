@@ -46,6 +46,8 @@ def read_text(a: Attachment, ids: Tensor, attention_mask: Tensor | None, chunk: 
     # Layers that are not attached need their own past from chunk to chunk; without such layers, no cache is needed.
     left_out = bool(stack.others) or len(a.modules) < len(stack.modules)
     cache = WindowCache(a, window=1, sinks=0) if left_out and not encoder else None
+    if cache is not None and ids.shape[1] > chunk:
+        a.recurrence.check(f"read the text in one chunk, ingest(ids, chunk={ids.shape[1]})")
     entries: list[Ints] = []
     with a.writing(cache):
         for start in range(0, ids.shape[1], chunk):

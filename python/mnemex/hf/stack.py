@@ -17,6 +17,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 
 from mnemex.errors import ArgumentError, DtypeError, Unsupported
 from mnemex.hf.function import NAMES, base_of
+from mnemex.hf.recurrent import own_cache
 from mnemex.torch import checks
 
 Layers = Literal["auto"] | Sequence[int]
@@ -145,6 +146,12 @@ def find_stack(model: nn.Module) -> Stack:
         raise Unsupported(
             f"{type(inner).__name__}.forward takes no **kwargs, so nothing can be handed to its attention layers: "
             "this model cannot be attached"
+        )
+    own = own_cache(inner)
+    if own is not None:
+        raise Unsupported(
+            f"{name} keeps the past of its layers in a cache of its own, {own}, and takes no other, so what does not "
+            "read the memory would forget: this model cannot be attached"
         )
     outer = () if kind == "encoder-decoder" else tuple(m for m in around[:-1] if _takes_keywords(m))
     return Stack(name, inner, (*outer, inner), config, modules, others, kind)
