@@ -54,6 +54,8 @@ class Recurrence:
 
 def _forgets(stack: Stack) -> bool:
     """Whether it makes no difference, to the bit, what recurrent layers remember."""
+    if not any(hasattr(layer, "recurrent_states") for layer in DynamicCache(config=stack.config).layers):
+        return False
     tokens = torch.arange(1, N_BEFORE + N_AFTER + 1, device=stack.model.device)[None]
     answers: list[Tensor] = []
     for forgotten in (False, True):
