@@ -110,8 +110,10 @@ def attach(
     Of an encoder-decoder, the decoder's self attention reads. A bias that a model learned for distances (T5) holds for
     local keys; entries have none.
 
-    `torch.compile(model)` works, with graph breaks where the memory is read; `fullgraph=True` does not, which
-    `mnemex.torch.attention` alone allows. A deep copy of the model has no memory, but keeps hooks that do nothing.
+    `torch.compile(model, fullgraph=True)` gives one graph while the memory grows, for a causal model over "sdpa" that
+    reads rotated keys: in eval mode under `torch.no_grad()`, without autocast, a trace, `write="all"` or a cache of
+    yours. Otherwise `torch.compile(model)` works with graph breaks. In one graph each layer reads the newest version of
+    its bank, so commit between passes. A deep copy of the model has no memory, but keeps hooks that do nothing.
 
     Examples
     --------

@@ -18,6 +18,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
 from mnemex.hf.cache import WindowCache, self_attention_cache, writers
 from mnemex.hf.citations import Citation, Source, cite
+from mnemex.hf.compiled import CompiledForward
 from mnemex.hf.forward import ModelForward
 from mnemex.hf.function import FORWARD, MERGE, NAMES, attached_modules, restore, switch
 from mnemex.hf.ingest import read_text
@@ -337,14 +338,17 @@ class Attachment:
                 "so the memory would not be read: detach() first, set it, and attach again"
             )
         inputs = {**dict(zip(self._names[module], args, strict=False)), **kwargs}
+        names = {str(c._attn_implementation) for c in self._configs}
+        if torch.compiler.is_compiling() and CompiledForward.serves(self, names, inputs):
+            return args, {**kwargs, FORWARD: CompiledForward(self)}
         past = self_attention_cache(inputs.get("past_key_values"))
         if isinstance(past, WindowCache):
             shifted = self._shifted(past, inputs)
             if shifted is not None:
                 inputs["position_ids"] = shifted
-                names = self._names[module][: len(args)]
-                args = tuple(inputs[name] for name in names)
-                kwargs = {name: value for name, value in inputs.items() if name not in names}
+                first = self._names[module][: len(args)]
+                args = tuple(inputs[name] for name in first)
+                kwargs = {name: value for name, value in inputs.items() if name not in first}
         forward = ModelForward(self, module, inputs)
         self._warn_beyond_limit(forward)
         return args, {**kwargs, FORWARD: forward}
