@@ -15,7 +15,6 @@ import mnemex as mx  # noqa: E402
 from hf_models import (  # noqa: E402
     BASES,
     EVERY,
-    FAMILIES,
     attention_outputs,
     gap,
     left_padded,

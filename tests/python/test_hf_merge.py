@@ -164,8 +164,13 @@ def test_a_module_that_stands_in_for_the_merge_is_obeyed():
 
 def test_a_merge_of_another_number_of_heads_is_refused_by_name():
     model, x = make("llama"), tokens(1, 4)
-    with mx.hf.attach(model, memory_of(model), merge=mx.torch.Gate(3)), pytest.raises(mx.Error, match="merge has 3"):
-        model(x)
+    memory = memory_of(model)
+    with pytest.raises(mx.ShapeError, match="merge has 3 heads, layer 0 of LlamaForCausalLM has 4"):
+        mx.hf.attach(model, memory, merge=mx.torch.Gate(3))
+    with mx.hf.attach(model, memory, merge=mx.torch.Gate(HEADS)):
+        model.model.layers[1].self_attn.mnemex_merge = mx.torch.Gate(3)
+        with pytest.raises(mx.ShapeError, match="merge has 3 heads, the queries have 4"):
+            model(x)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="the transformers adapter needs torc
 transformers = pytest.importorskip("transformers", reason="the transformers adapter needs transformers")
 
 import mnemex as mx  # noqa: E402
-from hf_models import EVERY, config_of, gap, generate, make, memory_of, tokens, unpadded  # noqa: E402
+from hf_models import EVERY, config_of, gap, generate, make, make_other, memory_of, tokens, unpadded  # noqa: E402
 
 SMALL = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -186,8 +186,17 @@ def test_continuous_batching_is_refused_by_transformers():
         ({"top_k": 0}, "top_k"),
         ({"top_k": -1}, "top_k"),
         ({"top_k": 2.5}, "top_k"),
+        ({"top_k": True}, "top_k"),
+        ({"top_k": 2**70}, "top_k"),
+        ({"trace": 1}, "trace"),
+        ({"positions": [1]}, "positions"),
+        ({"positions": 2**70}, "positions"),
         ({"layers": "all"}, "layers"),
         ({"layers": []}, "layers"),
+        ({"layers": 1}, "layers=1: expected 'auto' or a list"),
+        ({"layers": [True]}, "layers"),
+        ({"layers": [0.5]}, "layers"),
+        ({"merge": mx.torch.Gate(2)}, r"merge has 2 heads, layer 0 of LlamaForCausalLM has 4.*Gate\(4\)"),
         ({"layers": [7]}, "layer 7 of LlamaForCausalLM"),
     ],
 )
@@ -196,6 +205,56 @@ def test_wrong_arguments_are_named(options, match):
     with pytest.raises(mx.Error, match=match):
         mx.hf.attach(model, memory_of(model), **options)
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_arguments_of_another_type_are_named():
+    model = make("llama")
+    memory = memory_of(model)
+    for wrong in (None, 3, memory[0], memory.snapshot()):
+        with pytest.raises(mx.DtypeError, match=f"memory is a {type(wrong).__name__}: expected a Memory"):
+            mx.hf.attach(model, wrong)
+    for call in (lambda: mx.hf.attach(3, memory), lambda: mx.Memory.for_model(3)):
+        with pytest.raises(mx.DtypeError, match="model is a int"):
+            call()
+    for rows in (0, 1.5, "all"):
+        with pytest.raises(mx.Error, match="rows="):
+            memory_of(model, rows=rows)
+    past = model(tokens(1, 4), use_cache=True).past_key_values
+    with pytest.raises(mx.DtypeError, match="attention_mask is a int"):
+        mx.from_cache(past, attention_mask=1)
+
+
+@torch.no_grad()
+def test_arguments_of_an_attachment_are_named():
+    model = make("llama")
+    with mx.hf.attach(model, memory_of(model), trace=True) as a:
+        for wrong in ({"window": 2.5}, {"window": True}, {"window": 0}, {"sinks": 1.5}, {"sinks": -1}):
+            with pytest.raises(mx.Error, match=f"{next(iter(wrong))}="):
+                a.cache(**wrong)
+        a.ingest(tokens(2, 6))
+        model(tokens(2, 3), position_ids=torch.arange(6, 9)[None])
+        assert a.citations(1, row=1)
+        for wrong in ({"n": 2.5}, {"n": -1}, {"row": -1}, {"row": "a"}, {"row": 2}):
+            with pytest.raises(mx.Error, match=f"{next(iter(wrong))}="):
+                a.citations(**wrong)
+        for wrong in ({"chunk": True}, {"chunk": "a"}, {"chunk": 2**70}):
+            with pytest.raises(mx.Error, match="chunk="):
+                a.ingest(tokens(2, 3), **wrong)
+        with pytest.raises(mx.DtypeError, match=r"ids are torch.float32"):
+            a.ingest(torch.zeros(2, 3))
+
+
+@torch.no_grad()
+def test_a_merge_is_compared_with_the_heads_of_its_layers_wherever_the_model_can_show_them():
+    model = make_other("t5")
+    a = mx.hf.attach(model, memory_of(model), merge=mx.torch.Bias(4))
+    a.detach()
+    with pytest.raises(mx.ShapeError, match="merge has 8 heads, layer 0 of T5ForConditionalGeneration has 4"):
+        mx.hf.attach(model, memory_of(model), merge=mx.torch.Bias(8))
+    model = make_other("vit")
+    memory = memory_of(model)
+    model.main_input_name = "input_features"  # of which no example can be made
+    mx.hf.attach(model, memory, merge=mx.torch.Gate(8)).detach()
 
 
 def test_what_a_memory_of_a_model_refuses():

@@ -107,6 +107,70 @@ def test_point_17_autocast():
     assert gap(got, want) <= 0.1
 
 
+@pytest.mark.parametrize("keys", ["rotated", "plain"])
+@torch.no_grad()
+def test_a_float64_model_writes_float32_and_gets_float64(keys):
+    model, x = make("llama").double(), tokens(1, 40, seed=25)
+    want = model(x).logits[:, 28:]
+    with mx.hf.attach(model, memory_of(model, keys=keys), top_k=EVERY) as a:
+        a.ingest(x[:, :28])
+        assert a.memory[0].stats().key_codec == "f32"
+        got = model(x[:, 28:], position_ids=torch.arange(28, 40)[None]).logits
+        assert got.dtype == torch.float64
+        if keys == "rotated":
+            assert gap(got, want) <= 1e-6
+            cached = model(x, past_key_values=a.cache(window=5)).logits
+            assert cached.dtype == torch.float64
+
+
+@pytest.mark.parametrize("codec", ["auto", "f32"])
+@torch.no_grad()
+def test_a_memory_begun_under_autocast_is_written_without_it(codec):
+    model, x = make("llama"), tokens(1, 30, seed=26)
+    with mx.hf.attach(model, memory_of(model, key_codec=codec), top_k=EVERY, write="all") as a:
+        with torch.autocast("cpu", torch.bfloat16):
+            a.ingest(x[:, :10])
+        before = a.memory[0].stats()
+        assert before.value_codec == "bf16"
+        model(x[:, 10:20], position_ids=torch.arange(10, 20)[None])
+        a.commit()
+        assert (a.memory[0].stats().key_codec, a.memory[0].stats().value_codec) == (before.key_codec, "bf16")
+        assert lengths(a.memory[0]) == lengths(a.memory[1]) == [20]
+
+
+@torch.no_grad()
+def test_a_key_beyond_what_the_bank_took_is_left_out_of_every_layer():
+    model, x = make("llama").half(), tokens(1, 8, seed=27)
+    with mx.hf.attach(model, memory_of(model), top_k=4, write="all") as a:
+        a.ingest(x)
+        model.float().model.layers[1].self_attn.v_proj.weight.mul_(1e7)
+        model(x, use_cache=False)
+        a.commit()
+        assert lengths(a.memory[0]) == lengths(a.memory[1])
+        assert a.stats().nonfinite == 16 - lengths(a.memory[0])[0] > 0
+
+
+@torch.no_grad()
+def test_staging_that_fails_halfway_leaves_nothing_of_its_pass(monkeypatch):
+    model, x = make("llama"), tokens(2, 4, seed=29)
+    with mx.hf.attach(model, memory_of(model), write="all") as a:
+        model(x, use_cache=False)
+        stage, failing = mx.Bank.stage, a.memory[0]
+
+        def fails_in_the_first_layer(bank, *args, **how):
+            if bank is failing:
+                raise KeyboardInterrupt
+            return stage(bank, *args, **how)
+
+        monkeypatch.setattr(mx.Bank, "stage", fails_in_the_first_layer)
+        with pytest.raises(KeyboardInterrupt):
+            model(x, use_cache=False)
+        monkeypatch.undo()
+        assert (model(x, use_cache=False) and a.staged[0]).tolist() == [4, 5, 6, 7]
+        a.commit()
+        assert lengths(a.memory[0]) == lengths(a.memory[1]) == [8, 8]
+
+
 @pytest.mark.parametrize("name", SDPA)
 def test_training_with_dropout_runs(name):
     model = make(name, **({"attn_pdrop": 0.3} if name == "gpt2" else {"attention_dropout": 0.3})).train()

@@ -135,13 +135,21 @@ def test_gradients_through_the_best_entries_in_stretches(monkeypatch, value_dim)
     same_gradients(mine, theirs)
 
 
-def test_every_entry_in_stretches(monkeypatch):
+@pytest.mark.parametrize("bound", ["GATHER_BYTES", "LOGIT_BYTES"])
+def test_every_entry_in_stretches(bound, monkeypatch):
     s = Setting()
-    monkeypatch.setattr(retrieved, "GATHER_BYTES", 1)
+    monkeypatch.setattr(retrieved, bound, 1)
     mine, theirs = s.inputs(), s.inputs()
     mx.torch.attention(*mine, memory=s.bank, top_k=None).square().sum().backward()
     s.dense(*theirs).square().sum().backward()
     same_gradients(mine, theirs)
+
+
+def test_no_scores_are_sorted_where_every_entry_is_read(monkeypatch):
+    s = Setting()
+    monkeypatch.setattr(mx.Snapshot, "search", None)
+    for x in (s.inputs(), [x.detach().double().requires_grad_() for x in s.inputs()]):
+        mx.torch.attention(*x, memory=s.bank.snapshot(), top_k=None).square().sum().backward()
 
 
 def test_lanes_of_different_length():
@@ -165,10 +173,11 @@ def test_lanes_of_different_length():
                 close(a.grad[row : row + 1], b.grad, 2e-5)
 
 
-def test_a_memory_of_one_row_serves_every_row():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_memory_of_one_row_serves_every_row(dtype):
     s = Setting(rows=1)
-    q = gauss(3, HEADS, N_QUERIES, DIM, seed=50).requires_grad_()
-    k, v = gauss(3, KV_HEADS, N_KEYS, DIM, seed=51), gauss(3, KV_HEADS, N_KEYS, DIM, seed=52)
+    q = gauss(3, HEADS, N_QUERIES, DIM, seed=50).to(dtype).requires_grad_()
+    k, v = (gauss(3, KV_HEADS, N_KEYS, DIM, seed=seed).to(dtype) for seed in (51, 52))
     for top_k in (None, 64):
         q.grad = None
         out = mx.torch.attention(q, k, v, memory=s.bank, top_k=top_k)

@@ -31,6 +31,7 @@ def dense(s, q, k, v, kind, numbers):
 def test_point_10_gradients_by_differences_and_against_dense_attention(kind, top_k, stretches, monkeypatch):
     if stretches:
         monkeypatch.setattr(retrieved, "GATHER_BYTES", 1)
+        monkeypatch.setattr(retrieved, "LOGIT_BYTES", 1)
     s = Setting(n_queries=2, n_keys=3, rows=1, entries=ENTRIES)
     q, k, v = (x.double().requires_grad_() for x in (s.q, s.k, s.v))
     numbers = gauss(HEADS, seed=70).double().requires_grad_()

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import transformers
 
+from mnemex import Memory
 from mnemex._releases import check, release
-from mnemex.errors import ArgumentError, Error, Unsupported
+from mnemex.errors import ArgumentError, DtypeError, Error, Unsupported
 from mnemex.hf.attachment import Attachment, Write
 from mnemex.hf.fingerprint import fingerprint
 from mnemex.hf.function import attached_modules
+from mnemex.hf.model_memory import check_heads
 from mnemex.hf.rotary import Rotary
 from mnemex.hf.stack import Layers, Stack, find_stack
-from mnemex.torch.merges import PerHead
+from mnemex.torch import checks
+from mnemex.torch.merges import learned
 from mnemex.torch.retrieved import check_metric
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from mnemex import Memory
     from mnemex.torch import Bias, Gate
 
 DISTANCE = 512
@@ -63,7 +65,8 @@ def attach(
         in `model.state_dict()`, and PEFT trains it with `modules_to_save=["mnemex_merge"]`.
     layers
         Layers that read: "auto" takes every layer of the memory, and a memory made with "auto" has every layer that
-        can be attached. Layers with a sliding window see only that, with or without a memory, and are left alone.
+        can be attached. Layers with a sliding window see only that, with or without a memory, and are left alone; so
+        are recurrent ones, whose state lives in the cache and ends with it, or with a text that was ingested.
     positions
         Where entries stand. "true", which "auto" means for keys as the model made them: at the position they were
         written at. A number, for a memory of plain keys: all of them that many tokens before each query, so no
@@ -84,16 +87,20 @@ def attach(
     Raises
     ------
     ShapeError
-        In the forward pass: a bank of other heads or sizes than its layer attends with.
+        A merge of other heads than the model has; in the forward pass, a bank of other heads or sizes than its layer
+        attends with.
     Unsupported
         The model, or what was asked of it, has no public hook that would keep it exact; the message says which.
-    ArgumentError
-        An argument with another value than those above.
+    ArgumentError, DtypeError
+        An argument with another value than those above, or of another type.
 
     Notes
     -----
     Gradients flow to the model's own queries, keys and values, and to the merge; entries are constants. A forward pass
     reads one version of the memory, also when its layers run again under gradient checkpointing.
+
+    What is written is rounded to the type that the memory took first, and float64 to float32: name
+    `key_codec="f32", value_codec="f32"` for a memory that begins under autocast and is to keep more.
 
     Texts packed into one row (`position_ids` that start again, with use_cache=False) read the memory of that row, each
     as if alone; they cannot be written, since one row keeps one text.
@@ -101,8 +108,10 @@ def attach(
     Of an encoder-decoder, the decoder's self attention reads. A bias that a model learned for distances (T5) holds for
     local keys; entries have none.
 
-    `torch.compile(model)` works, with graph breaks where the memory is read; `fullgraph=True` does not, which
-    `mnemex.torch.attention` alone allows. A deep copy of the model has no memory, but keeps hooks that do nothing.
+    `torch.compile(model, fullgraph=True)` gives one graph while the memory grows, for a causal model over "sdpa" that
+    reads rotated keys: in eval mode under `torch.no_grad()`, without autocast, a trace, `write="all"` or a cache of
+    yours. Otherwise `torch.compile(model)` works with graph breaks. In one graph each layer reads the newest version of
+    its bank, so commit between passes. A deep copy of the model has no memory, but keeps hooks that do nothing.
 
     Examples
     --------
@@ -110,20 +119,19 @@ def attach(
     ...     a.ingest(book)
     ...     model.generate(question, past_key_values=a.cache(window=512))
     """
-    if merge != "joint" and not isinstance(merge, PerHead):
-        raise ArgumentError(f"merge={merge!r}: expected 'joint', mnemex.torch.Bias(heads) or mnemex.torch.Gate(heads)")
+    per_head, top_k, trace = learned(merge), checks.top_k(top_k), checks.flag("trace", trace)
+    if not isinstance(memory, Memory):
+        raise DtypeError(f"memory is a {type(memory).__name__}: expected a Memory, as Memory.for_model(model) makes")
     plain = memory.keys == "plain"
     distance = _distance(positions, plain=plain)
     if write is not None and write not in _WRITES:
         raise ArgumentError(f"write={write!r}: expected one of {', '.join(map(repr, _WRITES))}")
-    if top_k is not None and (not hasattr(top_k, "__index__") or top_k < 1):
-        raise ArgumentError(f"top_k={top_k!r}: expected an integer of at least 1, or None for every entry")
     if trace and top_k is None:
         raise ArgumentError("trace=True needs a top_k: with top_k=None every entry is read, and none is chosen")
     check("torch", torch.__version__)
     check("transformers", transformers.__version__)
     stack = find_stack(model)
-    modules = stack.chosen(tuple(memory.layers) if layers == "auto" else layers)
+    modules = stack.chosen(memory.layers if isinstance(layers, str) and layers == "auto" else layers)
     if release(transformers.__version__) < BIASES and any(
         hasattr(m, "has_relative_attention_bias") for m in modules.values()
     ):
@@ -143,25 +151,24 @@ def attach(
         raise Error(f"this {stack.name} has a memory attached already: detach() that one first")
     _check_writer(stack, memory)
     rotary = Rotary(stack, modules, DISTANCE if distance is None else distance) if plain else None
-    learned = merge if isinstance(merge, PerHead) else None
+    if per_head is not None:
+        check_heads(stack, modules, per_head)
     return Attachment(
-        stack, modules, memory, top_k=top_k, write=write, trace=trace, merge=learned, rotary=rotary, distance=distance
+        stack, modules, memory, top_k=top_k, write=write, trace=trace, merge=per_head, rotary=rotary, distance=distance
     )
 
 
 def _distance(positions: object, *, plain: bool) -> int | None:
     """Tell how far before a query entries stand; None: as far as a window reaches, or at their true positions."""
-    if positions == "none":
-        distance: int | None = 0
-    elif isinstance(positions, str) and positions in ("auto", "true", "fixed"):
-        distance = None
-    elif hasattr(positions, "__index__") and not isinstance(positions, bool) and int(positions) >= 0:
-        distance = int(positions)
+    words: dict[object, int | None] = {"auto": None, "true": None, "fixed": None, "none": 0}
+    if isinstance(positions, str) and positions in words:
+        distance = words[positions]
     else:
-        raise ArgumentError(
-            f"positions={positions!r}: expected 'auto', 'true', 'fixed', 'none' or a distance in tokens"
-        )
-    if not plain and positions not in ("auto", "true"):
+        try:
+            distance = checks.count("positions", positions, low=0)
+        except (ArgumentError, DtypeError) as error:
+            raise type(error)(f"{error}, a distance in tokens, or one of {', '.join(map(repr, words))}") from None
+    if not plain and not (isinstance(positions, str) and positions in ("auto", "true")):
         raise Unsupported(
             f"positions={positions!r}: this memory keeps keys as the model made them, which serve positions='true' "
             "alone: make one with Memory.for_model(model, keys='plain')"

@@ -18,11 +18,14 @@ from transformers import DynamicCache, EncoderDecoderCache
 from mnemex.errors import ArgumentError, Error, ShapeError, Unsupported
 from mnemex.hf.cache import WindowCache, self_attention_cache, writers
 from mnemex.hf.citations import Citation, Source, cite
+from mnemex.hf.compiled import CompiledForward
 from mnemex.hf.forward import ModelForward
 from mnemex.hf.function import FORWARD, MERGE, NAMES, attached_modules, restore, switch
 from mnemex.hf.ingest import read_text
+from mnemex.hf.recurrent import Recurrence
 from mnemex.hf.rotary import Rotary, note_angles
 from mnemex.hf.staging import Counts, next_position
+from mnemex.torch import checks
 from mnemex.torch.merges import JOINT
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ class AttachmentStats:
     written
         Tokens staged through this attachment, over all rows.
     nonfinite
-        Tokens left out because a key or a value of theirs was NaN or infinite.
+        Tokens left out because a key or a value of theirs was NaN, infinite, or more than the bank can hold.
     next_position
         Position at which a later prompt starts.
     """
@@ -107,7 +110,7 @@ class Attachment:
         self._write = write
         self._limit: int | None = getattr(stack.config, "max_position_embeddings", None)
         self._configs = stack.configs(modules)
-        self.rotary, self._distance = rotary, distance
+        self.rotary, self._distance, self.recurrence = rotary, distance, Recurrence(stack)
         self.merge = JOINT if merge is None else merge.merge
         switch(self._configs)
         for module in self.indices:
@@ -207,8 +210,8 @@ class Attachment:
 
         Raises
         ------
-        ArgumentError
-            The attachment was made with another `write` than "evicted".
+        ArgumentError, DtypeError
+            The attachment was made with another `write` than "evicted", or `window` or `sinks` is no such number.
 
         Notes
         -----
@@ -274,7 +277,10 @@ class Attachment:
         ------
         Error
             The attachment was made without `trace=True`.
+        RowError, ArgumentError, DtypeError
+            A row that the batch did not have, or an `n` or `row` that is no whole number.
         """
+        n, row = checks.count("n", n), checks.count("row", row, low=0)
         if self.trace is None:
             raise Error("nothing was traced: attach with trace=True and a top_k, then run the model")
         return cite(self.trace, self._sources, n=n, row=row)
@@ -332,14 +338,17 @@ class Attachment:
                 "so the memory would not be read: detach() first, set it, and attach again"
             )
         inputs = {**dict(zip(self._names[module], args, strict=False)), **kwargs}
+        names = {str(c._attn_implementation) for c in self._configs}
+        if torch.compiler.is_compiling() and CompiledForward.serves(self, names, inputs):
+            return args, {**kwargs, FORWARD: CompiledForward(self)}
         past = self_attention_cache(inputs.get("past_key_values"))
         if isinstance(past, WindowCache):
             shifted = self._shifted(past, inputs)
             if shifted is not None:
                 inputs["position_ids"] = shifted
-                names = self._names[module][: len(args)]
-                args = tuple(inputs[name] for name in names)
-                kwargs = {name: value for name, value in inputs.items() if name not in names}
+                first = self._names[module][: len(args)]
+                args = tuple(inputs[name] for name in first)
+                kwargs = {name: value for name, value in inputs.items() if name not in first}
         forward = ModelForward(self, module, inputs)
         self._warn_beyond_limit(forward)
         return args, {**kwargs, FORWARD: forward}

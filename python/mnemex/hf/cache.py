@@ -23,6 +23,7 @@ from mnemex.hf.rotary import WindowAngles
 from mnemex.hf.staging import stage_tokens
 from mnemex.hf.window import Eviction, Ints, WindowRows
 from mnemex.hf.window_layer import WindowLayer
+from mnemex.torch import checks
 
 if TYPE_CHECKING:
     from mnemex import Memory
@@ -57,10 +58,7 @@ class WindowCache(Cache):
     """
 
     def __init__(self, attachment: Attachment, *, window: int, sinks: int) -> None:
-        if window < 1:
-            raise ArgumentError(f"window={window}: expected at least 1, the current token")
-        if sinks < 0:
-            raise ArgumentError(f"sinks={sinks}: expected 0 or more")
+        window, sinks = checks.count("window", window), checks.count("sinks", sinks, low=0)
         stack = attachment.stack
         if stack.kind == "encoder":
             raise Unsupported(f"{stack.name} is an encoder, which keeps no cache: attach with write='all' instead")
@@ -117,6 +115,8 @@ class WindowCache(Cache):
             self.rows.begin(forward.batch)
         elif self.rows.n_rows != forward.batch:
             raise ShapeError(f"the batch has {forward.batch} rows, this cache has {self.rows.n_rows}")
+        if self.others and self.rows.total and forward.n_queries > 1:
+            self._attachment.recurrence.check("give the next prompt a new cache, and read each prompt in one piece")
         self.forward = forward
 
     def end(self, forward: ModelForward) -> None:
@@ -165,7 +165,6 @@ class WindowCache(Cache):
                     positions=eviction.positions,
                     mask=stored,
                     counts=forward.attachment.counts,
-                    alone=True,
                 )
                 self.memory.commit()
             except BaseException:

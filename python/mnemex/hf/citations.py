@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mnemex.errors import RowError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -64,6 +66,9 @@ def _mass_by_entry(layers: Iterable[Trace], row: int) -> tuple[Ints, NDArray[np.
     layers = list(layers)
     if not layers:
         return np.zeros(0, np.int64), np.zeros(0)
+    batch = len(layers[0].ids)
+    if row >= batch:
+        raise RowError(f"row={row}: the last forward pass had {batch} rows, numbered from 0")
     ids = np.concatenate([layer.ids[row].ravel() for layer in layers])
     weights = np.concatenate(
         [(layer.mass[row] * layer.share[row][..., None] / layer.share[row].size).ravel() for layer in layers]

@@ -222,7 +222,6 @@ class ModelForward:
                 positions=positions,
                 mask=valid,
                 counts=self.attachment.counts,
-                alone=False,
             )
         self._inputs = {}
         self._masks = self._local_masks = None

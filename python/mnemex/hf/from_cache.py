@@ -10,6 +10,7 @@ from torch import Tensor
 from mnemex.errors import ArgumentError, ShapeError, Unsupported
 from mnemex.hf.cache import WindowCache, self_attention_cache
 from mnemex.hf.staging import Counts, stage_tokens
+from mnemex.torch import checks
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -45,6 +46,7 @@ def memory_from_cache(past_key_values: Cache, *, attention_mask: Tensor | None =
     positions = np.broadcast_to(np.arange(n), (rows, n))
     mask = None
     if attention_mask is not None:
+        checks.tensor("attention_mask", attention_mask, "[rows, tokens]")
         if tuple(attention_mask.shape) != (rows, n):
             raise ShapeError(f"attention_mask is {list(attention_mask.shape)}: expected {[rows, n]}, as the cache")
         mask = attention_mask.cpu().numpy().astype(np.bool_)
@@ -55,6 +57,6 @@ def memory_from_cache(past_key_values: Cache, *, attention_mask: Tensor | None =
             for index, (k, v) in layers.items()
         }
     )
-    stage_tokens(memory, layers, positions=positions, mask=mask, counts=Counts(), alone=True)
+    stage_tokens(memory, layers, positions=positions, mask=mask, counts=Counts())
     memory.commit()
     return memory

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemex.errors import ArgumentError, DtypeError, ShapeError, StateError, Unsupported
+from mnemex.errors import DtypeError, ShapeError, StateError, Unsupported
 from mnemex.hf.cache import WindowCache
+from mnemex.torch import checks
 
 if TYPE_CHECKING:
     from mnemex.hf.attachment import Attachment
@@ -18,14 +19,12 @@ if TYPE_CHECKING:
 
 def read_text(a: Attachment, ids: Tensor, attention_mask: Tensor | None, chunk: int) -> Ints:
     """Read token ids `[rows, T]`; the ids of their entries `[rows, T]`, -1 where a token was not written."""
-    given_tensors: dict[str, object] = {"ids": ids}
+    checks.tensor("ids", ids, "[rows, tokens]")
     if attention_mask is not None:
-        given_tensors["attention_mask"] = attention_mask
-    for argument, x in given_tensors.items():
-        if not isinstance(x, Tensor):
-            raise DtypeError(f"{argument} is a {type(x).__name__}: expected a tensor [rows, tokens]")
-    if not hasattr(chunk, "__index__") or chunk < 1:
-        raise ArgumentError(f"chunk={chunk!r}: expected a whole number of tokens, at least 1")
+        checks.tensor("attention_mask", attention_mask, "[rows, tokens]")
+    chunk = checks.count("chunk", chunk)
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise DtypeError(f"ids are {ids.dtype}: expected the numbers of tokens, int64")
     if ids.ndim != 2 or (attention_mask is not None and attention_mask.shape != ids.shape):
         given = "" if attention_mask is None else f" and attention_mask {list(attention_mask.shape)}"
         raise ShapeError(f"ids are {list(ids.shape)}{given}: expected [rows, tokens] for both")
@@ -47,6 +46,8 @@ def read_text(a: Attachment, ids: Tensor, attention_mask: Tensor | None, chunk: 
     # Layers that are not attached need their own past from chunk to chunk; without such layers, no cache is needed.
     left_out = bool(stack.others) or len(a.modules) < len(stack.modules)
     cache = WindowCache(a, window=1, sinks=0) if left_out and not encoder else None
+    if cache is not None and ids.shape[1] > chunk:
+        a.recurrence.check(f"read the text in one chunk, ingest(ids, chunk={ids.shape[1]})")
     entries: list[Ints] = []
     with a.writing(cache):
         for start in range(0, ids.shape[1], chunk):

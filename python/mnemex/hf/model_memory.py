@@ -17,11 +17,13 @@ from mnemex.hf.fingerprint import fingerprint
 from mnemex.hf.function import FORWARD, Attended, Call, switched
 from mnemex.hf.rotary import Rotary
 from mnemex.hf.stack import Layers, Stack, find_stack
+from mnemex.torch import checks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mnemex import Memory
+    from mnemex.torch.merges import PerHead
 
 
 class BankShape(NamedTuple):
@@ -38,6 +40,7 @@ class _Probe:
     def __init__(self, modules: Mapping[int, nn.Module]) -> None:
         self.layers = {module: index for index, module in modules.items()}
         self.shapes: dict[int, BankShape] = {}
+        self.query_heads: dict[int, int] = {}
 
     def attend(self, index: int, call: Call) -> Attended:
         if index in self.shapes:
@@ -45,6 +48,7 @@ class _Probe:
                 f"{type(call.module).__name__} attends more than once in one forward pass, with other values each "
                 f"time: leave layer {index} out with layers="
             )
+        self.query_heads[index] = call.query.shape[1]
         self.shapes[index] = BankShape(call.key.shape[1], call.key.shape[3], call.value.shape[3])
         return call.plain()
 
@@ -100,13 +104,21 @@ def memory_for_model(
     shapes = bank_shapes(stack, modules)
     if keys == "plain":
         Rotary(stack, modules, 0)  # raises where the position in a key cannot be undone
-    n_rows = 1 if rows == "auto" else rows
+    auto = isinstance(rows, str) and rows == "auto"
+    n_rows = 1 if auto else checks.count("rows", rows)
     banks = {index: Bank(rows=n_rows, **shape._asdict(), **bank) for index, shape in shapes.items()}
-    return Memory(banks, fingerprint=fingerprint(stack, shapes), auto_rows=rows == "auto", keys=keys)
+    return Memory(banks, fingerprint=fingerprint(stack, shapes), auto_rows=auto, keys=keys)
 
 
-def _smallest_input(stack: Stack) -> dict[str, Any]:
-    """One token, or one black image of the size that the config names."""
+def check_heads(stack: Stack, modules: dict[int, nn.Module], merge: PerHead) -> None:
+    """Refuse a merge of other heads than the queries have; where the model can only show them later, later."""
+    probe = _probe(stack, modules)
+    for index, heads in probe.query_heads.items() if probe is not None else ():
+        merge.check_heads(heads, f"layer {index} of {stack.name} has")
+
+
+def _smallest_input(stack: Stack) -> dict[str, Any] | None:
+    """One token, or one black image of the size that the config names; None: no such input is known."""
     model, config = stack.model, stack.config
     given: dict[str, Any] = {}
     if "use_cache" in inspect.signature(model.forward).parameters:
@@ -115,19 +127,31 @@ def _smallest_input(stack: Stack) -> dict[str, Any]:
         return {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=model.device), **given}
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
     if model.main_input_name != "pixel_values" or size is None or channels is None:
-        raise Unsupported(
-            f"{stack.name} reads {model.main_input_name!r}, of which no small example can be made: give a Memory of "
-            "banks with the heads and sizes of its layers, Memory({layer: Bank(heads=..., key_dim=..., value_dim=...)})"
-        )
+        return None
     height, width = (size, size) if isinstance(size, int) else size
     return {"pixel_values": torch.zeros(1, channels, height, width, dtype=model.dtype, device=model.device), **given}
 
 
-def bank_shapes(stack: Stack, modules: dict[int, nn.Module]) -> dict[int, BankShape]:
-    """Shapes of keys and values in these layers, from one token or image run through the model."""
+def _probe(stack: Stack, modules: dict[int, nn.Module]) -> _Probe | None:
+    """Run the smallest input through the model; None where none is known."""
+    given = _smallest_input(stack)
+    if given is None:
+        return None
     probe = _Probe(modules)
     with torch.no_grad(), torch.random.fork_rng(), switched(stack.configs(modules)):
-        stack.model(**_smallest_input(stack), **{FORWARD: probe})
+        stack.model(**given, **{FORWARD: probe})
+    return probe
+
+
+def bank_shapes(stack: Stack, modules: dict[int, nn.Module]) -> dict[int, BankShape]:
+    """Shapes of keys and values in these layers, from one token or image run through the model."""
+    probe = _probe(stack, modules)
+    if probe is None:
+        raise Unsupported(
+            f"{stack.name} reads {stack.model.main_input_name!r}, of which no small example can be made: give a Memory "
+            "of banks with the heads and sizes of its layers, "
+            "Memory({layer: Bank(heads=..., key_dim=..., value_dim=...)})"
+        )
     unreached = sorted(set(modules) - set(probe.shapes))
     if unreached:
         raise Unsupported(

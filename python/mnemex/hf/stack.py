@@ -7,18 +7,18 @@ self attention, never its attention to the encoder), or an encoder. Layers that 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from torch import nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
-from mnemex.errors import ArgumentError, Unsupported
+from mnemex.errors import ArgumentError, DtypeError, Unsupported
 from mnemex.hf.function import NAMES, base_of
-
-if TYPE_CHECKING:
-    from torch import nn
+from mnemex.hf.recurrent import own_cache
+from mnemex.torch import checks
 
 Layers = Literal["auto"] | Sequence[int]
 Kind = Literal["causal", "encoder", "encoder-decoder"]
@@ -61,7 +61,9 @@ class Stack:
             if layers != "auto":
                 raise ArgumentError(f"layers={layers!r}: expected 'auto' or layer numbers")
             return self.modules
-        numbers = sorted(set(layers))
+        if not isinstance(layers, Iterable):
+            raise DtypeError(f"layers={layers!r}: expected 'auto' or a list of layer numbers")
+        numbers = sorted({checks.count("layers", number, low=0) for number in layers})
         if not numbers:
             raise ArgumentError("layers is empty: expected 'auto' or at least one layer number")
         for number in numbers:
@@ -96,6 +98,8 @@ class Stack:
 def find_stack(model: nn.Module) -> Stack:
     """Find the attention layers that may read a memory; raises `Unsupported` where there are none."""
     name = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise DtypeError(f"model is a {name}: expected a transformers model")
     owners = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
     if not owners:
         raise Unsupported(
@@ -142,6 +146,12 @@ def find_stack(model: nn.Module) -> Stack:
         raise Unsupported(
             f"{type(inner).__name__}.forward takes no **kwargs, so nothing can be handed to its attention layers: "
             "this model cannot be attached"
+        )
+    own = own_cache(inner)
+    if own is not None:
+        raise Unsupported(
+            f"{name} keeps the past of its layers in a cache of its own, {own}, and takes no other, so what does not "
+            "read the memory would forget: this model cannot be attached"
         )
     outer = () if kind == "encoder-decoder" else tuple(m for m in around[:-1] if _takes_keywords(m))
     return Stack(name, inner, (*outer, inner), config, modules, others, kind)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mnemex.errors import NonFinite
+from mnemex.torch.stored import Staged, as_taken, stage, take_back
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Counts:
-    """Tokens staged, and tokens left out because a key or value was NaN or infinite."""
+    """Tokens staged, and tokens left out because a key or value was NaN, infinite, or more than the bank can hold."""
 
     written: int = 0
     nonfinite: int = 0
@@ -33,36 +34,33 @@ def stage_tokens(
     positions: Ints,
     mask: Bools | None,
     counts: Counts,
-    alone: bool,
 ) -> Ints:
     """Stage `[rows, heads, T, dim]` keys and values of every layer; the ids `[rows, T]`, -1 for tokens left out.
 
-    A token with a non-finite key or value in any layer is left out of all, so that ids stay in step. Where that is
-    found out with some layers staged, they are staged again, if this call is `alone`: nothing was staged before it.
-    Otherwise ids may differ between layers from here on.
+    What is wider than a bank holds is rounded to what it does hold. A token with a non-finite key or value in any layer
+    is left out of all, so that ids stay in step. Where this fails, nothing of it is staged.
     """
-    written = positions if mask is None else positions[mask]
-    after = max(next_position(memory), int(written.max(initial=-1)) + 1)
-    ids: Ints | None = None
-    # The last layer first: what is not finite in one layer is hardly ever finite in those above it.
-    for index in sorted(layers, reverse=True):
-        keys, values = (x.detach() for x in layers[index])
-        try:
-            staged = memory.stage(index, keys, values, positions=positions, mask=mask)
-        except NonFinite:
-            finite = _finite(list(layers.values()))
-            before = np.ones_like(finite) if mask is None else mask
-            counts.nonfinite += int((before & ~finite).sum())
-            mask = before & finite
-            if alone and ids is not None:
-                memory.rollback()
-                return stage_tokens(memory, layers, positions=positions, mask=mask, counts=counts, alone=True)
-            staged = memory.stage(index, keys, values, positions=positions, mask=mask)
-        ids = staged if ids is None else ids
-    if ids is None:
-        raise ValueError("no layer to stage")
+    staged: Staged = []
+    ids = np.zeros((memory.rows, 0), np.int64)
+    try:
+        # The last layer first: what is not finite in one layer is hardly ever finite in those above it.
+        for index in sorted(layers, reverse=True):
+            ids = stage(memory[index], *layers[index], positions=positions, mask=mask)
+            staged.append((memory[index], ids))
+    except NonFinite:
+        take_back(staged)
+        finite = _finite([as_taken(memory[index], *pair) for index, pair in layers.items()])
+        before = np.ones_like(finite) if mask is None else mask
+        if not (before & ~finite).any():
+            raise
+        counts.nonfinite += int((before & ~finite).sum())
+        return stage_tokens(memory, layers, positions=positions, mask=before & finite, counts=counts)
+    except BaseException:
+        take_back(staged)
+        raise
     counts.written += int((ids >= 0).sum())
-    memory.next_position = after
+    written = positions if mask is None else positions[mask]
+    memory.next_position = max(next_position(memory), int(written.max(initial=-1)) + 1)
     return ids
 
 
@@ -72,5 +70,5 @@ def next_position(memory: Memory) -> int:
 
 
 def _finite(layers: list[tuple[Tensor, Tensor]]) -> Bools:
-    fine = [torch.isfinite(x.detach()).all(-1).all(1) for pair in layers for x in pair]  # [rows, T] each
+    fine = [torch.isfinite(x).all(-1).all(1) for pair in layers for x in pair]  # [rows, T] each
     return torch.stack(fine).all(0).cpu().numpy()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 from weakref import WeakSet
@@ -19,12 +20,14 @@ from torch import Tensor, nn
 
 from mnemex import Bank, Memory
 from mnemex._releases import check
-from mnemex.errors import ArgumentError, Error, Unsupported
+from mnemex.errors import ArgumentError, DtypeError, Error, Unsupported
+from mnemex.torch import checks
 from mnemex.torch.answering import Answering
 from mnemex.torch.joined import Reading, joined_attention
 from mnemex.torch.local import Scoring, prepare
-from mnemex.torch.merges import JOINT, Bias, Gate, PerHead
+from mnemex.torch.merges import JOINT, Bias, Gate, PerHead, learned
 from mnemex.torch.retrieved import check_fits, check_metric, check_rows
+from mnemex.torch.stored import Staged, stage, take_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,15 +79,17 @@ def attach(
     ------
     Unsupported
         No attention that can be seen, or, in the forward pass, one with options that no memory can join.
-    ArgumentError
-        An argument with another value than those above.
+    ArgumentError, DtypeError
+        An argument with another value than those above, or of another type.
     ShapeError
-        In the forward pass: a bank of other heads or sizes than its module attends with.
+        A merge of other heads than an `nn.MultiheadAttention` has; in the forward pass, a bank of other heads or sizes
+        than its module attends with.
 
     Notes
     -----
     `nn.MultiheadAttention` gives None for its weights where it reads a memory. A forward pass stages
-    its tokens at its end, and none where it fails; passes of several threads do not meet. Under activation
+    its tokens at its end, and none where it fails, or where staging does; passes of several threads do not meet. Keys
+    and values are rounded to the type that a bank took first, and float64 to float32. Under activation
     checkpointing, checkpoint attached modules whole, and run the backward pass before the next forward pass, whose
     version of the memory it would read.
 
@@ -98,13 +103,16 @@ def attach(
     check("torch", torch.__version__)
     if write not in ("off", "all"):
         raise ArgumentError(f"write={write!r}: expected 'off' or 'all'")
-    if merge != "joint" and not isinstance(merge, PerHead):
-        raise ArgumentError(f"merge={merge!r}: expected 'joint', mnemex.torch.Bias(heads) or mnemex.torch.Gate(heads)")
-    if top_k is not None and (not hasattr(top_k, "__index__") or top_k < 1):
-        raise ArgumentError(f"top_k={top_k!r}: expected an integer of at least 1, or None for every entry")
+    per_head, top_k = learned(merge), checks.top_k(top_k)
+    if not isinstance(model, nn.Module):
+        raise DtypeError(f"model is a {type(model).__name__}: expected an nn.Module")
     chosen = _chosen(model, modules)
     if isinstance(memory, Bank):
         memory = Memory({0: memory})
+    if not isinstance(memory, Memory):
+        raise DtypeError(
+            f"memory is a {type(memory).__name__}: expected a Memory with a bank for each attention module, or a Bank"
+        )
     if memory.layers != tuple(range(len(chosen))):
         raise ArgumentError(
             f"memory has banks {list(memory.layers)}, {type(model).__name__} has {len(chosen)} attention modules "
@@ -115,13 +123,19 @@ def attach(
     taken = [name for name, module in chosen.items() if module in _attached]
     if taken:
         raise Error(f"{taken} of this {type(model).__name__} have a memory attached already: detach() that one first")
-    return Attachment(model, list(chosen.values()), memory, top_k, merge if isinstance(merge, PerHead) else None, write)
+    if per_head is not None:
+        for name, module in chosen.items():
+            if isinstance(module, nn.MultiheadAttention):
+                per_head.check_heads(module.num_heads, f"{name or type(module).__name__} has")
+    return Attachment(model, list(chosen.values()), memory, top_k, per_head, write)
 
 
 def _chosen(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
     """List the attention modules by name."""
     all_modules = dict(model.named_modules())
     if names is not None:
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise DtypeError(f"modules={names!r}: expected a list of names out of model.named_modules()")
         unknown = [name for name in names if name not in all_modules]
         if unknown or not names:
             raise ArgumentError(f"modules={list(names)!r}: expected names out of model.named_modules(), not {unknown}")
@@ -240,9 +254,19 @@ class Attachment:
         if module is self._model:
             kept, self._passes.kept = getattr(self._passes, "kept", None), None
             if output is not None and kept:
-                with self._staging:
-                    for index, keys, values, pads in kept:
-                        self.memory[index].stage(keys, values, mask=pads, nonfinite="skip")
+                self._stage(kept)
+
+    def _stage(self, kept: list[tuple[int, Tensor, Tensor, Any]]) -> None:
+        """Stage the tokens of a forward pass in every module, or where one fails in none."""
+        staged: Staged = []
+        with self._staging:
+            try:
+                for index, keys, values, pads in kept:
+                    bank = self.memory[index]
+                    staged.append((bank, stage(bank, keys, values, mask=pads, nonfinite="skip")))
+            except BaseException:
+                take_back(staged)
+                raise
 
     def _attend(
         self,

@@ -9,16 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mnemex import Bank, Snapshot
 from mnemex.errors import ArgumentError, DtypeError, ShapeError
+from mnemex.torch import checks
 from mnemex.torch.joined import Reading, joined_attention
 from mnemex.torch.local import Scoring, prepare
-from mnemex.torch.merges import GATED, JOINT, Bias, Gate, Merge
+from mnemex.torch.merges import GATED, JOINT, Merge, learned
 from mnemex.torch.retrieved import check_rows
 
 if TYPE_CHECKING:
-    from mnemex import Bank, Snapshot
+    from mnemex.torch.merges import Bias, Gate
 
 
 def attention(
@@ -66,7 +68,7 @@ def attention(
     ShapeError
         Shapes that do not fit each other or the memory.
     DtypeError
-        Tensors of different dtypes, or a mask of whole numbers.
+        Tensors of different dtypes, a mask of whole numbers, or an argument of another type.
     Unsupported
         A memory of another metric than "dot".
     ArgumentError
@@ -78,6 +80,10 @@ def attention(
     >>> out = mx.torch.attention(q, k, v, memory=bank, top_k=32, is_causal=True)
     >>> bank.write(k, v)
     """
+    for name, x, shape in (("q", q, "[B, Hq, Q, Dk]"), ("k", k, "[B, H, K, Dk]"), ("v", v, "[B, H, K, Dv]")):
+        checks.tensor(name, x, shape)
+    if not isinstance(memory, (Bank, Snapshot)):
+        raise DtypeError(f"memory is a {type(memory).__name__}: expected a Bank, of a Memory that of one layer")
     if torch.compiler.is_compiling():
         from mnemex.torch import compiled
 
@@ -85,17 +91,22 @@ def attention(
     else:
         _check_shapes(q, k, v, (memory.key_dim, memory.value_dim, memory.heads))
         check_rows(memory, q.shape[0])
+        top_k, is_causal = checks.top_k(top_k), checks.flag("is_causal", is_causal)
+        scale = None if scale is None else checks.real("scale", scale)
     if attn_mask is not None and is_causal:
         raise ArgumentError("attn_mask and is_causal=True exclude each other: put the causal part into the mask")
     weight = None
     how: Merge = JOINT
-    if callable(merge) and hasattr(merge, "merge"):
+    if isinstance(merge, nn.Module) and hasattr(merge, "merge"):
+        # Not a `PerHead` alone: PEFT wraps what it trains.
         how, weight = merge.merge, merge(q)
-    elif merge != "joint":
-        raise ArgumentError(f"merge={merge!r}: expected 'joint', mnemex.torch.Bias(heads) or mnemex.torch.Gate(heads)")
+    else:
+        learned(merge)
     if torch.is_autocast_enabled(q.device.type):
         lower = torch.get_autocast_dtype(q.device.type)
         q, k, v = (x.to(lower) for x in (q, k, v))
+    if attn_mask is not None:
+        checks.tensor("attn_mask", attn_mask, "that spreads to [B, Hq, Q, K]")
     if attn_mask is not None and not (attn_mask.dtype == torch.bool or attn_mask.is_floating_point()):
         raise DtypeError(
             f"attn_mask is {attn_mask.dtype}: expected booleans (True: attend), e.g. attn_mask.bool(), or "
@@ -111,7 +122,7 @@ def attention(
         return compiled.attention(
             q, k, v, memory, top_k, attn_mask, is_causal=is_causal, scale=scale, weight=weight, gated=how is GATED
         )
-    scoring = Scoring(q.shape[-1] ** -0.5 if scale is None else float(scale), causal=is_causal)
+    scoring = Scoring(q.shape[-1] ** -0.5 if scale is None else scale, causal=is_causal)
     return joined_attention(
         q, k, v, prepare(attn_mask, q.dtype), scoring, Reading(memory, top_k, how), weight=weight
     )  # fmt: skip

@@ -14,7 +14,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from mnemex.errors import ShapeError
+from mnemex.errors import ArgumentError, ShapeError
+from mnemex.torch.checks import count, real
 
 
 class Joined(NamedTuple):
@@ -129,12 +130,17 @@ class PerHead(nn.Module):
 
     def forward(self, query: Tensor) -> Tensor:
         """Give the number of each head, for queries `[B, heads, Q, Dk]`."""
-        if query.shape[1] != self.weight.numel():
-            raise ShapeError(
-                f"merge has {self.weight.numel()} heads, the queries have {query.shape[1]}: "
-                f"make it with one per query head, {type(self).__name__}({query.shape[1]})"
-            )
+        self.check_heads(query.shape[1], "the queries have")
         return self.weight
+
+    def check_heads(self, heads: int, where: str) -> None:
+        """Refuse another number of query heads than there are."""
+        if heads != self.weight.numel():
+            name = type(self).__name__
+            raise ShapeError(
+                f"merge has {self.weight.numel()} heads, {where} {heads}: make it with one per query head, "
+                f"{name}({heads})"
+            )
 
 
 class Bias(PerHead):
@@ -147,7 +153,7 @@ class Bias(PerHead):
     """
 
     def __init__(self, heads: int) -> None:
-        super().__init__(torch.zeros(heads))
+        super().__init__(torch.zeros(count("heads", heads)))
 
     @property
     def merge(self) -> Merge:
@@ -171,9 +177,18 @@ class Gate(PerHead):
     """
 
     def __init__(self, heads: int, *, init: float = -2.0) -> None:
-        super().__init__(torch.full((heads,), init))
+        super().__init__(torch.full((count("heads", heads),), real("init", init)))
 
     @property
     def merge(self) -> Merge:
         """How the sides join."""
         return GATED
+
+
+def learned(merge: object) -> PerHead | None:
+    """Take "joint", which learns nothing, or a `Bias` or `Gate`."""
+    if isinstance(merge, PerHead):
+        return merge
+    if isinstance(merge, str) and merge == "joint":
+        return None
+    raise ArgumentError(f"merge={merge!r}: expected 'joint', mnemex.torch.Bias(heads) or mnemex.torch.Gate(heads)")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mnemex import Hits
 from mnemex.errors import ShapeError, Unsupported
 
 if TYPE_CHECKING:
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mnemex import Bank, Hits, Snapshot
+    from mnemex import Bank, Snapshot
     from mnemex.torch.local import Scoring
 
 GATHER_BYTES = 64 << 20
 """Bytes of gathered keys and values the backward pass holds at a time."""
+
+STRETCH, LOGIT_BYTES = 4096, 4 << 20
+"""Where every entry is read: ids at a time, at most, and bytes of logits, which are to stay in a processor's cache."""
 
 
 class Retrieved(NamedTuple):
@@ -84,27 +88,59 @@ def attend(memory: Bank | Snapshot, query: Tensor, k: int | None, scoring: Scori
 def _attend_wide(memory: Bank | Snapshot, query: Tensor, k: int | None, scoring: Scoring, *, hits: bool) -> Retrieved:
     """Attend in float64."""
     home, query = query.device, query.cpu()
-    narrow = query.float()
-    found = memory.attend(narrow, k, scale=scoring.scale, softcap=scoring.softcap, hits=hits, nonfinite="keep")
-    longest = int(np.max(memory.lengths, initial=0))
-    if longest == 0 or query.numel() == 0:
-        return Retrieved(torch.from_numpy(found.out).to(home, torch.float64),
-                         torch.from_numpy(found.lse).to(home, torch.float64), found.hits, found.mass)  # fmt: skip
-    read = memory.search(narrow, longest if k is None else min(k, longest), nonfinite="keep")
-    outs, sums = [], []
-    for span in _spans(query.shape, read.ids.shape[-1], memory):
-        keys, values = (torch.from_numpy(x).double() for x in memory.gather(_stretch(read, span)))  # [.., q, k, dim]
-        logits = (query[:, :, span, None] @ keys.transpose(-1, -2)).squeeze(-2) * scoring.scale
-        if scoring.softcap is not None:
-            logits = torch.tanh(logits / scoring.softcap) * scoring.softcap
-        logits = logits.masked_fill(torch.from_numpy(read.ids[:, :, span] < 0), -torch.inf)
-        lse = logits.logsumexp(-1)
-        weights = (logits - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
-        outs.append((weights[..., None, :] @ values).squeeze(-2))
-        sums.append(lse)
     bad = ~torch.isfinite(query).all(-1)
-    out = torch.cat(outs, 2).masked_fill(bad[..., None], torch.nan)
-    return Retrieved(out.to(home), torch.cat(sums, 2).masked_fill(bad, torch.nan).to(home), found.hits, found.mass)
+    found = None
+    if k is None:
+        out, lse = _every_entry_wide(memory, query, scoring)
+    else:
+        narrow = query.float()
+        found = memory.attend(narrow, k, scale=scoring.scale, softcap=scoring.softcap, hits=hits, nonfinite="keep")
+        out, lse = torch.from_numpy(found.out).double(), torch.from_numpy(found.lse).double()
+        longest = int(np.max(memory.lengths, initial=0))
+        if longest and query.numel():
+            out, lse = _hits_wide(memory, memory.search(narrow, min(k, longest), nonfinite="keep"), query, scoring)
+    out, lse = out.masked_fill(bad[..., None], torch.nan), lse.masked_fill(bad, torch.nan)
+    seen = (None, None) if found is None else (found.hits, found.mass)
+    return Retrieved(out.to(home), lse.to(home), *seen)
+
+
+def _hits_wide(memory: Bank | Snapshot, hits: Hits, query: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    """Attend to what was found, in float64; output and log-sum-exp."""
+    outs, sums = [], []
+    for span in _spans(query.shape, hits.ids.shape[-1], memory):
+        keys, values = (torch.from_numpy(x).double() for x in memory.gather(_stretch(hits, span)))  # [.., q, k, dim]
+        logits = _logits((query[:, :, span, None] @ keys.transpose(-1, -2)).squeeze(-2), scoring)
+        logits = logits.masked_fill(torch.from_numpy(hits.ids[:, :, span] < 0), -torch.inf)
+        lse = logits.logsumexp(-1)
+        outs.append((_weights(logits, lse)[..., None, :] @ values).squeeze(-2))
+        sums.append(lse)
+    return torch.cat(outs, 2), torch.cat(sums, 2)
+
+
+def _every_entry_wide(memory: Bank | Snapshot, query: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    """Attend to every entry, in float64; output and log-sum-exp."""
+    out, lse = query.new_zeros(*query.shape[:3], memory.value_dim or 0), query.new_full(query.shape[:3], -torch.inf)
+    if not len(memory) or query.numel() == 0:
+        return out, lse
+    outs, sums, queries = (_by_lane(x, memory) for x in (out, lse, query))
+    for keys, values, valid in _every_entry(memory, torch.float64):
+        for span in _logit_spans(queries.shape[2], valid, memory):
+            logits = _logits(queries[:, :, span] @ keys.transpose(-1, -2), scoring).masked_fill(~valid, -torch.inf)
+            before = sums[:, :, span]
+            total = torch.logaddexp(before, logits.logsumexp(-1))
+            kept = _weights(before[..., None], total)
+            outs[:, :, span] = outs[:, :, span] * kept + _weights(logits, total) @ values
+            sums[:, :, span] = total
+    return _by_query(outs, memory, out.shape), _by_query(sums, memory, lse.shape)
+
+
+def _logits(scores: Tensor, scoring: Scoring) -> Tensor:
+    logits = scores * scoring.scale
+    return logits if scoring.softcap is None else torch.tanh(logits / scoring.softcap) * scoring.softcap
+
+
+def _weights(logits: Tensor, lse: Tensor) -> Tensor:
+    return (logits - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
 
 
 def _spans(shape: tuple[int, ...], k: int, memory: Bank | Snapshot) -> Iterator[slice]:
@@ -168,27 +204,60 @@ def _through_every_entry(
     snapshot: Bank | Snapshot, query: Tensor, scoring: Scoring, grad: Tensor, delta: Tensor, lse: Tensor
 ) -> Tensor:
     """Compute the gradient for k = None, where every query of a key/value head read the same entries."""
-    batch, heads, n_queries, key_dim = query.shape
-    kv_heads, longest = snapshot.heads, int(np.max(snapshot.lengths, initial=0))
-    if longest == 0 or query.numel() == 0:
+    if not len(snapshot) or query.numel() == 0:
         return torch.zeros_like(query)
-    everything = snapshot.search(np.zeros((batch, kv_heads, 1, key_dim), np.float32), longest)
-    keys, values = (
-        torch.from_numpy(x).to(query.dtype).squeeze(2) for x in snapshot.gather(everything)
-    )  # [B, Hkv, n, dim]
-    valid = torch.from_numpy(np.asarray(everything.ids) >= 0)  # [B, Hkv, 1, n]
-    group = heads // kv_heads
-    step = max(1, GATHER_BYTES // (8 * batch * heads * longest))
-    parts = []
+    given = [_by_lane(x, snapshot) for x in (query, grad, delta, lse)]
+    of_query = torch.zeros_like(given[0])
+    for keys, values, valid in _every_entry(snapshot, query.dtype):
+        for span in _logit_spans(of_query.shape[2], valid, snapshot):
+            q, g, d, total = (x[:, :, span] for x in given)
+            logits = q @ keys.transpose(-1, -2) * scoring.scale
+            of_logits = _of_logits(logits, g @ values.transpose(-1, -2), valid, scoring, d, total)
+            of_query[:, :, span] += of_logits @ keys
+    return _by_query(of_query, snapshot, query.shape)
+
+
+def _every_entry(snapshot: Bank | Snapshot, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Keys and values `[rows, heads, n, dim]` of a stretch of ids at a time, and which are there, `[rows, 1, 1, n]`.
+
+    A sum over all entries needs no order of scores, which would cost more than the sum.
+    """
+    found = snapshot.find()
+    ids = np.full((snapshot.rows, 1, 1, max(map(len, found))), -1, np.int64)
+    for row, of_row in zip(ids, found, strict=True):
+        row[..., : len(of_row)] = of_row
+    bytes_per_id = 4 * snapshot.rows * snapshot.heads * (snapshot.key_dim + (snapshot.value_dim or 0))
+    step = max(1, min(STRETCH, GATHER_BYTES // bytes_per_id))
+    for start in range(0, ids.shape[-1], step):
+        some = ids[..., start : start + step]
+        each = np.broadcast_to(some, (snapshot.rows, snapshot.heads, *some.shape[2:]))
+        stretch = Hits(np.broadcast_to(np.float32(0.0), each.shape), each, np.arange(snapshot.rows))
+        keys, values = (torch.from_numpy(x).to(dtype).squeeze(2) for x in snapshot.gather(stretch))
+        yield keys, values, torch.from_numpy(some >= 0)
+
+
+def _logit_spans(n_queries: int, valid: Tensor, memory: Bank | Snapshot) -> Iterator[slice]:
+    """Stretches of the queries of each lane whose logits fit together."""
+    step = max(1, LOGIT_BYTES // (4 * valid.numel() * memory.heads))
     for start in range(0, n_queries, step):
-        span = slice(start, start + step)
-        q, g, d, total = (
-            x[:, :, span].reshape(batch, kv_heads, -1, *x.shape[3:]) for x in (query, grad, delta, lse)
-        )  # [B, Hkv, group * q, ...]
-        logits = q @ keys.transpose(-1, -2) * scoring.scale
-        of_logits = _of_logits(logits, g @ values.transpose(-1, -2), valid, scoring, d, total)
-        parts.append((of_logits @ keys).reshape(batch, kv_heads * group, -1, key_dim))
-    return torch.cat(parts, 2)
+        yield slice(start, start + step)
+
+
+def _by_lane(x: Tensor, memory: Bank | Snapshot) -> Tensor:
+    """`[B, Hq, q, ...]` as `[rows, heads, n, ...]`: the n queries that read one lane side by side.
+
+    Of a memory of one row, all rows of the batch read the same lanes.
+    """
+    batch, heads, n, *rest = x.shape
+    x = x.reshape(memory.rows, batch // memory.rows, memory.heads, heads // memory.heads, n, *rest)
+    return x.transpose(1, 2).reshape(memory.rows, memory.heads, -1, *rest)
+
+
+def _by_query(x: Tensor, memory: Bank | Snapshot, shape: tuple[int, ...]) -> Tensor:
+    """Undo `_by_lane`, for what was `shape`."""
+    batch, heads, n, *rest = shape
+    x = x.reshape(memory.rows, memory.heads, batch // memory.rows, heads // memory.heads, n, *rest)
+    return x.transpose(1, 2).reshape(shape)
 
 
 def _stretch(hits: Hits, span: slice) -> Hits:
