@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mnemex.errors import ShapeError, Unsupported
 from mnemex.hf import masks
-from mnemex.hf.function import MERGE, NAMES
+from mnemex.hf.function import MERGE, NAMES, Attended, Call
 from mnemex.torch.merges import GATED
 
 if TYPE_CHECKING:
@@ -45,20 +45,11 @@ class CompiledForward:
             and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2))
         )
 
-    def attend(
-        self,
-        index: int,
-        base: str,  # noqa: ARG002 - always "sdpa"
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend in one attached layer; arguments and result are those of an attention function."""
+    def attend(self, index: int, call: Call) -> Attended:
+        """Attend in the attached layer `index`."""
         from mnemex.torch import compiled
 
+        _, module, query, key, value, mask, kwargs = call
         for name in ("cu_seq_lens_q", "position_bias", "softcap", "s_aux"):
             if kwargs.get(name) is not None:
                 raise Unsupported(
