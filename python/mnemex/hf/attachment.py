@@ -337,7 +337,8 @@ class Attachment:
                 f"the attention of this {self.stack.name} was set to {switched_off[0]!r} while a memory was attached, "
                 "so the memory would not be read: detach() first, set it, and attach again"
             )
-        inputs = {**dict(zip(self._names[module], args, strict=False)), **kwargs}
+        # Of one length: PyTorch 2.9 compiles no other zip.
+        inputs = {**dict(zip(self._names[module][: len(args)], args, strict=True)), **kwargs}
         names = {str(c._attn_implementation) for c in self._configs}
         if torch.compiler.is_compiling() and CompiledForward.serves(self, names, inputs):
             return args, {**kwargs, FORWARD: CompiledForward(self)}
