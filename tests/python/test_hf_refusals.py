@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="the transformers adapter needs torc
 transformers = pytest.importorskip("transformers", reason="the transformers adapter needs transformers")
 
 import mnemex as mx  # noqa: E402
-from hf_models import EVERY, config_of, gap, generate, make, make_other, memory_of, tokens, unpadded  # noqa: E402
+from hf_models import EVERY, config_of, gap, generate, lengths, make, make_other, memory_of, tokens, unpadded  # noqa: E402
 
 SMALL = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -240,8 +240,30 @@ def test_arguments_of_an_attachment_are_named():
         for wrong in ({"chunk": True}, {"chunk": "a"}, {"chunk": 2**70}):
             with pytest.raises(mx.Error, match="chunk="):
                 a.ingest(tokens(2, 3), **wrong)
+        with pytest.raises(mx.ArgumentError, match=r"ids hold 1 to 999: LlamaForCausalLM knows 0 to 60"):
+            a.ingest(torch.tensor([[1, 999]]))
+        with pytest.raises(mx.ShapeError, match=r"ids are \[0, 4\]: expected at least one row"):
+            a.ingest(tokens(0, 4))
         with pytest.raises(mx.DtypeError, match=r"ids are torch.float32"):
             a.ingest(torch.zeros(2, 3))
+
+
+@torch.no_grad()
+def test_rows_that_do_not_fit_are_told_what_to_do():
+    model = make("llama")
+    with mx.hf.attach(model, memory_of(model), write="all") as a, pytest.raises(mx.ShapeError, match="batch has 0 rows"):
+        model(tokens(0, 4))
+    assert a.memory.rows == 1
+    with mx.hf.attach(model, a.memory) as a:
+        a.ingest(tokens(2, 6))
+        with pytest.raises(mx.ShapeError, match="batch has 1 rows, the memory has 2: choose among its rows"):
+            model(tokens(1, 3), position_ids=torch.arange(6, 9)[None])
+        beams = {"num_beams": 3, "max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+        with pytest.raises(mx.ShapeError, match=r"batch has 6 rows, the memory has 2: memory.fork\(3\)"):
+            model.generate(tokens(2, 4), past_key_values=a.cache(window=4, sinks=1), **beams)
+        assert lengths(a.memory[0]) == [6, 6]
+        a.memory.fork(3)
+        model.generate(tokens(2, 4), past_key_values=a.cache(window=4, sinks=1), **beams)
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from mnemex.torch.merges import JOINT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mnemex import Memory, Receipt
+    from mnemex import Bank, Memory, Receipt, Snapshot
     from mnemex.hf.stack import Stack
     from mnemex.hf.window import Ints
     from mnemex.torch.joined import Trace
@@ -318,14 +318,23 @@ class Attachment:
 
     def take_rows(self, memory: Memory, batch: int) -> None:
         """Give the memory as many rows as the batch has, where it may take them."""
+        if batch == 0:
+            raise ShapeError("the batch has 0 rows: there is nothing to write")
         if memory.rows == batch:
             return
         if memory.auto_rows and (memory.rows == 1 or not len(memory)):
             memory.reorder(np.zeros(batch, np.int64))
             return
-        raise ShapeError(
-            f"the batch has {batch} rows, the memory has {memory.rows}: make it with "
-            f"Memory.for_model(model, rows={batch}) or rows='auto', or choose among its rows with memory.reorder"
+        raise self.other_rows(memory, batch)
+
+    @staticmethod
+    def other_rows(memory: Memory | Bank | Snapshot, batch: int) -> ShapeError:
+        """Say that the memory has other rows than the batch, and what to do."""
+        what = f"the batch has {batch} rows, the memory has {memory.rows}"
+        if memory.rows and batch % memory.rows == 0:
+            return ShapeError(f"{what}: memory.fork({batch // memory.rows}) gives each beam of a row a copy of it")
+        return ShapeError(
+            f"{what}: choose among its rows with memory.reorder, or make one with Memory.for_model(model, rows={batch})"
         )
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mnemex.torch.joined import Trace
 
 GAP = 3
-"""Tokens that nothing was read from within one stretch, at most."""
+"""Tokens in a row that less was read from within one stretch, at most."""
 
 
 class Source(NamedTuple):
@@ -28,7 +28,7 @@ class Source(NamedTuple):
 
 
 class Citation(NamedTuple):
-    """A stretch that was read from.
+    """A stretch that was read from: more than the mean of all that was read from in its text, token by token.
 
     Attributes
     ----------
@@ -81,7 +81,15 @@ def _mass_by_entry(layers: Iterable[Trace], row: int) -> tuple[Ints, NDArray[np.
 
 
 def _stretches(name: str | int | None, places: Ints, mass: NDArray[np.float64]) -> list[Citation]:
-    """Join places, ascending, that lie close together."""
-    breaks = (np.diff(places) > GAP + 1).nonzero()[0] + 1
-    parts = zip(np.split(places, breaks), np.split(mass, breaks), strict=True)
-    return [Citation(name, int(p[0]), int(p[-1]) + 1, float(m.sum())) for p, m in parts if len(p)]
+    """Join the places, ascending, that were read from more than others of the text and lie close together.
+
+    Many heads read a little of everything; what is below the mean would join a whole text.
+    """
+    if not len(places):
+        return []
+    heavy = places[mass >= mass.mean() * (1 - 1e-9)]
+    found = []
+    for part in np.split(heavy, (np.diff(heavy) > GAP + 1).nonzero()[0] + 1):
+        start, end = int(part[0]), int(part[-1]) + 1
+        found.append(Citation(name, start, end, float(mass[(places >= start) & (places < end)].sum())))
+    return found

@@ -151,6 +151,8 @@ class ModelForward:
         elif self.stages and self.open:
             self._keep(index, module, key, value, mask)
         snapshot = self._snapshot[index]
+        if snapshot.rows not in (1, query.shape[0]):
+            raise self.attachment.other_rows(snapshot, query.shape[0])
         merge = getattr(module, MERGE, None)
         weight = None if merge is None else merge(query)
         if not len(snapshot):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemex.errors import DtypeError, ShapeError, StateError, Unsupported
+from mnemex.errors import ArgumentError, DtypeError, ShapeError, StateError, Unsupported
 from mnemex.hf.cache import WindowCache
 from mnemex.torch import checks
 
@@ -28,12 +28,17 @@ def read_text(a: Attachment, ids: Tensor, attention_mask: Tensor | None, chunk: 
     if ids.ndim != 2 or (attention_mask is not None and attention_mask.shape != ids.shape):
         given = "" if attention_mask is None else f" and attention_mask {list(attention_mask.shape)}"
         raise ShapeError(f"ids are {list(ids.shape)}{given}: expected [rows, tokens] for both")
+    if not ids.shape[0]:
+        raise ShapeError(f"ids are {list(ids.shape)}: expected at least one row")
     stack = a.stack
     if stack.kind == "encoder-decoder" or stack.model.main_input_name != "input_ids":
         raise Unsupported(
             f"{stack.name} does not read token ids by themselves: attach with write='all', call it with its inputs, "
             "and commit()"
         )
+    vocabulary = getattr(stack.model.get_input_embeddings(), "num_embeddings", None)
+    if vocabulary is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+        raise ArgumentError(f"ids hold {int(ids.min())} to {int(ids.max())}: {stack.name} knows 0 to {vocabulary - 1}")
     if any(a.memory[layer].stats().staged_bytes for layer in a.memory.layers):
         raise StateError("tokens are staged, which reading a text would publish: commit() or rollback() first")
     encoder = stack.kind == "encoder"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mnemex.errors import Error
-from mnemex.torch.joined import Pass, Reading, backward_pass, forward_pass, joined_attention
+from mnemex.torch.joined import Pass, Reading, backward_pass, forward_pass, joined_attention, refuse_second_derivatives
 from mnemex.torch.local import Mask, Scoring, prepare
 from mnemex.torch.merges import GATED, JOINT
 from mnemex.torch.retrieved import check_rows
@@ -179,6 +179,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    refuse_second_derivatives()
     query, key, value, mask, weight, ticket = ctx.saved_tensors
     of_mask = ctx.needs_input_grad[3]
     first, second, third, *rest = _attend_backward(grad, ticket, query, key, value, mask, weight, of_mask)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mnemex import Bank
+from mnemex.errors import Unsupported
 from mnemex.torch import local as local_side
 from mnemex.torch import retrieved
 from mnemex.torch.local import Local, Mask, Scoring
@@ -215,6 +215,12 @@ def backward_pass(
     return Gradients(of_query, of_local.key, of_local.value, of_additive, of_weight, of_sink)
 
 
+def refuse_second_derivatives() -> None:
+    """Raise where a backward pass is to be differentiated in turn: terms would be missing, and nobody would say so."""
+    if torch.is_grad_enabled():
+        raise Unsupported("attention with a memory has no second derivatives: differentiate without create_graph=True")
+
+
 class _JoinedAttention(torch.autograd.Function):
     """The differentiable form. Nothing here is differentiable twice."""
 
@@ -243,8 +249,8 @@ class _JoinedAttention(torch.autograd.Function):
         return joined.out.to(query.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch names no type
+        refuse_second_derivatives()
         query, key, value, additive, weight, sink, dead, *made = ctx.saved_tensors
         kept = Pass(
             ctx.reading, ctx.hits, Local(*made[:3]), retrieved.Retrieved(*made[3:5]), Joined(*made[5:]), ctx.scoring
