@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mnemex._arrays import IntsLike
 
 INT64_MAX = 2**63 - 1
+# A float of Python's own: numpy would round what is compared with its own to float32, and warn.
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 NONFINITE = ("raise", "keep", "skip")
 
 
@@ -52,8 +54,9 @@ def real(name: str, x: object, *, positive: bool = False) -> float:
         raise DtypeError(f"{name}={x!r} must be a number") from None
     except OverflowError:
         y = math.inf
-    if not math.isfinite(y) or (positive and y <= 0) or abs(y) > np.finfo(np.float32).max:
-        raise ArgumentError(f"{name}={x!r} must be a {'positive' if positive else 'finite'} number")
+    if not math.isfinite(y) or (positive and y <= 0) or abs(y) > FLOAT32_MAX:
+        kind = "positive" if positive else "finite"
+        raise ArgumentError(f"{name}={x!r} must be a {kind} number that float32 can hold")
     return y
 
 

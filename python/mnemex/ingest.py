@@ -159,10 +159,17 @@ class Ingests:
         by_batch = arguments.word("commit", commit, ("end", "batch")) == "batch"
         if on_duplicate is not None:
             arguments.word("on_duplicate", on_duplicate, ("raise", "skip", "replace"))
+            if label is None:
+                raise ArgumentError("on_duplicate= compares labels, and label= is missing: name the column of labels")
         size = arguments.count("batch_bytes", batch_bytes)
         if not isinstance(progress, bool) and not callable(progress):
             raise DtypeError(f"progress={progress!r} must be True, False, or a function of an IngestReport")
         bank: Bank = self  # type: ignore[assignment]  # Ingests is a part of Bank alone
+        declared = bank.columns
+        for ours, _ in own:
+            if ours not in declared:
+                known = ", ".join(map(repr, declared)) or "none"
+                raise ArgumentError(f"columns name {ours!r}; this bank declares {known}")
         native = NativeIngest(bank._native, (*checked, own), skip_nulls, by_batch, on_duplicate, size)
         wanted = {name for name in checked if name is not None} | {theirs for _, theirs in own}
         run = _Run(bank, native, wanted, size, bank._threads_of(threads))

@@ -115,6 +115,9 @@ class Receipt:
         """
         return self._landed()
 
+    def __reduce__(self) -> tuple[Callable[..., Receipt], tuple[object, ...]]:
+        return _receipt, (self.version, self.ids, self.evicted, self.landed)
+
     @classmethod
     def _of(cls, native: _Commit) -> Receipt:
         one_lane = native.one_lane
@@ -124,3 +127,8 @@ class Receipt:
             return [x[0, 0] if flat else x for x, flat in zip(native.landed(), one_lane, strict=True)]
 
         return cls(native.version, ids, native.evicted, landed)
+
+
+def _receipt(version: int, ids: list[NDArray[np.int64]], evicted: int, landed: list[NDArray[np.int64]]) -> Receipt:
+    """Make a receipt again of what was pickled."""
+    return Receipt(version, ids, evicted, lambda: landed)

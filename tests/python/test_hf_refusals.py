@@ -251,7 +251,10 @@ def test_arguments_of_an_attachment_are_named():
 @torch.no_grad()
 def test_rows_that_do_not_fit_are_told_what_to_do():
     model = make("llama")
-    with mx.hf.attach(model, memory_of(model), write="all") as a, pytest.raises(mx.ShapeError, match="batch has 0 rows"):
+    with (
+        mx.hf.attach(model, memory_of(model), write="all") as a,
+        pytest.raises(mx.ShapeError, match="batch has 0 rows"),
+    ):
         model(tokens(0, 4))
     assert a.memory.rows == 1
     with mx.hf.attach(model, a.memory) as a:

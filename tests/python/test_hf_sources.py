@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch", reason="the transformers adapter needs torc
 transformers = pytest.importorskip("transformers", reason="the transformers adapter needs transformers")
 
 import mnemex as mx  # noqa: E402
+from hf_models import EVERY, gap, left_padded, lengths, make, make_other, memory_of, tokens  # noqa: E402
 from mnemex.hf.citations import Source, cite  # noqa: E402
 from mnemex.torch.joined import Trace  # noqa: E402
-from hf_models import EVERY, gap, left_padded, lengths, make, make_other, memory_of, tokens  # noqa: E402
 
 
 @pytest.mark.parametrize("layers", [None, [0]])

@@ -177,7 +177,7 @@ def test_wrong_arguments_are_refused_by_name():
         ({"label": "x"}, '"x" holds float32'),
         ({"label": "gone"}, 'label="gone".*"k", "x"'),
         ({"row": 3}, "row=3"),
-        ({"columns": {"prior": "x"}}, "prior"),
+        ({"columns": {"other": "x"}}, "other"),
         ({"columns": {"prior": "gone"}}, "gone"),
         ({"nulls": "drop"}, "nulls='drop'"),
         ({"commit": "never"}, "commit='never'"),
@@ -186,7 +186,7 @@ def test_wrong_arguments_are_refused_by_name():
         ({"progress": 3}, "progress=3"),
         ({"threads": 0}, "threads=0"),
     ]
-    bank = mx.Bank(key_dim=DIM)
+    bank = mx.Bank(key_dim=DIM, columns={"prior": "float32"})
     for how, words in wrong:
         with pytest.raises(mx.Error, match=words):
             bank.ingest(table, **{"key": "k", **how})

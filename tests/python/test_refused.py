@@ -94,3 +94,33 @@ def test_hits_of_lists_and_names_in_arrays_are_read():
     assert bank.gather(listed, columns=np.array(["id", "n"]))[2]["id"].tolist() == hits.ids.tolist()
     with pytest.raises(TypeError, match=r"write\(\)"):
         bank.write(query, query, label=[1])
+
+
+def test_an_ingest_is_checked_before_its_source_is_opened():
+    bank = mx.Bank(key_dim=2, columns={"prior": "float32"})
+    for given, message in [
+        ({"columns": {"other": "x"}}, "columns name 'other'; this bank declares 'prior'"),
+        ({"on_duplicate": "skip"}, "on_duplicate= compares labels, and label= is missing"),
+    ]:
+        with pytest.raises(mx.ArgumentError, match=message):
+            bank.ingest("nowhere.parquet", key="key", **given)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_number_beyond_float32_is_named():
+    bank = mx.Bank(key_dim=2, value_dim=2)
+    bank.write(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32))
+    with pytest.raises(mx.ArgumentError, match=r"scale=1e\+300 must be a finite number that float32 can hold"):
+        bank.attend(np.ones((1, 2), np.float32), 1, scale=1e300)
+
+
+def test_a_column_name_that_arrow_cannot_hold_is_refused():
+    with pytest.raises(mx.ArgumentError, match="Arrow ends a name at a NUL"):
+        mx.Bank(key_dim=2, columns={"a\0b": "bool"})
+
+
+def test_a_key_of_zeros_has_cosine_zero_beside_any_query():
+    bank = mx.Bank(key_dim=2, metric="cos", nonfinite="keep")
+    bank.write(np.array([[0, 0], [1, 0]], np.float32))
+    hits = bank.search(np.array([[np.inf, 1]], np.float32), 2)
+    assert (hits.ids.tolist(), hits.scores.tolist()) == ([[0, -1]], [[0.0, -np.inf]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -181,3 +183,13 @@ def test_hits_and_partials_are_padded_unpack_and_keep_the_lane_shape():
     plain = bank.attend(queries, None)
     assert plain.hits is None
     assert plain.mass is None
+
+
+def test_receipts_are_pickled_whole():
+    bank = mx.Bank(heads=2, key_dim=3)
+    bank.stage(np.ones((1, 2, 4, 3), np.float32), mask=[[True, False, True, True]])
+    receipt = bank.commit()
+    again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(receipt))))
+    assert (again.version, again.evicted) == (receipt.version, receipt.evicted)
+    for one, other in zip(again.ids + again.landed, receipt.ids + receipt.landed, strict=True):
+        assert np.array_equal(one, other)

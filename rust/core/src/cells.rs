@@ -60,6 +60,9 @@ pub(crate) fn check_declared(columns: &[Declared]) -> Result<()> {
         if name.is_empty() {
             return refuse("a column needs a name");
         }
+        if name.contains('\0') {
+            return refuse("Arrow ends a name at a NUL: leave it out");
+        }
         if RESERVED.contains(&name.as_str()) {
             return refuse(&format!("{} are there already: use another name", RESERVED.join(", ")));
         }

@@ -18,8 +18,16 @@ use crate::query::Packed;
 /// Queries per call in float32: their panels stay in the first-level cache beside a block of keys.
 pub(crate) const GROUP: usize = 4 * PANEL;
 
-/// Most queries that meet blocks one by one: with more, panels of sixteen are faster although some lanes idle.
-const FEW: usize = 8;
+/// Most queries that meet blocks one by one: with more, panels of sixteen are faster although some lanes idle. Measured:
+/// tiles of bfloat16 that are read where they lie win soonest, and last what is widened for panels.
+fn few(kernels: &Kernels, codec: Codec) -> usize {
+    match (kernels.short.is_some(), codec) {
+        (true, Codec::Bf16) => 2,
+        (true, Codec::F32) => 6,
+        (false, Codec::F32) => 8,
+        _ => 12,
+    }
+}
 
 /// How row scores come from keys and queries.
 pub(crate) fn rule(metric: Metric) -> Rule {
@@ -94,7 +102,7 @@ impl<'a> Loaded<'a> {
 impl<'s> FirstPass<'s> {
     pub(crate) fn new(kernels: &'static Kernels, schema: &'s Schema, packed: Packed) -> Result<FirstPass<'s>> {
         let (metric, dim) = (schema.metric, schema.key.dim);
-        let few = packed.norms.len() <= FEW;
+        let few = packed.norms.len() <= few(kernels, schema.key.codec);
         let singles = if few { singles(&packed, dim) } else { Vec::new() };
         let short = kernels.short.filter(|_| metric != Metric::L2 && !few);
         let (mut shorts, mut lost) = (Plane::default(), vec![0.0; packed.norms.len()]);

@@ -130,11 +130,12 @@ pub(crate) fn all_finite(x: &[f32]) -> bool {
 
 /// The refusal of a non-finite number.
 pub(crate) fn non_finite(argument: &str, row: usize, head: usize, token: usize) -> Error {
+    let otherwise = if argument == "queries" { "leave that query out" } else { "mask that token out" };
     Error::new(
         Kind::NonFinite,
         format!(
-            "{argument} hold NaN or infinity at row {row}, head {head}, token {token}: mask that token out, \
-             or make the bank with nonfinite=\"keep\""
+            "{argument} hold NaN or infinity at row {row}, head {head}, token {token}: {otherwise}, or give \
+             nonfinite=\"keep\", to the call or to the bank"
         ),
     )
 }

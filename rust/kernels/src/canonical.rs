@@ -56,8 +56,9 @@ pub(crate) fn score(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f3
             d * d
         }),
         Metric::Cos => {
-            let norms = square_norm(x).sqrt() * query_norm;
-            if norms == 0.0 { 0.0 } else { sum(x, q, |x, q| x * q) / norms }
+            let norm = square_norm(x).sqrt();
+            // Whatever the other is, infinite too.
+            if norm == 0.0 || query_norm == 0.0 { 0.0 } else { sum(x, q, |x, q| x * q) / (norm * query_norm) }
         }
     };
     // Adding +0 turns -0 into +0 and changes nothing else.

@@ -38,8 +38,8 @@ pub fn score(metric: Metric, x: &[f32], q: &[f32]) -> f32 {
         Metric::Dot => fixed_sum(&products),
         Metric::L2 => -fixed_sum(&differences),
         Metric::Cos => {
-            let norms = fixed_sum(&squares_x).sqrt() * fixed_sum(&squares_q).sqrt();
-            if norms == 0.0 { 0.0 } else { fixed_sum(&products) / norms }
+            let (x, q) = (fixed_sum(&squares_x).sqrt(), fixed_sum(&squares_q).sqrt());
+            if x == 0.0 || q == 0.0 { 0.0 } else { fixed_sum(&products) / (x * q) }
         }
     };
     let rounded = s as f32;

@@ -134,8 +134,9 @@ fn codec_of(item: &DataType, bare: bool, named: Option<&str>, width: usize) -> R
         },
         (DataType::FixedSizeBinary(bytes), true) => {
             let Some(codec) = codec else {
+                let said = named.map_or_else(|| "nothing".into(), |named| format!("{named:?}"));
                 return refuse(format!(
-                    "holds bytes, and its field metadata say {named:?} of their type: set {:?} to \"float32\", \
+                    "holds bytes, of whose type its field metadata say {said}: set {:?} to \"float32\", \
                      \"float16\" or \"bfloat16\"",
                     DTYPE_KEYS[0]
                 ));
