@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import mnemex as mx
@@ -135,3 +136,27 @@ def test_what_is_no_arrow_structure_is_refused_and_what_a_source_raises_comes_th
             bank.ingest(Source(answer), key="k")
     with pytest.raises(ValueError, match="mine"):
         bank.ingest(Source(raising), key="k")
+
+
+@pytest.mark.parametrize("batch_rows", [4, N])
+def test_a_label_that_is_there_is_named_by_column_and_table_row(batch_rows, tmp_path):
+    """Rows of the table go to two rows of the bank in turn, so a token's number is not that of its table row."""
+    labels = np.arange(N)
+    labels[40] = 6
+    path = tmp_path / "labels.parquet"
+    pq.write_table(table(r=np.arange(N) % 2, l=labels), path)
+    bank = mx.Bank(rows=2, key_dim=DIM)
+    given = {"key": "k", "row": "r", "label": "l", "on_duplicate": "raise", "batch_bytes": batch_rows * 4 * DIM}
+    other = "that of row 6 too" if batch_rows == N else "that of an entry in row 0 of the bank too"
+    with pytest.raises(mx.ArgumentError, match=f'labels.parquet, column "l", row 40: label 6 is {other}'):
+        bank.ingest(path, **given)
+    assert bank.version == 0
+
+
+def test_a_column_of_another_type_is_named_as_the_table_names_it():
+    bank = mx.Bank(key_dim=DIM, columns=COLUMNS)
+    for n in (0, N):  # found in the schema, before any row
+        with pytest.raises(
+            mx.DtypeError, match='column "p" holds int64; the bank\'s column "trust" is float32: cast it'
+        ):
+            bank.ingest(table().slice(0, n), key="k", columns={"trust": "p"})

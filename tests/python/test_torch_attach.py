@@ -201,7 +201,11 @@ def test_after_an_interrupt_from_the_keyboard_nothing_else_reads_the_memory():
         assert torch.equal(module(x), want)
         a.commit()
         assert a.memory[0].lengths.tolist() == [[ENTRIES + N] * HEADS] * ROWS
+        module.stop = True
+        with pytest.raises(KeyboardInterrupt):
+            module(x)
     assert torch.equal(other(x), before)
+    assert torch.overrides._get_current_function_mode_stack() == []  # else nothing compiles to one graph any more
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -2,7 +2,8 @@
 
 While a module runs, a mode is on in which PyTorch hands every function call over before it runs. Modes belong to a
 thread, so each thread pushes and pops its own; none is left on when a forward pass fails. An interrupt from the
-keyboard skips hooks, so a mode answers only while its module is among the callers.
+keyboard skips hooks, so a mode answers only while its module is among the callers, and the next forward pass or
+`detach` turns it off.
 """
 
 from __future__ import annotations
@@ -46,7 +47,6 @@ class Answering:
 
     def __init__(self, module: nn.Module, attend: Attend) -> None:
         self.module, self._attend = module, attend
-        self._running = threading.local()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Answering:
         # A copied model carries copies of the hooks; they do nothing for modules that are not attached.
@@ -55,27 +55,44 @@ class Answering:
     def push(self, module: nn.Module, _: tuple[Any, ...]) -> None:
         """Turn the mode on: a forward pre-hook."""
         if module is self.module:
+            leave_interrupted()
             mode = _Mode(module, self._attend)
-            self._modes().append(mode)
+            _modes().append(mode)
             mode.__enter__()
 
     def pop(self, module: nn.Module, _: tuple[Any, ...], output: object) -> None:
         """Turn the mode off: a forward hook that is always called, without an output where the pass failed."""
-        if module is not self.module or not self._modes():
+        modes = _modes()
+        if module is not self.module or all(mode.module is not module for mode in modes):
             return
-        mode = self._modes().pop()
-        mode.__exit__(None, None, None)
+        while True:  # those of modules within that were interrupted go too
+            mode = modes.pop()
+            mode.__exit__(None, None, None)
+            if mode.module is module:
+                break
         if output is not None and not mode.seen:
             raise Unsupported(
                 f"{type(module).__name__} attended in no way that can be seen: it must be an nn.MultiheadAttention or "
                 "call torch.nn.functional.scaled_dot_product_attention; leave it out with modules="
             )
 
-    def _modes(self) -> list[_Mode]:
-        modes: list[_Mode] | None = getattr(self._running, "modes", None)
-        if modes is None:
-            modes = self._running.modes = []
-        return modes
+
+def leave_interrupted() -> None:
+    """Turn off what an interrupt from the keyboard left on in this thread."""
+    modes = _modes()
+    while modes and not modes[-1].is_running():
+        modes.pop().__exit__(None, None, None)
+
+
+_thread = threading.local()
+
+
+def _modes() -> list[_Mode]:
+    """List the modes that are on in this thread, innermost last."""
+    modes: list[_Mode] | None = getattr(_thread, "modes", None)
+    if modes is None:
+        modes = _thread.modes = []
+    return modes
 
 
 class _Mode(TorchFunctionMode):
@@ -84,13 +101,13 @@ class _Mode(TorchFunctionMode):
     def __init__(self, module: nn.Module, attend: Attend) -> None:
         super().__init__()
         self.name, self.attend, self.seen = type(module).__name__, attend, False
-        self._module = module
+        self.module = module
 
-    def _running(self) -> bool:
+    def is_running(self) -> bool:
         """Whether the module is among the callers."""
         frame = inspect.currentframe()
         while frame is not None:
-            if frame.f_code is _CALL and frame.f_locals.get("self") is self._module:
+            if frame.f_code is _CALL and frame.f_locals.get("self") is self.module:
                 return True
             frame = frame.f_back
         return False
@@ -103,7 +120,7 @@ class _Mode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - whatever the function gives
         kwargs = kwargs or {}
-        if func not in _ATTENTIONS or not self._running():
+        if func not in _ATTENTIONS or not self.is_running():
             return func(*args, **kwargs)
         self.seen = True
         if func is functional.scaled_dot_product_attention:

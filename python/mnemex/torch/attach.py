@@ -22,7 +22,7 @@ from mnemex import Bank, Memory
 from mnemex._releases import check
 from mnemex.errors import ArgumentError, DtypeError, Error, Unsupported
 from mnemex.torch import checks
-from mnemex.torch.answering import Answering
+from mnemex.torch.answering import Answering, leave_interrupted
 from mnemex.torch.joined import Reading, joined_attention
 from mnemex.torch.local import Scoring, prepare
 from mnemex.torch.merges import JOINT, Bias, Gate, PerHead, learned
@@ -225,6 +225,7 @@ class Attachment:
         hooks, self._hooks = self._hooks, []
         for hook in hooks:
             hook.remove()
+        leave_interrupted()
         for encoder, nested in self._nested if hooks else ():
             encoder.use_nested_tensor = nested
         for module in self.modules if hooks else ():

@@ -34,14 +34,22 @@ pub struct Error {
     pub kind: Kind,
     /// The whole sentence.
     pub message: String,
+    /// The token of the call that is at fault, where it is one: for who knows it by another number.
+    pub token: Option<usize>,
 }
 
 /// Result of a call that may be refused.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Error {
-        Error { kind, message: message.into() }
+    /// A refusal of the call as a whole.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Error {
+        Error { kind, message: message.into(), token: None }
+    }
+
+    /// The refusal of one of the call's tokens.
+    pub(crate) fn at(token: usize, kind: Kind, message: impl Into<String>) -> Error {
+        Error { token: Some(token), ..Error::new(kind, message) }
     }
 }
 

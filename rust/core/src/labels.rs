@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crate::error::{Error, Kind, Result, ensure, room_for};
+use crate::error::{Error, Kind, Result, room_for};
 use crate::lane::Lane;
 use crate::stage::{StagedRow, Staging, Tokens};
 use crate::version::{Row, Version};
@@ -221,17 +221,11 @@ fn settle(
 }
 
 fn refuse_duplicate(row: usize, t: usize, label: i64, before: Option<(usize, i64)>, there: &[i64]) -> Result<()> {
-    let advice = "take it out, or ask for on_duplicate=\"skip\" or \"replace\"";
-    ensure(before.is_none(), Kind::Argument, || {
-        format!(
-            "labels of row {row} hold label {label} twice, at tokens {} and {t}: {advice}",
-            before.unwrap_or_default().0
-        )
-    })?;
-    ensure(there.is_empty(), Kind::Argument, || {
-        format!(
-            "labels of row {row} hold label {label} at token {t}, and entry {} of the row has it: {advice}",
-            there[0]
-        )
-    })
+    let found = match (before, there) {
+        (Some((earlier, _)), _) => format!("hold label {label} twice, at tokens {earlier} and {t}"),
+        (None, [entry, ..]) => format!("hold label {label} at token {t}, and entry {entry} of the row has it"),
+        (None, []) => return Ok(()),
+    };
+    let what = format!("labels of row {row} {found}: take it out, or ask for on_duplicate=\"skip\" or \"replace\"");
+    Err(Error::at(t, Kind::Argument, what))
 }

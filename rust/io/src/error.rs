@@ -39,7 +39,7 @@ impl Error {
     }
 
     pub(crate) fn argument(message: impl Into<String>) -> Error {
-        Error::Core(mnemex_core::Error { kind: mnemex_core::Kind::Argument, message: message.into() })
+        Error::Core(mnemex_core::Error::new(mnemex_core::Kind::Argument, message))
     }
 }
 

@@ -28,8 +28,8 @@ impl<'a> Interrupt<'a> {
         }
         self.asked.set(Some(Instant::now()));
         if (self.work.interrupted)() {
-            let message = "the call was interrupted; nothing was changed".into();
-            return Err(Error::Core(mnemex_core::Error { kind: mnemex_core::Kind::Interrupted, message }));
+            let message = "the call was interrupted; nothing was changed";
+            return Err(Error::Core(mnemex_core::Error::new(mnemex_core::Kind::Interrupted, message)));
         }
         Ok(())
     }

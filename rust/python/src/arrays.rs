@@ -25,7 +25,7 @@ impl Vectors<'_> {
             (Numbers::F32(x), Some(Codec::F32)) => Ok(Input::F32(x.as_array())),
             (Numbers::Bits(x), Some(Codec::F16)) => Ok(Input::F16(x.as_array())),
             (Numbers::Bits(x), Some(Codec::Bf16)) => Ok(Input::Bf16(x.as_array())),
-            _ => Err(raised(Error { kind: Kind::Dtype, message: format!("an array is not of type {:?}", self.1) })),
+            _ => Err(raised(Error::new(Kind::Dtype, format!("an array is not of type {:?}", self.1)))),
         }
     }
 }
@@ -43,7 +43,7 @@ pub(crate) fn rows(array: Option<&Flat<'_, i64>>) -> PyResult<Option<Vec<usize>>
     let Some(rows) = slice(array)? else { return Ok(None) };
     let row = |&row: &i64| {
         let message = || format!("rows name row {row}; rows are numbered from 0");
-        usize::try_from(row).map_err(|_| raised(Error { kind: Kind::Row, message: message() }))
+        usize::try_from(row).map_err(|_| raised(Error::new(Kind::Row, message())))
     };
     rows.iter().map(row).collect::<PyResult<Vec<usize>>>().map(Some)
 }

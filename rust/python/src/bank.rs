@@ -22,10 +22,7 @@ use crate::snapshot::NativeSnapshot;
 pub(crate) struct NativeBank(pub(crate) Bank);
 
 fn unknown(argument: &str, word: &str, known: &str) -> PyErr {
-    raised(Error {
-        kind: Kind::Argument,
-        message: format!("{argument}={word:?} is not known; expected one of {known}"),
-    })
+    raised(Error::new(Kind::Argument, format!("{argument}={word:?} is not known; expected one of {known}")))
 }
 
 fn codec_named(argument: &str, name: Option<&str>) -> PyResult<Option<Codec>> {

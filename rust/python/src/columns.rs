@@ -10,7 +10,7 @@ use crate::arrays::{Flat, array};
 use crate::error::raised;
 
 fn refused(message: String) -> PyErr {
-    raised(Error { kind: Kind::Argument, message })
+    raised(Error::new(Kind::Argument, message))
 }
 
 /// Columns as they are declared: names and types.

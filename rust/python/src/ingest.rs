@@ -107,8 +107,8 @@ impl NativeIngest {
             let Some(report) = &report else { return Ok(()) };
             Python::attach(|py| report.call1(py, (done(progress),))).map(drop).map_err(|error| {
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                let message = "the progress callback raised".into();
-                mnemex_io::Error::Core(mnemex_core::Error { kind: mnemex_core::Kind::Interrupted, message })
+                let message = "the progress callback raised";
+                mnemex_io::Error::Core(mnemex_core::Error::new(mnemex_core::Kind::Interrupted, message))
             })
         };
         let bank = self.bank.get();

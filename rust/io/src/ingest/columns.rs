@@ -4,9 +4,9 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{ArrowPrimitiveType, Float16Type, Float32Type};
 use arrow_array::types::{Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type, UInt64Type};
 use arrow_array::{Array, ArrayRef};
-use arrow_schema::{DataType, Fields};
+use arrow_schema::{DataType, Field, Fields};
 use mnemex_core::Kind;
-use mnemex_core::cells;
+use mnemex_core::cells::{self, ColumnType};
 use mnemex_core::config::{Config, Values};
 
 use super::place::{Place, Rows, shown};
@@ -118,7 +118,17 @@ impl Columns {
             (_, None) => None,
         };
         let own = |(bank, table): &(String, String)| {
-            Ok((bank.clone(), Named { at: find(&format!("columns[{bank:?}]"), table)?, name: table.clone() }))
+            let at = find(&format!("columns[{bank:?}]"), table)?;
+            let declared = config.columns.iter().find(|declared| declared.name == *bank);
+            if let Some(dtype) = declared.map(|declared| declared.dtype).filter(|&dtype| !fits(dtype, &fields[at])) {
+                let what = format!(
+                    "holds {}; the bank's column {bank:?} is {}: cast it first",
+                    shown(fields[at].data_type()),
+                    dtype.name()
+                );
+                return Err(place.refuse(Kind::Dtype, table, None, what));
+            }
+            Ok((bank.clone(), Named { at, name: table.clone() }))
         };
         Ok(Columns {
             key,
@@ -191,6 +201,19 @@ impl Named {
                 Err(place.refuse(Kind::Dtype, &self.name, None, what))
             }
         }
+    }
+}
+
+/// Whether a table's column can be one of the bank's.
+fn fits(dtype: ColumnType, field: &Field) -> bool {
+    let data_type = match field.data_type() {
+        DataType::Dictionary(_, of) => of,
+        plain => plain,
+    };
+    match dtype {
+        ColumnType::F32 => matches!(data_type, DataType::Float32 | DataType::Float16),
+        ColumnType::I64 => data_type.is_integer(),
+        ColumnType::Bool => *data_type == DataType::Boolean,
     }
 }
 

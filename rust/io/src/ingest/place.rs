@@ -25,12 +25,12 @@ impl Place {
             Some(row) => format!("{}column {column:?}, row {row}: {what}", self.prefix()),
             None => format!("{}column {column:?} {what}", self.prefix()),
         };
-        Error::Core(mnemex_core::Error { kind, message })
+        Error::Core(mnemex_core::Error::new(kind, message))
     }
 
     /// The refusal of the whole source.
     pub(super) fn refuse_all(&self, kind: Kind, what: &str) -> Error {
-        Error::Core(mnemex_core::Error { kind, message: format!("{}{what}", self.prefix()) })
+        Error::Core(mnemex_core::Error::new(kind, format!("{}{what}", self.prefix())))
     }
 
     /// Data that are not what they say.

@@ -103,6 +103,18 @@ impl Stage<'_> {
             Kind::NonFinite => self.non_finite(sides, tokens, piece).unwrap_or(Error::Core(error)),
             Kind::Interrupted => Error::Core(error),
             kind => {
+                let named = columns.label.as_ref().zip(labels.as_deref()).zip(error.token);
+                if let Some(((named, labels), token)) = named {
+                    let what = match labels[..token].iter().position(|&label| label == labels[token]) {
+                        Some(earlier) => format!("that of row {}", piece.number(tokens[earlier])),
+                        None => format!("that of an entry in row {row} of the bank"),
+                    };
+                    let what = format!(
+                        "label {} is {what} too: take it out, or ask for on_duplicate=\"skip\" or \"replace\"",
+                        labels[token]
+                    );
+                    return self.place.refuse(kind, named.name(), Some(piece.number(tokens[token])), what);
+                }
                 let (first, last) = (piece.number(tokens[0]), piece.number(tokens[tokens.len() - 1]));
                 self.place.refuse_all(kind, &format!("rows {first} to {last}: {}", error.message))
             }
