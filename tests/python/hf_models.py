@@ -21,7 +21,7 @@ EAGER_ONLY = ["gemma2", "gpt_oss"]
 FAMILIES = [*SDPA, *EAGER_ONLY]
 BASES = [(name, base) for name in SDPA for base in ("sdpa", "eager")] + [(name, "eager") for name in EAGER_ONLY]
 
-_SIZES = {
+SIZES = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
 }  # fmt: skip
@@ -30,7 +30,7 @@ FULL = ["full_attention", "full_attention"]
 
 def config_of(name: str, **changes: object) -> transformers.PreTrainedConfig:
     """Give the config of a family, small."""
-    sizes = {**_SIZES, **changes}
+    sizes = {**SIZES, **changes}
     match name:
         case "llama":
             return transformers.LlamaConfig(**{"num_key_value_heads": 2, **sizes})
@@ -82,24 +82,35 @@ ENCODER_DECODERS = ["t5", "bart"] if release(transformers.__version__) >= BIASES
 def make_other(name: str, base: str = "sdpa", *, seed: int = 0) -> transformers.PreTrainedModel:
     """Make an encoder or an encoder-decoder, random like those of `make`."""
     torch.manual_seed(seed)
-    model = _OTHERS[name]().eval()
+    model = _OTHERS[name]()
     model.set_attn_implementation(base)
+    return sharpened(model)
+
+
+def sharpened(model: transformers.PreTrainedModel, by: float = 4.0) -> transformers.PreTrainedModel:
+    """Make the weights of a random model large enough that attention matters and tokens differ."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(4.0)
-    return model
+                parameter.mul_(by)
+    return model.eval()
+
+
+def build(config: transformers.PreTrainedConfig, by: float = 4.0) -> transformers.PreTrainedModel:
+    """Make a random language model of a config."""
+    torch.manual_seed(0)
+    return sharpened(transformers.AutoModelForCausalLM.from_config(config), by)
 
 
 def _bert() -> transformers.PreTrainedModel:
-    sizes = {**_SIZES, "bos_token_id": None}
+    sizes = {**SIZES, "bos_token_id": None}
     return transformers.BertModel(
         transformers.BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     )
 
 
 def _vit() -> transformers.PreTrainedModel:
-    sizes = {name: _SIZES[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+    sizes = {name: SIZES[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
     return transformers.ViTModel(
         transformers.ViTConfig(
             **sizes, num_attention_heads=4, image_size=8, patch_size=4, hidden_dropout_prob=0.0,
@@ -109,7 +120,7 @@ def _vit() -> transformers.PreTrainedModel:
 
 
 def _modernbert() -> transformers.PreTrainedModel:
-    sizes = {**_SIZES, "num_hidden_layers": 3, "bos_token_id": None}
+    sizes = {**SIZES, "num_hidden_layers": 3, "bos_token_id": None}
     types = ["full_attention", "sliding_attention", "full_attention"]
     return transformers.ModernBertModel(
         transformers.ModernBertConfig(**sizes, layer_types=types, cls_token_id=None, sep_token_id=None)
@@ -149,17 +160,15 @@ def inputs_of(name: str, rows: int = 2, n: int = 9, seed: int = 0) -> dict[str, 
 
 
 def make(name: str, base: str | None = None, *, seed: int = 0, **changes: object) -> transformers.PreTrainedModel:
-    """Make a random model whose weights are large enough that attention matters and tokens differ."""
+    """Make a random model of a family."""
     torch.manual_seed(seed)
     base = base or ("sdpa" if name in SDPA else "eager")
-    model = transformers.AutoModelForCausalLM.from_config(config_of(name, **changes), attn_implementation=base).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config_of(name, **changes), attn_implementation=base)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith("sinks"):
                 parameter.normal_()
-            elif parameter.ndim > 1:
-                parameter.mul_(4.0)
-    return model
+    return sharpened(model)
 
 
 def tokens(rows: int, n: int, seed: int = 0) -> torch.Tensor:

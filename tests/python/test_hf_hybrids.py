@@ -8,13 +8,9 @@ torch = pytest.importorskip("torch", reason="the transformers adapter needs torc
 transformers = pytest.importorskip("transformers", reason="the transformers adapter needs transformers")
 
 import mnemex as mx  # noqa: E402
-from hf_models import EVERY, gap, generate, memory_of, tokens, unpadded  # noqa: E402
+from hf_models import EVERY, SIZES, build, gap, generate, memory_of, tokens, unpadded  # noqa: E402
 
-SIZES = {
-    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": None,
-}  # fmt: skip
+SIZES = {**SIZES, "num_hidden_layers": 4, "num_key_value_heads": 2}
 LINEAR = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
 }  # fmt: skip
@@ -41,14 +37,7 @@ CONFIGS = {
 
 
 def make(name):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**SIZES, **CONFIGS[name])
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(3.0)
-    return model
+    return build(getattr(transformers, f"{name}Config")(**SIZES, **CONFIGS[name]), 3.0)
 
 
 @pytest.mark.parametrize("name", ["Qwen3Next", "Lfm2", "Bamba"])

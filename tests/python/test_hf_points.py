@@ -12,23 +12,9 @@ torch = pytest.importorskip("torch", reason="the transformers adapter needs torc
 transformers = pytest.importorskip("transformers", reason="the transformers adapter needs transformers")
 
 import mnemex as mx  # noqa: E402
-from hf_models import EVERY, attention_outputs, gap, generate, lengths, make, memory_of, tokens, unpadded  # noqa: E402
+from hf_models import EVERY, SIZES, attention_outputs, build, gap, generate, lengths, make, memory_of, tokens, unpadded  # noqa: E402
 
-SIZES = {
-    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": None,
-}  # fmt: skip
-
-
-def build(config):
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(2.0)
-    return model
+SIZES = {**SIZES, "num_key_value_heads": 2}
 
 
 IMPORT = """
@@ -131,7 +117,7 @@ def test_point_12_a_models_own_scale_and_softcap_hold_for_entries(case):
 
     def made(**changes):
         if name == "granite":
-            return build(transformers.GraniteConfig(**SIZES, **changes))
+            return build(transformers.GraniteConfig(**SIZES, **changes), 2.0)
         return make(name, **{**usual, **changes})
 
     x = tokens(2, 30, seed=8)
@@ -180,7 +166,7 @@ LINEAR = {
 @pytest.mark.parametrize("name", LINEAR)
 @torch.no_grad()
 def test_point_16_linear_layers_keep_their_state_and_are_never_written(name):
-    model, x = build(LINEAR[name]()), tokens(1, 30, seed=6)
+    model, x = build(LINEAR[name](), 2.0), tokens(1, 30, seed=6)
     assert memory_of(model).layers == (1,)
     with pytest.raises(mx.Unsupported, match=r"layer 0 of \w+ForCausalLM .* LinearAttentionLayer; these can: 1"):
         memory_of(model, layers=[0])

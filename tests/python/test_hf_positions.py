@@ -12,14 +12,10 @@ torch = pytest.importorskip("torch", reason="the transformers adapter needs torc
 transformers = pytest.importorskip("transformers", reason="the transformers adapter needs transformers")
 
 import mnemex as mx  # noqa: E402
-from hf_models import EVERY, gap, generate, left_padded, make, memory_of, tokens  # noqa: E402
+from hf_models import EVERY, SIZES, build, gap, generate, left_padded, make, memory_of, tokens  # noqa: E402
 from mnemex.hf.rotary import LAYOUTS, Layout, Turn, turn, undone  # noqa: E402
 
-SIZES = {
-    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
-}  # fmt: skip
+SIZES = {**SIZES, "num_key_value_heads": 2}
 YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128,
 }  # fmt: skip
@@ -32,16 +28,6 @@ LATENT = {
     "n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 2,
     "moe_intermediate_size": 16,
 }  # fmt: skip
-
-
-def build(config):
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4.0)
-    return model
 
 
 MODELS = {

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="the transformers adapter needs torc
 transformers = pytest.importorskip("transformers", reason="the transformers adapter needs transformers")
 
 import mnemex as mx  # noqa: E402
-from hf_models import EVERY, gap, lengths, make, memory_of, tokens  # noqa: E402
+from hf_models import EVERY, gap, lengths, make, memory_of, sharpened, tokens  # noqa: E402
 
 
 def stage_directly(memory, n):
@@ -75,10 +75,7 @@ def test_positions_that_start_past_the_pad_token(name):
         max_position_embeddings=64, pad_token_id=1, is_decoder=True, type_vocab_size=1,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.mul_(4.0)
+    model = sharpened(getattr(transformers, f"{name}ForCausalLM")(config))
     x = tokens(2, 20, seed=3)
     want = model(x).logits[:, 12:]
     for write in ("ingest", "all"):

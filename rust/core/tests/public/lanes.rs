@@ -110,7 +110,7 @@ pub(crate) fn entries(snapshot: &Snapshot, row: usize, head: usize) -> Vec<Entry
 pub(crate) struct Everything {
     number: u64,
     has_staged: bool,
-    nbytes: usize,
+    pub(crate) nbytes: usize,
     next_ids: Vec<i64>,
     lanes: Vec<Vec<Entry>>,
 }
