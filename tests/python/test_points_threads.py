@@ -38,28 +38,30 @@ def answer(bank, q):
 
 def test_point_20_threads_that_read_while_one_writes_see_whole_versions():
     memory = mx.Memory({i: mx.Bank(heads=HEADS, key_dim=DIM, value_dim=DIM) for i in range(2)})
-    q, wrong, seen, done = gauss(1, HEADS, 3, DIM, seed=5), [], set(), threading.Event()
+    q, wrong, seen, done = gauss(1, HEADS, 3, DIM, seed=5), [], [], threading.Event()
 
     def read():
         while not done.is_set():
             snapshot = memory.snapshot()
             answers = [snapshot[i].attend(q, 4).out for i in (0, 1)]
-            seen.add(len(snapshot[0]))
+            seen.append(len(snapshot[0]))
             if len(snapshot[0]) != len(snapshot[1]) or not (answers[0] == answers[1]).all():
                 wrong.append(snapshot)
 
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
         reader.start()
-    for step in range(60):
+    step = 0
+    while step < 60 or (len(seen) < 60 and any(reader.is_alive() for reader in readers)):
         for i in (0, 1):
             memory.stage(i, gauss(1, HEADS, 3, DIM, seed=step), gauss(1, HEADS, 3, DIM, seed=step + 1))
         memory.commit()
+        step += 1
     done.set()
     for reader in readers:
         reader.join()
     assert not wrong
-    assert seen
+    assert len(seen) >= 60
     assert all(n % (3 * HEADS) == 0 for n in seen)
 
 
@@ -87,25 +89,34 @@ CALLS = {
 def test_point_21_python_goes_on_during_a_long_call(call):
     bank = mx.Bank(key_dim=64, value_dim=64)
     bank.write(gauss(50_000, 64), gauss(50_000, 64, seed=1))
-    queries, span, started = gauss(2000, 64, seed=2), [], threading.Event()
+    queries, counts = gauss(2000, 64, seed=2), []
 
-    def run():
-        span.append(time.perf_counter())
-        started.set()
-        CALLS[call](bank, queries)
-        span.append(time.perf_counter())
+    def counted():
+        """Count in this thread while another one calls; how far, and whether no pause was half as long as the call."""
+        span, started = [], threading.Event()
 
-    other = threading.Thread(target=run)
-    other.start()
-    started.wait()
-    # This thread counts. Were the interpreter held, one of its pauses would be as long as the call.
-    count, pause, last = 0, 0.0, span[0]
-    while len(span) < 2:
-        now = time.perf_counter()
-        count, pause, last = count + 1, max(pause, now - last), now
-    other.join()
-    assert count > 100
-    assert max(pause, span[1] - last) < (span[1] - span[0]) / 2
+        def run():
+            span.append(time.perf_counter())
+            started.set()
+            CALLS[call](bank, queries)
+            span.append(time.perf_counter())
+
+        other = threading.Thread(target=run)
+        other.start()
+        started.wait()
+        count, pause, last = 0, 0.0, span[0]
+        while len(span) < 2:
+            now = time.perf_counter()
+            count, pause, last = count + 1, max(pause, now - last), now
+        other.join()
+        return count, max(pause, span[1] - last) < (span[1] - span[0]) / 2
+
+    # Were the interpreter held, a pause would be as long as the call, every time. Other processes cause some.
+    for _ in range(5):
+        counts.append(counted())
+        if counts[-1][0] > 100 and counts[-1][1]:
+            return
+    pytest.fail(f"this thread stood still while the other one called: {counts}")
 
 
 POOL = """
