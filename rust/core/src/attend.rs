@@ -1,12 +1,10 @@
 //! Softmax attention over the best k entries, or over every entry, with its log-sum-exp.
 
-use mnemex_kernels::prefetch::prefetch;
 use mnemex_kernels::softmax::Logit;
 
 use crate::bank::Snapshot;
 use crate::bias::{Bias, ColumnBias, biased};
 use crate::block::Schema;
-use crate::codec::Codec;
 use crate::config::{NonFinite, Values};
 use crate::dense;
 use crate::error::{Error, Kind, Result, ensure, filled, room_for};
@@ -110,7 +108,9 @@ impl Snapshot {
             let row = &*self.version.rows[queries.rows[unit.row]];
             let mut weighed = Vec::with_capacity(best.len());
             // The values of one query come near while the one before it is weighed.
-            let near = |hits: &Vec<Best>| hits.iter().for_each(|hit| prefetch(unit.value(schema, hit)));
+            let near = |hits: &Vec<Best>| {
+                hits.iter().filter_map(|hit| unit.value(schema, hit)).for_each(|value| value.prefetch())
+            };
             best.first().into_iter().for_each(near);
             for (at, best_of_one) in best.iter().enumerate() {
                 ticker.tick()?;
@@ -158,17 +158,11 @@ impl Snapshot {
             *z = mnemex_kernels::softmax::exp(*z - max);
             sum += *z;
         }
-        let codec = schema.value.unwrap_or(schema.key).codec;
-        let mut scratch = vec![0.0; if codec == Codec::F32 { 0 } else { dim }];
+        let mut scratch = vec![0.0; dim];
         for (hit, weight) in best.iter().zip(&mut mass) {
             *weight /= sum;
-            let bytes = unit.value(schema, hit);
-            let value = if codec == Codec::F32 {
-                &bytemuck::cast_slice(bytes)[..dim]
-            } else {
-                codec.decode(bytes, &mut scratch);
-                &scratch
-            };
+            let Some(value) = unit.value(schema, hit) else { continue };
+            let value = value.floats(&mut scratch);
             // What weighs nothing does not matter, whatever it is: 0 times infinity would be NaN.
             if *weight != 0.0 || all_finite(value) {
                 (kernels.add_scaled)(*weight, value, &mut out);

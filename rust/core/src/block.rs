@@ -4,6 +4,7 @@
 //! two versions, or two beams, can share a block and disagree about what is alive in it. Within one version a block only
 //! grows at its end or has a row rewritten by a merge, and both go through `Arc::make_mut`.
 
+use bytemuck::{cast_slice, cast_slice_mut};
 use mnemex_kernels::canonical::Metric;
 use mnemex_kernels::{Kernels, bound};
 
@@ -11,6 +12,7 @@ use crate::codec::Codec;
 use crate::config::{Config, Values};
 use crate::error::Result;
 use crate::extent::{Demand, Extent};
+use crate::layout::{Layout, Vector};
 use crate::plane::Plane;
 
 /// Rows of a full block: one bit each in a 64-bit mask.
@@ -18,22 +20,6 @@ pub const BLOCK_ROWS: usize = 64;
 
 /// Rows of the smallest block, which short lanes start with.
 const FIRST_ROWS: usize = 16;
-
-/// How vectors of one kind are laid out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
-    /// The codec.
-    pub codec: Codec,
-    /// Numbers per vector.
-    pub dim: usize,
-}
-
-impl Layout {
-    /// Bytes from row to row.
-    pub fn row_bytes(&self) -> usize {
-        self.codec.row_bytes(self.dim)
-    }
-}
 
 /// What the blocks of a bank look like; fixed by the first write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +39,9 @@ impl Schema {
     pub fn of(config: &Config, key: Codec, value: Codec) -> Schema {
         Schema {
             metric: config.metric,
-            key: Layout { codec: key, dim: config.key_dim },
+            key: Layout::of_keys(config.metric, key, config.key_dim),
             value: match config.values {
-                Values::Dim(dim) => Some(Layout { codec: value, dim }),
+                Values::Dim(dim) => Some(Layout::whole(value, dim)),
                 _ => None,
             },
             key_is_value: config.values == Values::Key,
@@ -72,7 +58,7 @@ pub struct Encoded {
     pub(crate) scale: Vec<f32>,
     /// Each key's part in the error bound: see [`bound::reach`].
     pub(crate) reach: Vec<f32>,
-    /// What each key loses in a first pass in bfloat16.
+    /// What each key loses by rounding for a first pass.
     pub(crate) lost: Vec<f32>,
     n: usize,
 }
@@ -81,8 +67,8 @@ impl Encoded {
     /// Room for `n` rows.
     pub(crate) fn zeroed(schema: &Schema, n: usize) -> Result<Encoded> {
         Ok(Encoded {
-            key: Plane::zeroed(n * schema.key.row_bytes())?,
-            value: Plane::zeroed(n * schema.value.map_or(0, |layout| layout.row_bytes()))?,
+            key: Plane::zeroed(n * schema.key.staged_row_bytes())?,
+            value: Plane::zeroed(n * schema.value.map_or(0, |layout| layout.staged_row_bytes()))?,
             scale: if schema.metric == Metric::Cos { vec![0.0; n] } else { Vec::new() },
             reach: vec![0.0; n],
             lost: vec![0.0; n],
@@ -101,12 +87,18 @@ impl Encoded {
     }
 
     pub(crate) fn key_row(&mut self, schema: &Schema, row: usize) -> &mut [u8] {
-        let bytes = schema.key.row_bytes();
+        let bytes = schema.key.staged_row_bytes();
         &mut self.key.bytes_mut()[row * bytes..][..bytes]
     }
 
+    /// The key of one row.
+    pub(crate) fn key(&self, schema: &Schema, row: usize) -> Vector<'_> {
+        let bytes = schema.key.staged_row_bytes();
+        schema.key.staged(&self.key.bytes()[row * bytes..][..bytes])
+    }
+
     pub(crate) fn value_row(&mut self, schema: &Schema, row: usize) -> &mut [u8] {
-        let bytes = schema.value.map_or(0, |layout| layout.row_bytes());
+        let bytes = schema.value.map_or(0, |layout| layout.staged_row_bytes());
         &mut self.value.bytes_mut()[row * bytes..][..bytes]
     }
 
@@ -163,7 +155,7 @@ struct Facts {
     /// One over the norm, for cosine.
     scale: f32,
     reach: f32,
-    /// The norm of what rounding to bfloat16 loses, where that is done; for cosine as a share of the key's.
+    /// The norm of what rounding to bfloat16 loses, where a first pass sees it so; for cosine as a share of the key's.
     lost: f32,
 }
 
@@ -171,7 +163,7 @@ fn key_facts(schema: &Schema, kernels: &Kernels, key: &[f32]) -> Facts {
     let norm = (kernels.square_norm)(key).sqrt();
     let cosine = schema.metric == Metric::Cos;
     let scale = if !cosine || norm == 0.0 { 0.0 } else { (1.0 / norm) as f32 };
-    let rounds = kernels.short.is_some() && schema.key.codec != Codec::Bf16;
+    let rounds = schema.key.is_split() || kernels.short.is_some() && schema.key.codec == Codec::F16;
     let lost = if rounds { (kernels.lost)(key) } else { 0.0 };
     Facts { scale, reach: bound::reach(schema.metric, norm), lost: if cosine { lost * scale } else { lost } }
 }
@@ -191,10 +183,10 @@ impl Block {
     /// An empty block behind `before` in a lane.
     pub(crate) fn for_lane(schema: &Schema, before: Option<&Block>, demand: Demand) -> Result<Block> {
         let capacity = demand.in_all.next_power_of_two().clamp(FIRST_ROWS, BLOCK_ROWS);
-        let value_bytes = schema.value.map_or(0, |layout| layout.row_bytes());
+        let value_bytes = schema.value.map_or(0, |layout| layout.block_row_bytes());
         let (key, value) = (before.map(|block| &block.key), before.map(|block| &block.value));
         Ok(Block {
-            key: Extent::zeroed(capacity, schema.key.row_bytes(), key, demand)?,
+            key: Extent::zeroed(capacity, schema.key.block_row_bytes(), key, demand)?,
             value: Extent::zeroed(capacity, value_bytes, value, demand)?,
             scale: if schema.metric == Metric::Cos { vec![0.0; capacity] } else { Vec::new() },
             reach: 0.0,
@@ -231,13 +223,11 @@ impl Block {
     }
 
     /// Appends rows `first..first + n` of `from`.
-    pub(crate) fn extend(&mut self, schema: &Schema, from: &Encoded, first: usize, n: usize) {
-        let copy = |to: &mut Extent, from: &Plane, bytes: usize, at: usize| {
-            to.bytes_mut()[at * bytes..][..n * bytes].copy_from_slice(&from.bytes()[first * bytes..][..n * bytes]);
-        };
-        copy(&mut self.key, &from.key, schema.key.row_bytes(), self.n);
+    pub(crate) fn extend<'f>(&mut self, schema: &Schema, from: &'f Encoded, first: usize, n: usize) {
+        let staged = |plane: &'f Plane, layout: Layout| &plane.bytes()[first * layout.staged_row_bytes()..];
+        schema.key.place(staged(&from.key, schema.key), n, self.key.bytes_mut(), self.capacity, self.n);
         if let Some(layout) = schema.value {
-            copy(&mut self.value, &from.value, layout.row_bytes(), self.n);
+            layout.place(staged(&from.value, layout), n, self.value.bytes_mut(), self.capacity, self.n);
         }
         if schema.metric == Metric::Cos {
             self.scale[self.n..][..n].copy_from_slice(&from.scale[first..][..n]);
@@ -249,20 +239,24 @@ impl Block {
 
     /// Replaces one row: what a merge does.
     pub(crate) fn rewrite(&mut self, schema: &Schema, kernels: &Kernels, slot: usize, key: &[f32], value: &[f32]) {
-        let bytes = schema.key.row_bytes();
-        let row = &mut self.key.bytes_mut()[slot * bytes..][..bytes];
-        schema.key.codec.encode(key, row);
+        let staged = |layout: Layout, x: &[f32]| {
+            let mut row = vec![0.0f32; layout.staged_row_bytes() / 4];
+            layout.encode(x, cast_slice_mut(&mut row));
+            row
+        };
+        let row = staged(schema.key, key);
+        schema.key.place(cast_slice(&row), 1, self.key.bytes_mut(), self.capacity, slot);
         // The bound is about the key as it will be decoded.
         let mut stored = vec![0.0; schema.key.dim];
-        schema.key.codec.decode(row, &mut stored);
+        schema.key.staged(cast_slice(&row)).decode(&mut stored);
         let facts = key_facts(schema, kernels, &stored);
         if let Some(at) = self.scale.get_mut(slot) {
             *at = facts.scale;
         }
         (self.reach, self.lost) = (self.reach.max(facts.reach), self.lost.max(facts.lost));
         if let Some(layout) = schema.value {
-            let bytes = layout.row_bytes();
-            layout.codec.encode(value, &mut self.value.bytes_mut()[slot * bytes..][..bytes]);
+            let row = staged(layout, value);
+            layout.place(cast_slice(&row), 1, self.value.bytes_mut(), self.capacity, slot);
         }
     }
 
@@ -281,37 +275,53 @@ impl Block {
         &self.scale
     }
 
-    /// The stored bytes of one key.
-    pub fn key_bytes(&self, schema: &Schema, slot: usize) -> &[u8] {
-        let bytes = schema.key.row_bytes();
-        &self.key.bytes()[slot * bytes..][..bytes]
+    /// One key.
+    pub fn key(&self, schema: &Schema, slot: usize) -> Vector<'_> {
+        schema.key.vector(self.key.bytes(), self.capacity, slot)
     }
 
-    /// The stored bytes of one value of its own, or of the key where it is the value; empty without values.
-    pub fn value_bytes(&self, schema: &Schema, slot: usize) -> &[u8] {
+    /// One value, which may be the key; None without values.
+    pub fn value(&self, schema: &Schema, slot: usize) -> Option<Vector<'_>> {
         match schema.value {
-            Some(layout) => &self.value.bytes()[slot * layout.row_bytes()..][..layout.row_bytes()],
-            None if schema.key_is_value => self.key_bytes(schema, slot),
-            None => &[],
+            Some(layout) => Some(layout.vector(self.value.bytes(), self.capacity, slot)),
+            None => schema.key_is_value.then(|| self.key(schema, slot)),
         }
     }
 
-    /// The stored bytes of all keys.
-    pub(crate) fn all_keys(&self) -> &[u8] {
-        self.key.bytes()
+    /// What a first pass reads: the first plane of all keys, numbers of [`Layout::scanned`] row after row.
+    pub(crate) fn scanned(&self, schema: &Schema) -> &[u8] {
+        &self.key.bytes()[..self.capacity * schema.key.row_bytes()]
     }
 
-    /// All keys in float32 with the floats from row to row: in place, or decoded into `scratch`.
+    /// The same in float32 with the floats from row to row: in place, or widened into `scratch`.
+    pub(crate) fn scanned_floats<'a>(&'a self, schema: &Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize) {
+        let Layout { dim, .. } = schema.key;
+        self.floats(&self.key, Layout::whole(schema.key.scanned(), dim), scratch)
+    }
+
+    /// All keys in float32, likewise.
     pub(crate) fn keys<'a>(&'a self, schema: &Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize) {
-        decoded(&self.key, schema.key, self.n, self.capacity, scratch)
+        self.floats(&self.key, schema.key, scratch)
     }
 
     /// All values, likewise.
     pub(crate) fn values<'a>(&'a self, schema: &Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize) {
         match schema.value {
-            Some(layout) => decoded(&self.value, layout, self.n, self.capacity, scratch),
+            Some(layout) => self.floats(&self.value, layout, scratch),
             None => self.keys(schema, scratch),
         }
+    }
+
+    fn floats<'a>(&self, extent: &'a Extent, layout: Layout, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize) {
+        if layout.scanned() == Codec::F32 {
+            return (extent.floats(), layout.row_bytes() / 4);
+        }
+        let stride = layout.dim.next_multiple_of(mnemex_kernels::PANEL);
+        scratch.resize(self.capacity * stride, 0.0);
+        for (slot, out) in scratch.chunks_exact_mut(stride).enumerate().take(self.n) {
+            layout.vector(extent.bytes(), self.capacity, slot).decode(&mut out[..layout.dim]);
+        }
+        (scratch, stride)
     }
 
     /// Bytes of keys and of values of their own, room for more rows included.
@@ -330,23 +340,4 @@ impl Clone for Block {
     fn clone(&self) -> Block {
         self.with(self.key.clone(), self.value.clone())
     }
-}
-
-fn decoded<'a>(
-    extent: &'a Extent,
-    layout: Layout,
-    n: usize,
-    capacity: usize,
-    scratch: &'a mut Vec<f32>,
-) -> (&'a [f32], usize) {
-    if layout.codec == Codec::F32 {
-        return (extent.floats(), layout.row_bytes() / 4);
-    }
-    let stride = layout.dim.next_multiple_of(mnemex_kernels::PANEL);
-    scratch.resize(capacity * stride, 0.0);
-    let bytes = layout.row_bytes();
-    for (row, out) in extent.bytes().chunks_exact(bytes).zip(scratch.chunks_exact_mut(stride)).take(n) {
-        layout.codec.decode(row, &mut out[..layout.dim]);
-    }
-    (scratch, stride)
 }

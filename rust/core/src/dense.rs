@@ -301,7 +301,7 @@ impl<'s> Reduction<'s> {
         let mut key = vec![0.0; layout.dim];
         for (row, (r, slot)) in pieces.iter().flat_map(Piece::rows).enumerate() {
             ticker.tick()?;
-            layout.codec.decode(r.block.key_bytes(self.schema, slot), &mut key);
+            r.block.key(self.schema, slot).decode(&mut key);
             for query in (0..self.unit.n).filter(|&query| !self.packed.bad[query]) {
                 let score = &mut self.panels.floats_mut()[place(query, row)];
                 if !score.is_finite() {

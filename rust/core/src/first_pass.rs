@@ -20,10 +20,9 @@ pub(crate) const GROUP: usize = 4 * PANEL;
 
 /// Most queries that meet blocks one by one: with more, panels of sixteen are faster although some lanes idle. Measured:
 /// tiles of bfloat16 that are read where they lie win soonest, and last what is widened for panels.
-fn few(kernels: &Kernels, codec: Codec) -> usize {
-    match (kernels.short.is_some(), codec) {
+fn few(kernels: &Kernels, scanned: Codec) -> usize {
+    match (kernels.short.is_some(), scanned) {
         (true, Codec::Bf16) => 2,
-        (true, Codec::F32) => 6,
         (false, Codec::F32) => 8,
         _ => 12,
     }
@@ -67,6 +66,8 @@ pub(crate) struct FirstPass<'s> {
     short: Option<Short>,
     /// The queries in bfloat16, or nothing.
     shorts: Plane,
+    /// Whether keys are scored rounded to bfloat16.
+    rounds: bool,
     /// The queries one after the other, where they are few; or nothing.
     singles: Vec<f32>,
     /// The error bound of each query.
@@ -102,7 +103,7 @@ impl<'a> Loaded<'a> {
 impl<'s> FirstPass<'s> {
     pub(crate) fn new(kernels: &'static Kernels, schema: &'s Schema, packed: Packed) -> Result<FirstPass<'s>> {
         let (metric, dim) = (schema.metric, schema.key.dim);
-        let few = packed.norms.len() <= few(kernels, schema.key.codec);
+        let few = packed.norms.len() <= few(kernels, schema.key.scanned());
         let singles = if few { singles(&packed, dim) } else { Vec::new() };
         let short = kernels.short.filter(|_| metric != Metric::L2 && !few);
         let (mut shorts, mut lost) = (Plane::default(), vec![0.0; packed.norms.len()]);
@@ -116,7 +117,8 @@ impl<'s> FirstPass<'s> {
             QueryBound::of(metric, dim, norm, precision)
         };
         let bounds = packed.norms.iter().zip(&lost).map(bound).collect();
-        Ok(FirstPass { kernels, schema, packed, short, shorts, singles, bounds })
+        let rounds = schema.key.is_split() || short.is_some();
+        Ok(FirstPass { kernels, schema, packed, short, shorts, rounds, singles, bounds })
     }
 
     /// Whether the queries meet blocks one by one, which knows no [`FirstPass::maxima`].
@@ -133,10 +135,10 @@ impl<'s> FirstPass<'s> {
         }
     }
 
-    /// How far the scores of one query can be off; `lost` is the most that a key loses where keys are rounded.
+    /// How far the scores of one query can be off; `lost` is the most that a key loses where it is scored rounded.
     #[inline]
     pub(crate) fn bound(&self, query: usize, reach: f32, lost: f32) -> Bound {
-        self.bounds[query].at(reach, if self.short.is_some() { lost } else { 0.0 })
+        self.bounds[query].at(reach, if self.rounds { lost } else { 0.0 })
     }
 
     /// The keys of a block.
@@ -144,23 +146,24 @@ impl<'s> FirstPass<'s> {
         let (block, layout) = (&r.block, self.schema.key);
         let (n, scale, next) = (block.len(), block.scale(), &[][..]);
         if self.is_few() {
-            let (bytes, stride) = (block.all_keys(), layout.row_bytes());
-            return Ok(Loaded::Stored(Stored { bytes, format: format(layout.codec), stride, n, scale }));
+            let (bytes, stride) = (block.scanned(self.schema), layout.row_bytes());
+            return Ok(Loaded::Stored(Stored { bytes, format: format(layout.scanned()), stride, n, scale }));
         }
         let Some(short) = self.short else {
-            let (rows, stride) = block.keys(self.schema, &mut scratch.floats);
+            let (rows, stride) = block.scanned_floats(self.schema, &mut scratch.floats);
             return Ok(Loaded::Panels(Keys { rows, stride, n, scale, next }));
         };
         let stride = short::padded(layout.dim);
         let bytes = short::ROWS * stride * size_of::<u16>();
-        if layout.codec == Codec::Bf16 && block.all_keys().len() == bytes {
-            let rows = bytemuck::cast_slice(block.all_keys());
+        let scanned = block.scanned(self.schema);
+        if layout.scanned() == Codec::Bf16 && scanned.len() == bytes {
+            let rows = bytemuck::cast_slice(scanned);
             return Ok(Loaded::Short(short, ShortKeys { rows, stride, n, scale, next }));
         }
         if scratch.shorts.bytes().is_empty() {
             scratch.shorts = Plane::zeroed(bytes)?;
         }
-        let (rows, from) = block.keys(self.schema, &mut scratch.floats);
+        let (rows, from) = block.scanned_floats(self.schema, &mut scratch.floats);
         let keys = Keys { rows, stride: from, n, scale, next };
         (short.shorten)(keys, layout.dim, scratch.shorts.shorts_mut());
         Ok(Loaded::Short(short, ShortKeys { rows: scratch.shorts.shorts(), stride, n, scale, next }))

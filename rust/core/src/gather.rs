@@ -1,9 +1,9 @@
 //! The stored vectors of given ids.
 
 use crate::bank::Snapshot;
-use crate::block::Layout;
 use crate::codec::Codec;
 use crate::error::{Error, Kind, Result, ensure};
+use crate::layout::{Layout, Vector};
 use crate::work::Work;
 
 /// Vectors as `gather` returns them: float16 banks give their bits, all others float32.
@@ -74,9 +74,9 @@ impl Snapshot {
                         ),
                     )
                 })?;
-                keys.push(r.block.key_bytes(&schema, slot));
-                if let Some(values) = &mut values {
-                    values.push(r.block.value_bytes(&schema, slot));
+                keys.push(r.block.key(&schema, slot));
+                if let (Some(values), Some(value)) = (&mut values, r.block.value(&schema, slot)) {
+                    values.push(value);
                 }
             }
             Ok((keys, values))
@@ -115,15 +115,18 @@ impl Gathered {
         }
     }
 
-    fn push(&mut self, row: &[u8]) {
+    fn push(&mut self, vector: Vector) {
+        self.skip();
         let dim = self.layout.dim;
         match &mut self.vectors {
             Vectors::F32(x) => {
-                let n = x.len();
-                x.resize(n + dim, 0.0);
-                self.layout.codec.decode(row, &mut x[n..]);
+                let at = x.len() - dim;
+                vector.decode(&mut x[at..]);
             }
-            Vectors::F16(x) => x.extend_from_slice(&bytemuck::cast_slice(row)[..dim]),
+            Vectors::F16(x) => {
+                let at = x.len() - dim;
+                vector.copy_to(bytemuck::cast_slice_mut(&mut x[at..]));
+            }
         }
     }
 

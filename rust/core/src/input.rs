@@ -6,6 +6,7 @@ use ndarray::ArrayView4;
 
 use crate::codec::Codec;
 use crate::error::{Error, Kind, Result};
+use crate::layout::Layout;
 
 /// A `[rows, heads, T, dim]` view of the caller's memory; half precisions as their bits.
 #[derive(Clone, Copy)]
@@ -112,13 +113,12 @@ impl<'a> VectorReader<'a> {
         all_finite(&rounded)
     }
 
-    /// Encodes one vector into the front of a row: bit for bit where the types agree.
-    pub(crate) fn encode(&mut self, at: [usize; 3], codec: Codec, row: &mut [u8]) {
-        if codec == self.input.codec() {
-            let len = self.wide.len() * codec.item_bytes();
-            self.input.copy_bits(at, &mut row[..len]);
+    /// Encodes one vector into a staged row: bit for bit where the types agree.
+    pub(crate) fn encode(&mut self, at: [usize; 3], layout: Layout, row: &mut [u8]) {
+        if layout.codec == self.input.codec() && !layout.is_split() {
+            self.input.copy_bits(at, &mut row[..layout.vector_bytes()]);
         } else {
-            codec.encode(self.floats(at), row);
+            layout.encode(self.floats(at), row);
         }
     }
 }

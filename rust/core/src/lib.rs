@@ -20,6 +20,7 @@ pub mod work;
 pub mod block;
 mod capacity;
 pub mod lane;
+pub mod layout;
 pub mod list;
 pub mod version;
 

@@ -291,12 +291,12 @@ mod tests {
     use mnemex_kernels::canonical::Metric;
 
     use super::*;
-    use crate::block::Layout;
     use crate::codec::Codec;
+    use crate::layout::Layout;
 
     #[test]
     fn a_last_block_that_another_version_holds_is_copied_before_readers_have_to_wait() {
-        let key = Layout { codec: Codec::F32, dim: 4 };
+        let key = Layout::whole(Codec::F32, 4);
         let schema = Schema { metric: Metric::Dot, key, value: None, key_is_value: false };
         let rows = Encoded::zeroed(&schema, 3).unwrap();
         let last = |list: &List| list.refs().last().map(|r| Arc::as_ptr(&r.block));

@@ -4,7 +4,8 @@
 use mnemex_kernels::PANEL;
 use mnemex_kernels::tile::ROW_GROUP;
 
-use crate::block::{BLOCK_ROWS, Block, Layout, Schema};
+use crate::block::{BLOCK_ROWS, Block, Schema};
+use crate::layout::{Layout, Vector};
 use crate::list::{Ref, first_rows};
 use crate::query::Visible;
 
@@ -56,13 +57,13 @@ pub(crate) fn pieces<'v>(refs: &[Visible<'v>], id_lo: i64, id_hi: i64) -> Vec<Pi
 }
 
 impl<'v> Piece<'v> {
-    /// The piece's vectors in float32 with the floats from row to row; `whole` and `bytes` say which vectors.
+    /// The piece's vectors in float32 with the floats from row to row; `whole` and `single` say which vectors.
     fn vectors<'a>(
         &'a self,
         layout: Layout,
         scratch: &'a mut Vec<f32>,
         whole: impl Fn(&'a Block, &'a mut Vec<f32>) -> (&'a [f32], usize),
-        bytes: impl Fn(&'v Block, usize) -> &'v [u8],
+        single: impl Fn(&'v Block, usize) -> Option<Vector<'v>>,
     ) -> (&'a [f32], usize) {
         match self {
             Piece::Whole(r) => whole(&r.block, scratch),
@@ -71,7 +72,7 @@ impl<'v> Piece<'v> {
                 scratch.clear();
                 scratch.resize(rows.len().next_multiple_of(ROW_GROUP) * stride, 0.0);
                 for ((r, slot), out) in rows.iter().zip(scratch.chunks_exact_mut(stride)) {
-                    layout.codec.decode(bytes(&r.block, *slot), &mut out[..layout.dim]);
+                    single(&r.block, *slot).into_iter().for_each(|vector| vector.decode(&mut out[..layout.dim]));
                 }
                 (scratch, stride)
             }
@@ -82,7 +83,7 @@ impl<'v> Piece<'v> {
     where
         'a: 'v,
     {
-        self.vectors(schema.key, scratch, |b, s| b.keys(schema, s), |b, slot| b.key_bytes(schema, slot))
+        self.vectors(schema.key, scratch, |b, s| b.keys(schema, s), |b, slot| Some(b.key(schema, slot)))
     }
 
     pub(crate) fn values<'a>(&'a self, schema: &'a Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize)
@@ -90,7 +91,7 @@ impl<'v> Piece<'v> {
         'a: 'v,
     {
         let layout = schema.value.unwrap_or(schema.key);
-        self.vectors(layout, scratch, |b, s| b.values(schema, s), |b, slot| b.value_bytes(schema, slot))
+        self.vectors(layout, scratch, |b, s| b.values(schema, s), |b, slot| b.value(schema, slot))
     }
 
     /// The keys' part in the error bound.

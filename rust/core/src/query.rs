@@ -12,6 +12,7 @@ use crate::error::{Error, Kind, Result, ensure};
 use crate::filter::Filter;
 use crate::input::{Input, VectorReader, all_finite, check_shape, non_finite};
 use crate::lane::Lane;
+use crate::layout::Vector;
 use crate::list::Ref;
 use crate::plane::Plane;
 use crate::predicate::Predicate;
@@ -85,9 +86,9 @@ pub(crate) struct Unit<'v> {
 }
 
 impl<'v> Unit<'v> {
-    /// The stored bytes of a hit's value.
-    pub(crate) fn value(&self, schema: &Schema, hit: &Best) -> &'v [u8] {
-        self.refs[(hit.place / 64) as usize].r.block.value_bytes(schema, (hit.place % 64) as usize)
+    /// A hit's value, if there are values.
+    pub(crate) fn value(&self, schema: &Schema, hit: &Best) -> Option<Vector<'v>> {
+        self.refs[(hit.place / 64) as usize].r.block.value(schema, (hit.place % 64) as usize)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mnemex_kernels::Kernels;
 
-use crate::block::{Encoded, Layout, Schema};
+use crate::block::{Encoded, Schema};
 use crate::cells::{Declared, Numbers};
 use crate::columns::Column;
 use crate::error::{Error, Kind, Result, ensure};
@@ -59,8 +59,8 @@ impl<'s> RowBuilder<'s> {
     /// When ids do not ascend or pass the next id, bytes are not as many as the entries need, or memory is short.
     pub fn append(&mut self, head: usize, expected: usize, entries: &Entries) -> Result<()> {
         let (schema, n) = (self.schema, entries.ids.len());
-        let key_bytes = packed_bytes(&schema.key);
-        let value_bytes = schema.value.as_ref().map_or(0, packed_bytes);
+        let key_bytes = schema.key.vector_bytes();
+        let value_bytes = schema.value.map_or(0, |layout| layout.vector_bytes());
         let fits = |bytes: &[u8], each: usize| each.checked_mul(n) == Some(bytes.len());
         ensure(fits(entries.keys, key_bytes) && fits(entries.values, value_bytes), Kind::Shape, || {
             format!("{n} entries do not fit their {} and {} bytes", entries.keys.len(), entries.values.len())
@@ -78,10 +78,11 @@ impl<'s> RowBuilder<'s> {
             let mut encoded = Encoded::zeroed(schema, ids.len())?;
             for row in 0..ids.len() {
                 let at = first + row;
-                encoded.key_row(schema, row)[..key_bytes].copy_from_slice(&entries.keys[at * key_bytes..][..key_bytes]);
-                encoded.value_row(schema, row)[..value_bytes]
-                    .copy_from_slice(&entries.values[at * value_bytes..][..value_bytes]);
-                schema.key.codec.decode(encoded.key_row(schema, row), &mut key);
+                schema.key.put(&entries.keys[at * key_bytes..][..key_bytes], encoded.key_row(schema, row));
+                if let Some(layout) = schema.value {
+                    layout.put(&entries.values[at * value_bytes..][..value_bytes], encoded.value_row(schema, row));
+                }
+                encoded.key(schema, row).decode(&mut key);
                 encoded.note_key(schema, self.kernels, row, &key);
             }
             append_runs(&mut self.row.lanes[head], schema, expected, ids, &encoded)?;
@@ -151,8 +152,4 @@ fn append_runs(lane: &mut Lane, schema: &Schema, expected: usize, ids: &[i64], r
         start = run;
     }
     Ok(())
-}
-
-fn packed_bytes(layout: &Layout) -> usize {
-    layout.dim * layout.codec.item_bytes()
 }

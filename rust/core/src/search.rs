@@ -1,14 +1,13 @@
 //! Exact search: a bounded first pass over blocks, then canonical scores for what may be among the best.
 
-use mnemex_kernels::prefetch::prefetch;
 use mnemex_kernels::select::Maxima;
 use mnemex_kernels::{Kernels, PANEL, Pass};
 
 use crate::bank::Snapshot;
 use crate::block::Schema;
-use crate::codec::Codec;
 use crate::error::{Kind, Result, ensure, filled, room_for};
 use crate::first_pass::{FirstPass, GROUP, Scratch};
+use crate::layout::Vector;
 use crate::list::{Ref, first_rows};
 use crate::query::{Packed, Queries, Query, Unit, Visible};
 use crate::reservoir::{Best, Reservoir};
@@ -205,7 +204,7 @@ impl<'s> Scan<'s> {
             }
             let mut keys = self.pass.load(r, &mut scratch)?;
             if self.unit.n >= MANY {
-                keys.then(at.checked_sub(1).map_or(&[], |next| self.unit.refs[next].r.block.all_keys()));
+                keys.then(at.checked_sub(1).map_or(&[], |next| self.unit.refs[next].r.block.scanned(self.schema)));
             }
             let block = Seen { at, reach: r.block.reach(), lost: r.block.lost(), by_all: r.id_hi() <= first_seen };
             for first in (0..self.unit.n).step_by(self.pass.group()) {
@@ -311,27 +310,20 @@ impl<'s> Scan<'s> {
 
     /// Leaves who can be among the best, and brings their keys near.
     fn close(&self, reservoir: &mut Reservoir) {
-        reservoir.close().for_each(|place| prefetch(self.key(place)));
+        reservoir.close().for_each(|place| self.key(place).prefetch());
     }
 
-    /// The stored bytes of one key.
-    fn key(&self, place: u64) -> &'s [u8] {
-        self.unit.refs[(place / 64) as usize].r.block.key_bytes(self.schema, (place % 64) as usize)
+    /// One key.
+    fn key(&self, place: u64) -> Vector<'s> {
+        self.unit.refs[(place / 64) as usize].r.block.key(self.schema, (place % 64) as usize)
     }
 
     /// The canonical score of one entry, and its id.
     fn exact(&mut self, query: usize, place: u64) -> (f32, i64) {
         let (r, slot) = (self.unit.refs[(place / 64) as usize].r, (place % 64) as usize);
-        let bytes = self.key(place);
+        let key = self.key(place);
         let q = self.queries.get(self.unit.first + query);
         let norm = self.pass.packed.norms[query];
-        let score = if self.schema.key.codec == Codec::F32 {
-            let key = &bytemuck::cast_slice(bytes)[..self.schema.key.dim];
-            (self.kernels.score)(self.schema.metric, key, q, norm)
-        } else {
-            self.schema.key.codec.decode(bytes, &mut self.key);
-            (self.kernels.score)(self.schema.metric, &self.key, q, norm)
-        };
-        (score, r.id(slot))
+        ((self.kernels.score)(self.schema.metric, key.floats(&mut self.key), q, norm), r.id(slot))
     }
 }

@@ -366,8 +366,8 @@ fn encode(
         if at.is_multiple_of(TICK_TOKENS) {
             ticker.tick()?;
         }
-        keys.encode([row, head, t], schema.key.codec, encoded.key_row(schema, at));
-        schema.key.codec.decode(encoded.key_row(schema, at), &mut stored);
+        keys.encode([row, head, t], schema.key, encoded.key_row(schema, at));
+        encoded.key(schema, at).decode(&mut stored);
         encoded.note_key(schema, kernels, at, &stored);
     }
     if let (Some(values), Some(layout)) = (tokens.values, schema.value) {
@@ -376,7 +376,7 @@ fn encode(
             if at.is_multiple_of(TICK_TOKENS) {
                 ticker.tick()?;
             }
-            reader.encode([row, head, t], layout.codec, encoded.value_row(schema, at));
+            reader.encode([row, head, t], layout, encoded.value_row(schema, at));
         }
     }
     Ok(encoded)

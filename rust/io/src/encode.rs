@@ -146,11 +146,13 @@ pub(crate) fn batch(
     let mut finite = true;
     let layouts = [Some((schema.key, false)), schema.value.map(|layout| (layout, true))];
     for (layout, is_value) in layouts.into_iter().flatten() {
-        let n = table::vector_bytes(&layout);
+        let n = layout.vector_bytes();
         let mut bytes = MutableBuffer::with_capacity(n * entries.len());
         for (r, slot) in entries {
-            let stored = if is_value { r.block.value_bytes(schema, *slot) } else { r.block.key_bytes(schema, *slot) };
-            bytes.extend_from_slice(&stored[..n]);
+            let stored = if is_value { r.block.value(schema, *slot) } else { Some(r.block.key(schema, *slot)) };
+            let at = bytes.len();
+            bytes.resize(at + n, 0);
+            stored.into_iter().for_each(|vector| vector.copy_to(&mut bytes[at..]));
         }
         finite &= table::all_finite(layout.codec, &bytes);
         arrays.push(table::vectors(&layout, bytes.into())?);

@@ -7,8 +7,9 @@ use arrow_array::types::{Float16Type, Float32Type, Int64Type, UInt16Type};
 use arrow_array::{Array, ArrayRef, BooleanArray, FixedSizeListArray, Float32Array, Int64Array, PrimitiveArray};
 use arrow_buffer::{Buffer, ScalarBuffer};
 use arrow_schema::{ArrowError, DataType, Field, Schema as ArrowSchema, SchemaRef};
-use mnemex_core::block::{Layout, Schema};
+use mnemex_core::block::Schema;
 use mnemex_core::cells::{Cells, ColumnType, Declared};
+use mnemex_core::layout::Layout;
 use mnemex_core::{Codec, Config};
 
 /// Most entries of one record batch.
@@ -91,14 +92,9 @@ fn list_len(layout: &Layout) -> i32 {
     i32::try_from(layout.dim).unwrap_or(i32::MAX)
 }
 
-/// Bytes of one vector, without padding.
-pub(crate) fn vector_bytes(layout: &Layout) -> usize {
-    layout.dim * layout.codec.item_bytes()
-}
-
 /// Most entries of one record batch of such vectors.
 pub(crate) fn batch_rows(schema: &Schema) -> usize {
-    let bytes = vector_bytes(&schema.key) + schema.value.as_ref().map_or(0, vector_bytes);
+    let bytes = schema.key.vector_bytes() + schema.value.map_or(0, |layout| layout.vector_bytes());
     (BATCH_BYTES / bytes.max(1)).clamp(1, MAX_BATCH_ROWS)
 }
 
@@ -125,7 +121,7 @@ pub(crate) fn bytes_of<'a>(layout: &Layout, column: &'a ArrayRef) -> Option<&'a 
         Codec::F16 => items.as_any().downcast_ref::<PrimitiveArray<Float16Type>>()?.values().inner().as_slice(),
         Codec::Bf16 => items.as_any().downcast_ref::<PrimitiveArray<UInt16Type>>()?.values().inner().as_slice(),
     };
-    (list.len().checked_mul(vector_bytes(layout)) == Some(bytes.len())).then_some(bytes)
+    (list.len().checked_mul(layout.vector_bytes()) == Some(bytes.len())).then_some(bytes)
 }
 
 /// Whether no number is NaN or infinite: none has an exponent of ones.

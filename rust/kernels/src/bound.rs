@@ -20,9 +20,10 @@ const SMALL: f64 = 1e-15;
 /// What the numbers of a first pass are rounded to before they are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Precision {
-    /// float32: as they are.
+    /// float32: queries as they are. Keys too, or rounded to bfloat16; what one then loses is given to
+    /// [`QueryBound::at`].
     Single,
-    /// bfloat16, keys and queries; what a key loses is given to [`QueryBound::at`].
+    /// bfloat16, keys and queries.
     Bf16 {
         /// The norm of what the query loses.
         lost: f64,
@@ -72,8 +73,9 @@ impl QueryBound {
         let any = f64::from(f32::MIN_POSITIVE);
         // The query of a cosine is scaled to norm 1 and the row's scale is one over its norm: four more roundings.
         let (relative, per_reach, constant) = match (metric, precision) {
-            (Metric::Dot, Precision::Single) => (0.0, g(dim) * query_norm, tiny),
-            (Metric::Cos, Precision::Single) => (0.0, any, g(dim + 4)),
+            // A key that is taken rounded is longer by U at most.
+            (Metric::Dot, Precision::Single) => (0.0, g(dim) * (1.0 + U) * query_norm * ROOM, tiny),
+            (Metric::Cos, Precision::Single) => (0.0, any, g(dim + 4) * (1.0 + U) * ROOM),
             (Metric::Dot, Precision::Bf16 { lost }) => {
                 let per_reach = rounded(query_norm, lost, g(2 * dim)) + 2.0 * tiny;
                 (0.0, per_reach, 4.0 * tiny + 2.0 * tiny * query_norm)

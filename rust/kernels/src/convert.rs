@@ -32,9 +32,46 @@ pub fn narrow_bf16(x: &[f32], out: &mut [u16]) {
     }
 }
 
+/// float32 as two halves: bfloat16 rounded to nearest, and the lower 16 bits, from which [`join`] makes it again. Numbers
+/// that round beyond float32's range, NaN too, have upper halves that mean nothing.
+pub fn split(x: &[f32], high: &mut [u16], low: &mut [u16]) {
+    assert!(x.len() == high.len() && x.len() == low.len());
+    for ((&x, high), low) in x.iter().zip(high).zip(low) {
+        *high = (x.to_bits().wrapping_add(0x8000) >> 16) as u16;
+        *low = x.to_bits() as u16;
+    }
+}
+
+/// The float32 of [`split`], bit for bit: where the lower half is 0x8000 or more, the upper one was rounded up by one.
+pub fn join(high: &[u16], low: &[u16], out: &mut [f32]) {
+    assert!(out.len() == high.len() && out.len() == low.len());
+    for ((out, &high), &low) in out.iter_mut().zip(high).zip(low) {
+        let low = i32::from(low.cast_signed()).cast_unsigned();
+        *out = f32::from_bits((u32::from(high) << 16).wrapping_add(low));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn halves_make_every_float_again_and_the_upper_one_is_nearest() {
+        let odd = (0..=u16::MAX).flat_map(|high| {
+            [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF].map(|low| f32::from_bits(u32::from(high) << 16 | low))
+        });
+        let x: Vec<f32> = odd.collect();
+        let (mut high, mut low, mut back) = (vec![7; x.len()], vec![7; x.len()], vec![7.0; x.len()]);
+        split(&x, &mut high, &mut low);
+        join(&high, &low, &mut back);
+        for ((x, back), &high) in x.iter().zip(&back).zip(&high) {
+            assert_eq!(x.to_bits(), back.to_bits());
+            let (near, nearest) = (bf16::from_bits(high).to_f32(), bf16::from_f32(*x).to_f32());
+            if nearest.is_finite() {
+                assert_eq!((near - x).abs(), (nearest - x).abs(), "{x}");
+            }
+        }
+    }
 
     #[test]
     fn every_half_survives_the_round_trip() {

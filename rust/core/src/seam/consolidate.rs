@@ -9,6 +9,7 @@ use std::ops::Range;
 use mnemex_kernels::canonical::Metric;
 
 use crate::lane::Edit;
+use crate::layout::{Layout, Vector};
 use crate::write::{View, WritePolicy};
 
 /// Merge at or above `threshold`.
@@ -69,9 +70,9 @@ impl WritePolicy for Consolidate {
 
     fn plan(&self, view: View) -> (Vec<Edit>, Vec<Range<usize>>) {
         let (schema, lane) = (view.schema, view.lane);
-        let decode = |bytes: &[u8], codec: crate::Codec, dim: usize| {
-            let mut x = vec![0.0; dim];
-            codec.decode(bytes, &mut x);
+        let decode = |vector: Vector, layout: Layout| {
+            let mut x = vec![0.0; layout.dim];
+            vector.decode(&mut x);
             x
         };
         let mut ids = lane.live_ids();
@@ -79,15 +80,14 @@ impl WritePolicy for Consolidate {
         ids.sort_unstable();
         let entry = |id: i64| {
             let (r, slot) = lane.locate(id).unwrap();
-            let key = decode(r.block.key_bytes(schema, slot), schema.key.codec, schema.key.dim);
-            let value = schema.value.map_or(vec![], |v| decode(r.block.value_bytes(schema, slot), v.codec, v.dim));
+            let key = decode(r.block.key(schema, slot), schema.key);
+            let value = schema.value.map_or(vec![], |layout| decode(r.block.value(schema, slot).unwrap(), layout));
             (key, value)
         };
         let entries: Vec<_> = ids.iter().map(|&id| (id, entry(id).0)).collect();
-        let key_bytes = schema.key.row_bytes();
         let tokens: Vec<usize> = view.tokens.iter().cloned().flatten().collect();
         let rows = view.arrival.rows;
-        let key = |token: &usize| decode(&rows.key.bytes()[token * key_bytes..], schema.key.codec, schema.key.dim);
+        let key = |token: &usize| decode(rows.key(schema, *token), schema.key);
         let arriving: Vec<_> = tokens.iter().map(key).collect();
         let score = |x: &[f32], q: &[f32]| (view.kernels.score)(Metric::Dot, x, q, 0.0);
         let (mut edits, mut runs) = (Vec::new(), Vec::new());
@@ -97,9 +97,8 @@ impl WritePolicy for Consolidate {
                 Fate::Merge(id) => {
                     let (key, value) = entry(id);
                     let mean = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a + b) / 2.0).collect();
-                    let new = schema
-                        .value
-                        .map_or(vec![], |v| decode(&rows.value.bytes()[token * v.row_bytes()..], v.codec, v.dim));
+                    let staged = |layout: Layout| &rows.value.bytes()[token * layout.staged_row_bytes()..];
+                    let new = schema.value.map_or(vec![], |layout| decode(layout.staged(staged(layout)), layout));
                     let (key, value) = (mean(&key, arriving), mean(&value, &new));
                     edits.push(Edit::Merge { id, key, value, tokens: vec![token] });
                 }
