@@ -12,17 +12,18 @@ use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use crate::avx512::F32x16;
+use crate::avx512bf16;
 use crate::lanes::Lanes;
 use crate::prefetch::prefetch_next;
 use crate::select::{Largest, Maxima, Passing};
 use crate::short::{self, NUMBERS, Short, ShortKeys, ShortQueries};
-use crate::tile::{Keys, PANEL, Pass, Rule, Sink};
+use crate::tile::{PANEL, Pass, Sink};
 use crate::{Isa, Kernels};
 
 /// AVX-512 BF16 and AMX for the first pass; AVX-512 for the rest.
 pub(crate) static TABLE: Kernels = Kernels {
     isa: Isa::Amx,
-    short: Some(Short { shorten: entry::shorten, select: entry::select, maxima: entry::maxima }),
+    short: Some(Short { select: entry::select, maxima: entry::maxima, ..avx512bf16::SHORT }),
     ..crate::avx512::TABLE
 };
 
@@ -35,7 +36,7 @@ pub(crate) fn is_available() -> bool {
         let present = cfg!(target_os = "linux")
             && bf16
             && tile
-            && is_x86_feature_detected!("avx512bf16")
+            && Isa::Avx512Bf16.is_available()
             && is_x86_feature_detected!("xsave");
         // SAFETY: XSAVE was detected.
         present && unsafe { tiles_are_saved() } && tiles_are_permitted()
@@ -206,35 +207,6 @@ unsafe fn drain<const V: usize>(
     }
 }
 
-/// Rounds rows to bfloat16, to nearest even; denormals become 0, as the unit takes them.
-///
-/// # Safety
-/// AVX-512 BF16 is enabled.
-#[inline(always)]
-unsafe fn shorten(keys: Keys, dim: usize, out: &mut [u16]) {
-    let (padded, n) = (short::padded(dim), keys.n);
-    keys.check(Rule::Dot, dim);
-    assert!(out.len() >= short::ROWS * padded, "room for 64 rows");
-    let whole = dim / 16 * 16;
-    for row in 0..n {
-        // SAFETY: a row has `dim` numbers, the mask ends the last load with it, and a row of `out` has room for whole
-        // steps.
-        unsafe {
-            let (from, to) = (keys.rows.as_ptr().add(row * keys.stride), out.as_mut_ptr().add(row * padded));
-            for at in (0..whole).step_by(16) {
-                let short = _mm512_cvtneps_pbh(_mm512_loadu_ps(from.add(at)));
-                to.add(at).cast::<__m256bh>().write_unaligned(short);
-            }
-            for at in (whole..padded).step_by(16) {
-                let left = dim.saturating_sub(at);
-                let x = _mm512_maskz_loadu_ps(((1u32 << left) - 1) as u16, from.wrapping_add(at));
-                to.add(at).cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(x));
-            }
-        }
-    }
-    out[n * padded..short::ROWS * padded].fill(0);
-}
-
 /// # Safety
 /// AVX-512 is enabled and AMX permitted.
 #[inline(always)]
@@ -257,10 +229,9 @@ unsafe fn maxima(keys: ShortKeys, queries: ShortQueries, out: Maxima) {
 mod entry {
     use crate::select::Maxima;
     use crate::short::{ShortKeys, ShortQueries};
-    use crate::tile::{Keys, Pass};
+    use crate::tile::Pass;
 
     crate::table::kernel_table!(@entries (enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
-        shorten(keys: Keys, dim: usize, out: &mut [u16]) => super::shorten;
         select(keys: ShortKeys, live: u64, queries: ShortQueries, thresholds: &[f32], out: &mut Vec<Pass>)
             => super::select;
         maxima(keys: ShortKeys, queries: ShortQueries, out: Maxima) => super::maxima;

@@ -11,6 +11,13 @@ use crate::tile::PANEL;
 #[derive(Clone, Copy)]
 pub(crate) struct F32x16(__m512);
 
+impl From<__m512> for F32x16 {
+    #[inline(always)]
+    fn from(x: __m512) -> F32x16 {
+        F32x16(x)
+    }
+}
+
 // SAFETY of every block below: the trait's contract enables AVX-512 around the call and makes pointers valid.
 impl Lanes for F32x16 {
     const N: usize = 16;

@@ -11,7 +11,9 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// AVX-512 with BF16, and AMX tiles of it.
+    /// The same with BF16.
+    Avx512Bf16,
+    /// The same, and AMX tiles of it.
     Amx,
 }
 
@@ -29,7 +31,7 @@ impl std::error::Error for IsaError {}
 
 impl Isa {
     /// Every set known to this build, slowest first.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx];
+    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
     /// The name used by `MNEMEX_ISA`.
     pub fn name(self) -> &'static str {
@@ -37,6 +39,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
             Isa::Amx => "amx",
         }
     }
@@ -57,6 +60,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(target_arch = "x86_64")]
             Isa::Amx => Isa::Avx512.is_available() && crate::amx::is_available(),
             #[cfg(not(target_arch = "x86_64"))]

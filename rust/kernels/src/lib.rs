@@ -33,6 +33,8 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
 
 pub use isa::{Isa, IsaError};
 pub use table::Kernels;

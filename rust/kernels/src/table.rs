@@ -53,6 +53,8 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &crate::avx512::TABLE,
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => &crate::avx512bf16::TABLE,
+            #[cfg(target_arch = "x86_64")]
             Isa::Amx => &crate::amx::TABLE,
             #[cfg(not(target_arch = "x86_64"))]
             _ => &crate::portable::TABLE,
