@@ -163,7 +163,8 @@ fn key_facts(schema: &Schema, kernels: &Kernels, key: &[f32]) -> Facts {
     let norm = (kernels.square_norm)(key).sqrt();
     let cosine = schema.metric == Metric::Cos;
     let scale = if !cosine || norm == 0.0 { 0.0 } else { (1.0 / norm) as f32 };
-    let rounds = schema.key.is_split() || kernels.short.is_some() && schema.key.codec == Codec::F16;
+    let shortened = kernels.short.is_some() && schema.key.codec == Codec::F16 && schema.metric != Metric::L2;
+    let rounds = schema.key.is_split() || shortened;
     let lost = if rounds { (kernels.lost)(key) } else { 0.0 };
     Facts { scale, reach: bound::reach(schema.metric, norm), lost: if cosine { lost * scale } else { lost } }
 }
@@ -171,6 +172,8 @@ fn key_facts(schema: &Schema, kernels: &Kernels, key: &[f32]) -> Facts {
 /// Rows of keys and values.
 pub struct Block {
     key: Extent,
+    /// The second plane of keys, where they are split.
+    low: Extent,
     value: Extent,
     scale: Vec<f32>,
     reach: f32,
@@ -183,10 +186,11 @@ impl Block {
     /// An empty block behind `before` in a lane.
     pub(crate) fn for_lane(schema: &Schema, before: Option<&Block>, demand: Demand) -> Result<Block> {
         let capacity = demand.in_all.next_power_of_two().clamp(FIRST_ROWS, BLOCK_ROWS);
-        let value_bytes = schema.value.map_or(0, |layout| layout.block_row_bytes());
-        let (key, value) = (before.map(|block| &block.key), before.map(|block| &block.value));
+        let value_bytes = schema.value.map_or(0, |layout| layout.row_bytes());
+        let [key, low, value] = [0, 1, 2].map(|at| before.map(|block| [&block.key, &block.low, &block.value][at]));
         Ok(Block {
-            key: Extent::zeroed(capacity, schema.key.block_row_bytes(), key, demand)?,
+            key: Extent::zeroed(capacity, schema.key.row_bytes(), key, demand)?,
+            low: Extent::zeroed(capacity, schema.key.low_bytes(), low, demand)?,
             value: Extent::zeroed(capacity, value_bytes, value, demand)?,
             scale: if schema.metric == Metric::Cos { vec![0.0; capacity] } else { Vec::new() },
             reach: 0.0,
@@ -198,13 +202,13 @@ impl Block {
 
     /// A copy with the same room, where memory for it is to be had.
     pub(crate) fn try_clone(&self) -> Result<Block> {
-        Ok(self.with(self.key.try_clone()?, self.value.try_clone()?))
+        Ok(self.with([self.key.try_clone()?, self.low.try_clone()?, self.value.try_clone()?]))
     }
 
     /// The block with its bytes elsewhere.
-    fn with(&self, key: Extent, value: Extent) -> Block {
+    fn with(&self, [key, low, value]: [Extent; 3]) -> Block {
         let Block { ref scale, reach, lost, n, capacity, .. } = *self;
-        Block { key, value, scale: scale.clone(), reach, lost, n, capacity }
+        Block { key, low, value, scale: scale.clone(), reach, lost, n, capacity }
     }
 
     /// Rows written.
@@ -225,9 +229,10 @@ impl Block {
     /// Appends rows `first..first + n` of `from`.
     pub(crate) fn extend<'f>(&mut self, schema: &Schema, from: &'f Encoded, first: usize, n: usize) {
         let staged = |plane: &'f Plane, layout: Layout| &plane.bytes()[first * layout.staged_row_bytes()..];
-        schema.key.place(staged(&from.key, schema.key), n, self.key.bytes_mut(), self.capacity, self.n);
+        let planes = [self.key.bytes_mut(), self.low.bytes_mut()];
+        schema.key.place(staged(&from.key, schema.key), n, planes, self.n);
         if let Some(layout) = schema.value {
-            layout.place(staged(&from.value, layout), n, self.value.bytes_mut(), self.capacity, self.n);
+            layout.place(staged(&from.value, layout), n, [self.value.bytes_mut(), &mut []], self.n);
         }
         if schema.metric == Metric::Cos {
             self.scale[self.n..][..n].copy_from_slice(&from.scale[first..][..n]);
@@ -245,7 +250,7 @@ impl Block {
             row
         };
         let row = staged(schema.key, key);
-        schema.key.place(cast_slice(&row), 1, self.key.bytes_mut(), self.capacity, slot);
+        schema.key.place(cast_slice(&row), 1, [self.key.bytes_mut(), self.low.bytes_mut()], slot);
         // The bound is about the key as it will be decoded.
         let mut stored = vec![0.0; schema.key.dim];
         schema.key.staged(cast_slice(&row)).decode(&mut stored);
@@ -256,7 +261,7 @@ impl Block {
         (self.reach, self.lost) = (self.reach.max(facts.reach), self.lost.max(facts.lost));
         if let Some(layout) = schema.value {
             let row = staged(layout, value);
-            layout.place(cast_slice(&row), 1, self.value.bytes_mut(), self.capacity, slot);
+            layout.place(cast_slice(&row), 1, [self.value.bytes_mut(), &mut []], slot);
         }
     }
 
@@ -277,67 +282,67 @@ impl Block {
 
     /// One key.
     pub fn key(&self, schema: &Schema, slot: usize) -> Vector<'_> {
-        schema.key.vector(self.key.bytes(), self.capacity, slot)
+        schema.key.vector([self.key.bytes(), self.low.bytes()], slot)
     }
 
     /// One value, which may be the key; None without values.
     pub fn value(&self, schema: &Schema, slot: usize) -> Option<Vector<'_>> {
         match schema.value {
-            Some(layout) => Some(layout.vector(self.value.bytes(), self.capacity, slot)),
+            Some(layout) => Some(layout.vector([self.value.bytes(), &[]], slot)),
             None => schema.key_is_value.then(|| self.key(schema, slot)),
         }
     }
 
     /// What a first pass reads: the first plane of all keys, numbers of [`Layout::scanned`] row after row.
-    pub(crate) fn scanned(&self, schema: &Schema) -> &[u8] {
-        &self.key.bytes()[..self.capacity * schema.key.row_bytes()]
+    pub(crate) fn scanned(&self) -> &[u8] {
+        self.key.bytes()
     }
 
     /// The same in float32 with the floats from row to row: in place, or widened into `scratch`.
     pub(crate) fn scanned_floats<'a>(&'a self, schema: &Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize) {
-        let Layout { dim, .. } = schema.key;
-        self.floats(&self.key, Layout::whole(schema.key.scanned(), dim), scratch)
+        let layout = Layout::whole(schema.key.scanned(), schema.key.dim);
+        self.floats([&self.key, &self.low], layout, scratch)
     }
 
     /// All keys in float32, likewise.
     pub(crate) fn keys<'a>(&'a self, schema: &Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize) {
-        self.floats(&self.key, schema.key, scratch)
+        self.floats([&self.key, &self.low], schema.key, scratch)
     }
 
     /// All values, likewise.
     pub(crate) fn values<'a>(&'a self, schema: &Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize) {
         match schema.value {
-            Some(layout) => self.floats(&self.value, layout, scratch),
+            Some(layout) => self.floats([&self.value, &self.low], layout, scratch),
             None => self.keys(schema, scratch),
         }
     }
 
-    fn floats<'a>(&self, extent: &'a Extent, layout: Layout, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize) {
+    fn floats<'a>(&self, planes: [&'a Extent; 2], layout: Layout, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize) {
         if layout.scanned() == Codec::F32 {
-            return (extent.floats(), layout.row_bytes() / 4);
+            return (planes[0].floats(), layout.row_bytes() / 4);
         }
         let stride = layout.dim.next_multiple_of(mnemex_kernels::PANEL);
         scratch.resize(self.capacity * stride, 0.0);
         for (slot, out) in scratch.chunks_exact_mut(stride).enumerate().take(self.n) {
-            layout.vector(extent.bytes(), self.capacity, slot).decode(&mut out[..layout.dim]);
+            layout.vector(planes.map(Extent::bytes), slot).decode(&mut out[..layout.dim]);
         }
         (scratch, stride)
     }
 
     /// Bytes of keys and of values of their own, room for more rows included.
     pub(crate) fn plane_bytes(&self) -> (usize, usize) {
-        (self.key.bytes().len(), self.value.bytes().len())
+        (self.key.bytes().len() + self.low.bytes().len(), self.value.bytes().len())
     }
 
     /// What the block holds, by address, and the bytes of each; several blocks may hold the same.
-    pub(crate) fn parts(&self) -> [(*const u8, usize); 3] {
+    pub(crate) fn parts(&self) -> [(*const u8, usize); 4] {
         let own = size_of::<Block>() + 4 * self.scale.capacity();
-        [(std::ptr::from_ref(self).cast(), own), self.key.holder(), self.value.holder()]
+        [(std::ptr::from_ref(self).cast(), own), self.key.holder(), self.low.holder(), self.value.holder()]
     }
 }
 
 impl Clone for Block {
     fn clone(&self) -> Block {
-        self.with(self.key.clone(), self.value.clone())
+        self.with([&self.key, &self.low, &self.value].map(Extent::clone))
     }
 }

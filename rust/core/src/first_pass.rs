@@ -3,7 +3,7 @@
 use mnemex_kernels::bound::{Bound, Precision, QueryBound};
 use mnemex_kernels::canonical::Metric;
 use mnemex_kernels::select::Maxima;
-use mnemex_kernels::short::{self, Short, ShortKeys, ShortQueries};
+use mnemex_kernels::short::{self, Short, ShortKeys, ShortOne, ShortQueries};
 use mnemex_kernels::single::{Format, One, Stored};
 use mnemex_kernels::tile::Queries as Panels;
 use mnemex_kernels::{Kernels, Keys, PANEL, Pass, Rule};
@@ -70,6 +70,8 @@ pub(crate) struct FirstPass<'s> {
     rounds: bool,
     /// The queries one after the other, where they are few; or nothing.
     singles: Vec<f32>,
+    /// What scores such queries, and their parts in bfloat16, where keys are scanned in it.
+    parted: Option<(Short, Vec<u16>)>,
     /// The error bound of each query.
     bounds: Vec<QueryBound>,
 }
@@ -112,13 +114,27 @@ impl<'s> FirstPass<'s> {
             shorts = Plane::zeroed(numbers * size_of::<u16>())?;
             short::pack(packed.panels.floats(), dim, shorts.shorts_mut(), &mut lost);
         }
+        let parted = kernels.short.filter(|_| metric != Metric::L2 && few && schema.key.scanned() == Codec::Bf16);
+        let parted = parted.map(|short| {
+            let each = 2 * short::padded(dim);
+            let mut parts = vec![0; lost.len() * each];
+            let singles = singles.chunks_exact(dim.next_multiple_of(PANEL));
+            for ((query, parts), lost) in singles.zip(parts.chunks_exact_mut(each)).zip(&mut lost) {
+                *lost = short::part(&query[..dim], parts);
+            }
+            (short, parts)
+        });
         let bound = |(&norm, square): (&f64, &f64)| {
-            let precision = if short.is_some() { Precision::Bf16 { lost: square.sqrt() } } else { Precision::Single };
+            let precision = match (&short, &parted) {
+                (Some(_), _) => Precision::Bf16 { lost: square.sqrt(), parts: 1 },
+                (_, Some(_)) => Precision::Bf16 { lost: square.sqrt(), parts: 2 },
+                (None, None) => Precision::Single,
+            };
             QueryBound::of(metric, dim, norm, precision)
         };
         let bounds = packed.norms.iter().zip(&lost).map(bound).collect();
         let rounds = schema.key.is_split() || short.is_some();
-        Ok(FirstPass { kernels, schema, packed, short, shorts, rounds, singles, bounds })
+        Ok(FirstPass { kernels, schema, packed, short, shorts, rounds, singles, parted, bounds })
     }
 
     /// Whether the queries meet blocks one by one, which knows no [`FirstPass::maxima`].
@@ -146,7 +162,7 @@ impl<'s> FirstPass<'s> {
         let (block, layout) = (&r.block, self.schema.key);
         let (n, scale, next) = (block.len(), block.scale(), &[][..]);
         if self.is_few() {
-            let (bytes, stride) = (block.scanned(self.schema), layout.row_bytes());
+            let (bytes, stride) = (block.scanned(), layout.row_bytes());
             return Ok(Loaded::Stored(Stored { bytes, format: format(layout.scanned()), stride, n, scale }));
         }
         let Some(short) = self.short else {
@@ -155,7 +171,7 @@ impl<'s> FirstPass<'s> {
         };
         let stride = short::padded(layout.dim);
         let bytes = short::ROWS * stride * size_of::<u16>();
-        let scanned = block.scanned(self.schema);
+        let scanned = block.scanned();
         if layout.scanned() == Codec::Bf16 && scanned.len() == bytes {
             let rows = bytemuck::cast_slice(scanned);
             return Ok(Loaded::Short(short, ShortKeys { rows, stride, n, scale, next }));
@@ -178,6 +194,14 @@ impl<'s> FirstPass<'s> {
             Loaded::Panels(keys) => {
                 let rule = rule(self.schema.metric);
                 (self.kernels.select)(rule, *keys, live, self.floats(first), thresholds, out);
+            }
+            Loaded::Stored(keys) if self.parted.is_some() => {
+                let Some((short, parts)) = &self.parted else { return };
+                let queries = parts.chunks_exact(parts.len() / self.bounds.len());
+                for (at, (parts, &threshold)) in queries.zip(thresholds).enumerate() {
+                    let query = ShortOne { parts, at: at as u32, threshold };
+                    (short.select_one)(*keys, live, query, out);
+                }
             }
             Loaded::Stored(keys) => {
                 let rule = rule(self.schema.metric);

@@ -1,8 +1,9 @@
 //! How vectors lie in blocks, and how one is read.
 //!
-//! Rows of a codec's bytes, padded to cache lines. float32 keys lie as two planes, one behind the other: first the upper
-//! halves of all numbers, which are the keys in bfloat16, rounded to nearest; then the lower halves. A first pass reads the
-//! first plane alone, half of the bytes, and the exact key is there when it is wanted, for no byte more.
+//! Rows of a codec's bytes, padded to cache lines. float32 keys lie in two planes: the upper halves of all numbers, which
+//! are the keys in bfloat16, rounded to nearest, and the lower halves. A first pass reads the first plane alone, half of the
+//! bytes, and the exact key is there when it is wanted, for no byte more. The planes of neighbouring blocks lie side by
+//! side (see [`crate::extent`]), not those of one block: memory is read twice as fast in one run.
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use mnemex_kernels::canonical::Metric;
@@ -49,13 +50,8 @@ impl Layout {
     }
 
     /// Bytes from row to row of the second plane. Sixteen rows, the least of a block, fill cache lines.
-    fn low_bytes(&self) -> usize {
+    pub(crate) fn low_bytes(&self) -> usize {
         if self.split { (2 * self.dim).next_multiple_of(LINE / 16) } else { 0 }
-    }
-
-    /// Bytes that a row takes in all planes of a block.
-    pub(crate) fn block_row_bytes(&self) -> usize {
-        self.row_bytes() + self.low_bytes()
     }
 
     /// Bytes from row to row where rows are staged: the halves of a row, if any, stand side by side.
@@ -101,32 +97,27 @@ impl Layout {
         }
     }
 
-    /// Copies `n` staged rows to the rows of a block with room for `capacity`, from row `at` on.
-    pub(crate) fn place(&self, staged: &[u8], n: usize, block: &mut [u8], capacity: usize, at: usize) {
+    /// Copies `n` staged rows to the planes of a block, from row `at` on.
+    pub(crate) fn place(&self, staged: &[u8], n: usize, [first, second]: [&mut [u8]; 2], at: usize) {
         let (row_bytes, low_bytes) = (self.row_bytes(), self.low_bytes());
-        let (first, second) = block.split_at_mut(capacity * row_bytes);
+        let first = &mut first[at * row_bytes..][..n * row_bytes];
         if low_bytes == 0 {
-            first[at * row_bytes..][..n * row_bytes].copy_from_slice(&staged[..n * row_bytes]);
+            first.copy_from_slice(&staged[..n * row_bytes]);
             return;
         }
-        let rows = first[at * row_bytes..]
-            .chunks_exact_mut(row_bytes)
-            .zip(second[at * low_bytes..].chunks_exact_mut(low_bytes));
-        for ((high, low), staged) in rows.zip(staged.chunks_exact(self.staged_row_bytes())).take(n) {
+        let second = second[at * low_bytes..].chunks_exact_mut(low_bytes);
+        let rows = first.chunks_exact_mut(row_bytes).zip(second).zip(staged.chunks_exact(self.staged_row_bytes()));
+        for ((high, low), staged) in rows {
             high.copy_from_slice(&staged[..row_bytes]);
             low.copy_from_slice(&staged[row_bytes..][..low_bytes]);
         }
     }
 
-    /// The vector in one row of a block with room for `capacity`.
-    pub(crate) fn vector<'a>(&self, block: &'a [u8], capacity: usize, slot: usize) -> Vector<'a> {
+    /// The vector in one row of a block's planes.
+    pub(crate) fn vector<'a>(&self, [first, second]: [&'a [u8]; 2], slot: usize) -> Vector<'a> {
         let (row_bytes, low_bytes) = (self.row_bytes(), self.low_bytes());
-        let (first, second) = block.split_at(capacity * row_bytes);
-        Vector {
-            layout: *self,
-            row: &first[slot * row_bytes..][..row_bytes],
-            low: &second[slot * low_bytes..][..low_bytes],
-        }
+        let low = &second[slot * low_bytes..][..low_bytes];
+        Vector { layout: *self, row: &first[slot * row_bytes..][..row_bytes], low }
     }
 }
 

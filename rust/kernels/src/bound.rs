@@ -27,6 +27,8 @@ pub enum Precision {
     Bf16 {
         /// The norm of what the query loses.
         lost: f64,
+        /// Into how many numbers each of the query's is split.
+        parts: usize,
     },
 }
 
@@ -44,9 +46,10 @@ pub fn reach(metric: Metric, key_norm: f64) -> f32 {
 const U: f64 = 1.0 / 256.0;
 
 /// How far a sum of products with a key of norm 1 can be off when the query loses a vector of norm `lost` and the sum is
-/// off by `sum`, relatively: |<x, q> - <x^, q^>| <= |x - x^| |q| + |x^| |q - q^|, and the first term is the key's own.
+/// off by `sum`, relatively: |<x, q> - <x^, q^>| <= |x - x^| |q| + |x^| |q - q^|, and the first term is the key's own. The
+/// second part of a query that is split in two is smaller than U of it.
 fn rounded(query_norm: f64, lost: f64, sum: f64) -> f64 {
-    ((1.0 + U) * lost + sum * (1.0 + U) * (query_norm + lost)) * ROOM
+    ((1.0 + U) * lost + sum * (1.0 + 4.0 * U) * (query_norm + lost)) * ROOM
 }
 
 /// What bounds computed here are widened by, for the roundings of their own arithmetic.
@@ -76,12 +79,13 @@ impl QueryBound {
             // A key that is taken rounded is longer by U at most.
             (Metric::Dot, Precision::Single) => (0.0, g(dim) * (1.0 + U) * query_norm * ROOM, tiny),
             (Metric::Cos, Precision::Single) => (0.0, any, g(dim + 4) * (1.0 + U) * ROOM),
-            (Metric::Dot, Precision::Bf16 { lost }) => {
-                let per_reach = rounded(query_norm, lost, g(2 * dim)) + 2.0 * tiny;
+            (Metric::Dot, Precision::Bf16 { lost, parts }) => {
+                let tiny = parts as f64 * tiny;
+                let per_reach = rounded(query_norm, lost, g(2 * parts * dim)) + 2.0 * tiny;
                 (0.0, per_reach, 4.0 * tiny + 2.0 * tiny * query_norm)
             }
-            (Metric::Cos, Precision::Bf16 { lost }) => {
-                (0.0, any, rounded(1.0, lost, g(2 * dim + 4)) + 4.0 * tiny / SMALL)
+            (Metric::Cos, Precision::Bf16 { lost, parts }) => {
+                (0.0, any, rounded(1.0, lost, g(2 * parts * dim + 4)) + 4.0 * parts as f64 * tiny / SMALL)
             }
             (Metric::L2, Precision::Single) => (g(dim + 3), any, tiny),
             // Differences of rounded numbers promise nothing.
@@ -141,7 +145,7 @@ mod tests {
 
     #[test]
     fn nothing_below_the_threshold_can_reach_the_floor() {
-        let short = Precision::Bf16 { lost: 0.003 };
+        let short = Precision::Bf16 { lost: 0.003, parts: 2 };
         let single = [Metric::Dot, Metric::L2, Metric::Cos].map(|metric| (metric, Precision::Single));
         for (metric, precision) in single.into_iter().chain([(Metric::Dot, short), (Metric::Cos, short)]) {
             for dim in [1, 8, 128, 4096] {
@@ -167,7 +171,8 @@ mod tests {
             for metric in [Metric::Dot, Metric::L2, Metric::Cos] {
                 for bound in [
                     QueryBound::of(metric, 8, 2.0, Precision::Single).at(reach(metric, norm), 0.0),
-                    QueryBound::of(metric, 8, norm, Precision::Bf16 { lost: norm }).at(reach(metric, 2.0), 0.0),
+                    QueryBound::of(metric, 8, norm, Precision::Bf16 { lost: norm, parts: 1 })
+                        .at(reach(metric, 2.0), 0.0),
                     QueryBound::of(metric, 8, 0.0, Precision::Single).at(reach(metric, norm), 0.0),
                 ] {
                     let threshold = bound.threshold(5.0);

@@ -80,11 +80,17 @@ pub(crate) unsafe fn select<L: Lanes>(rule: Rule, keys: Stored, live: u64, query
             (true, Format::Bf16) => rows::<L, BF16, true>(keys, query, &mut scores),
         }
     };
-    let mut passed = passed & live & (u64::MAX >> (64 - keys.n.max(1)));
+    append(passed & live, keys.n, &scores, query.at, out);
+}
+
+/// Appends the scores of the rows that passed, of the first `n`.
+#[inline(always)]
+pub(crate) fn append(passed: u64, n: usize, scores: &[f32; 64], query: u32, out: &mut Vec<Pass>) {
+    let mut passed = passed & (u64::MAX >> (64 - n.max(1)));
     while passed != 0 {
         let row = passed.trailing_zeros();
         passed &= passed - 1;
-        out.push(Pass { score: scores[row as usize], row, query: query.at });
+        out.push(Pass { score: scores[row as usize], row, query });
     }
 }
 
@@ -121,33 +127,71 @@ unsafe fn rows<L: Lanes, const FORMAT: u8, const DIFFERENCE: bool>(
     passed
 }
 
-/// Sums of products with the query, or of squared differences from it, of as many rows as there are lanes.
+/// Sums of products with the query, or of squared differences from it, of as many rows as there are lanes: row after row,
+/// as memory is read fastest. Where registers allow, the query stays in them.
 #[inline(always)]
 unsafe fn products<L: Lanes, const FORMAT: u8, const DIFFERENCE: bool>(
     row: *const u8,
     stride: usize,
     query: &[f32],
 ) -> L {
+    // SAFETY: the caller's promise; a query of four or eight vectors is read as such.
+    unsafe {
+        match (L::REGISTERS, query.len() / L::N) {
+            (32, 4) => held::<L, FORMAT, DIFFERENCE, 4>(row, stride, query),
+            (32, 8) => held::<L, FORMAT, DIFFERENCE, 8>(row, stride, query),
+            _ => {
+                let mut sums = [L::splat(0.0); PANEL];
+                for (r, sum) in sums.iter_mut().enumerate().take(L::N) {
+                    for j in (0..query.len()).step_by(L::N) {
+                        let q = L::load(query.as_ptr().add(j));
+                        *sum = term::<L, FORMAT, DIFFERENCE>(*sum, row.add(r * stride), j, q);
+                    }
+                }
+                L::sums(&sums)
+            }
+        }
+    }
+}
+
+/// The same for a query of Q vectors.
+#[inline(always)]
+unsafe fn held<L: Lanes, const FORMAT: u8, const DIFFERENCE: bool, const Q: usize>(
+    row: *const u8,
+    stride: usize,
+    query: &[f32],
+) -> L {
     // SAFETY: the caller's promise.
     unsafe {
+        let mut q = [L::splat(0.0); Q];
+        for (j, q) in q.iter_mut().enumerate() {
+            *q = L::load(query.as_ptr().add(j * L::N));
+        }
         let mut sums = [L::splat(0.0); PANEL];
-        for j in (0..query.len()).step_by(L::N) {
-            let q = L::load(query.as_ptr().add(j));
-            for (r, sum) in sums.iter_mut().enumerate().take(L::N) {
-                let at = row.add(r * stride);
-                let x = match FORMAT {
-                    F32 => L::load(at.cast::<f32>().add(j)),
-                    F16 => L::load_f16(at.cast::<u16>().add(j)),
-                    _ => L::load_bf16(at.cast::<u16>().add(j)),
-                };
-                *sum = if DIFFERENCE {
-                    let d = x.sub(q);
-                    sum.mul_add(d, d)
-                } else {
-                    sum.mul_add(x, q)
-                };
+        for (r, sum) in sums.iter_mut().enumerate().take(L::N) {
+            for (j, q) in q.iter().enumerate() {
+                *sum = term::<L, FORMAT, DIFFERENCE>(*sum, row.add(r * stride), j * L::N, *q);
             }
         }
         L::sums(&sums)
+    }
+}
+
+/// Adds the product of one vector of a row, from number `j` on, with one of the query, or the square of their difference.
+#[inline(always)]
+unsafe fn term<L: Lanes, const FORMAT: u8, const DIFFERENCE: bool>(sum: L, row: *const u8, j: usize, q: L) -> L {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = match FORMAT {
+            F32 => L::load(row.cast::<f32>().add(j)),
+            F16 => L::load_f16(row.cast::<u16>().add(j)),
+            _ => L::load_bf16(row.cast::<u16>().add(j)),
+        };
+        if DIFFERENCE {
+            let d = x.sub(q);
+            sum.mul_add(d, d)
+        } else {
+            sum.mul_add(x, q)
+        }
     }
 }

@@ -1,8 +1,9 @@
-//! One query against keys as they are stored, in every format.
+//! One query against keys as they are stored, in every format; and in two parts of bfloat16, where a set has such products.
 
 use half::{bf16, f16};
 use mnemex_kernels::bound::{Precision, QueryBound, reach};
 use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::short::{self, Short, ShortOne};
 use mnemex_kernels::single::{Format, One, Stored};
 use mnemex_kernels::{Kernels, PANEL, Pass, Rule};
 use mnemex_oracle as oracle;
@@ -16,11 +17,13 @@ struct Kept {
     bytes: Vec<u8>,
     stride: usize,
     scale: Vec<f32>,
+    /// What takes the query in parts, if that is to be tried.
+    short: Option<Short>,
 }
 
 impl Kept {
-    fn new(block: &Block, format: Format, dim: usize) -> Kept {
-        let (n, padded) = (block.keys.len(), dim.next_multiple_of(PANEL));
+    fn new(block: &Block, (format, short): (Format, Option<Short>), dim: usize) -> Kept {
+        let (n, padded) = (block.keys.len(), short::padded(dim));
         let number = |x: f32| match format {
             Format::F32 => (x.to_le_bytes().to_vec(), x),
             Format::F16 => (f16::from_f32(x).to_le_bytes().to_vec(), f16::from_f32(x).to_f32()),
@@ -41,7 +44,7 @@ impl Kept {
         let inverse = |key: &Vec<f32>| if norm(key) == 0.0 { 0.0 } else { (1.0 / norm(key)) as f32 };
         let mut scale: Vec<f32> = keys.iter().map(inverse).collect();
         scale.resize(n.next_multiple_of(PANEL), f32::NAN);
-        Kept { format, keys, bytes, stride, scale }
+        Kept { format, keys, bytes, stride, scale, short }
     }
 
     fn select(&self, kernels: &Kernels, rule: Rule, live: u64, query: &[f32], threshold: f32) -> Vec<Pass> {
@@ -49,11 +52,23 @@ impl Kept {
         let Kept { format, ref bytes, stride, .. } = *self;
         let stored = Stored { bytes, format, stride, n: self.keys.len(), scale };
         let mut passed = vec![Pass { score: 1.0, row: 2, query: 3 }];
-        (kernels.select_one)(rule, stored, live, One { numbers: query, at: 7, threshold }, &mut passed);
+        if let Some(short) = self.short {
+            let (parts, _) = parts(query);
+            (short.select_one)(stored, live, ShortOne { parts: &parts, at: 7, threshold }, &mut passed);
+        } else {
+            (kernels.select_one)(rule, stored, live, One { numbers: query, at: 7, threshold }, &mut passed);
+        }
         assert_eq!(passed.remove(0), Pass { score: 1.0, row: 2, query: 3 }, "what was there stays");
         assert!(passed.iter().all(|pass| pass.query == 7));
         passed
     }
+}
+
+/// A query in two parts, and the norm of what they lose.
+fn parts(query: &[f32]) -> (Vec<u16>, f64) {
+    let mut parts = vec![0; 2 * short::padded(query.len())];
+    let lost = short::part(query, &mut parts).sqrt();
+    (parts, lost)
 }
 
 /// A query as the kernel takes it.
@@ -69,8 +84,10 @@ fn for_every_query(check: impl Fn(&Kernels, &Kept, (Metric, oracle::Metric, Rule
         awkward(|seed, kind, n, _, dim| {
             for how in METRICS {
                 let block = Block::new(seed, kind, n, 2, dim, how.2);
-                for format in [Format::F32, Format::F16, Format::Bf16] {
-                    let kept = Kept::new(&block, format, dim);
+                let whole = [Format::F32, Format::F16, Format::Bf16].map(|format| (format, None));
+                let short = kernels.short.filter(|_| how.2 != Rule::L2);
+                for way in whole.into_iter().chain(short.map(|short| (Format::Bf16, Some(short)))) {
+                    let kept = Kept::new(&block, way, dim);
                     block.queries.iter().for_each(|q| check(kernels, &kept, how, seed, q));
                 }
             }
@@ -87,7 +104,9 @@ fn scores_are_within_the_proven_bound() {
         assert_eq!(passed.iter().map(|pass| pass.row).collect::<Vec<_>>(), rows, "all that live, in order");
         for pass in passed {
             let x = &kept.keys[pass.row as usize];
-            let bound = QueryBound::of(metric, q.len(), norm(q), Precision::Single).at(reach(metric, norm(x)), 0.0);
+            let lost = parts(&padded(q, rule)).1;
+            let precision = kept.short.map_or(Precision::Single, |_| Precision::Bf16 { lost, parts: 2 });
+            let bound = QueryBound::of(metric, q.len(), norm(q), precision).at(reach(metric, norm(x)), 0.0);
             let want = oracle::score(meaning, x, q);
             // A float16 that overflowed has no score; nothing is promised then.
             let within = want.is_nan() || bound.lower(pass.score) <= want && want <= bound.upper(pass.score);
