@@ -19,7 +19,9 @@ pub(crate) const UNIT_QUERIES: usize = 256;
 /// A lane is divided among threads only where it has more than a thread's share, in parts of at least this many blocks.
 const SHARD_BLOCKS: usize = 64;
 
-/// Blocks that set the first floors: a quarter of what is to be scanned, within these.
+/// Of the blocks to be scanned, one in so many sets the first floors, and as many as these.
+const SAMPLE_SHARE: usize = 12;
+
 const SAMPLE_BLOCKS: std::ops::RangeInclusive<usize> = 16..=64;
 
 /// Blocks that are looked at before all others.
@@ -242,7 +244,7 @@ impl<'s> Scan<'s> {
         }
         let first_seen = self.pass.packed.before.iter().copied().min().unwrap_or(0);
         let whole = |seen: &&Visible| seen.r.id_hi() <= first_seen && seen.rows == first_rows(seen.r.block.len());
-        let n = (refs.len() / 4).clamp(*SAMPLE_BLOCKS.start(), *SAMPLE_BLOCKS.end());
+        let n = (refs.len() / SAMPLE_SHARE).clamp(*SAMPLE_BLOCKS.start(), *SAMPLE_BLOCKS.end());
         let newest = self.unit.refs[refs].iter().rev().take(2 * n);
         let blocks: Vec<&Ref> = newest.filter(whole).take(n).map(|seen| seen.r).collect();
         let enough = |&per: &usize| blocks.iter().map(|r| r.block.len() / per).sum::<usize>() >= 4 * self.k;
@@ -330,6 +332,6 @@ impl<'s> Scan<'s> {
         let key = self.key(place);
         let q = self.queries.get(self.unit.first + query);
         let norm = self.pass.packed.norms[query];
-        ((self.kernels.score)(self.schema.metric, key.floats(&mut self.key), q, norm), r.id(slot))
+        ((self.kernels.score)(self.schema.metric, key.floats(self.kernels, &mut self.key), q, norm), r.id(slot))
     }
 }

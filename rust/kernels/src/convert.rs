@@ -43,6 +43,7 @@ pub fn split(x: &[f32], high: &mut [u16], low: &mut [u16]) {
 }
 
 /// The float32 of [`split`], bit for bit: where the lower half is 0x8000 or more, the upper one was rounded up by one.
+#[inline(always)]
 pub fn join(high: &[u16], low: &[u16], out: &mut [f32]) {
     assert!(out.len() == high.len() && out.len() == low.len());
     for ((out, &high), &low) in out.iter_mut().zip(high).zip(low) {

@@ -41,6 +41,8 @@ pub struct Kernels {
     pub lost: fn(x: &[f32]) -> f32,
     /// The canonical sum of squares.
     pub square_norm: fn(x: &[f32]) -> f64,
+    /// Numbers out of their halves: see [`crate::convert::join`].
+    pub join: fn(high: &[u16], low: &[u16], out: &mut [f32]),
 }
 
 impl Kernels {
@@ -96,12 +98,13 @@ macro_rules! kernel_table {
             score: entry::score,
             lost: entry::lost,
             square_norm: entry::square_norm,
+            join: entry::join,
         };
 
         mod entry {
             use super::$lanes as L;
             use crate::canonical::{self, Metric};
-            use crate::{kth, short};
+            use crate::{convert, kth, short};
             use crate::softmax::{self, Logit};
             use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
             use crate::select::{self, Maxima};
@@ -123,6 +126,7 @@ macro_rules! kernel_table {
                 score(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f32 => canonical::score;
                 lost(x: &[f32]) -> f32 => short::lost;
                 square_norm(x: &[f32]) -> f64 => canonical::square_norm;
+                join(high: &[u16], low: &[u16], out: &mut [f32]) => convert::join;
             );
         }
     };
