@@ -253,7 +253,9 @@ def test_threads_and_copies_and_other_models_are_left_alone():
             thread.start()
         for thread in threads:
             thread.join()
-        assert all(torch.equal(out, want) for out in found)
+        for out in found:
+            # torch may divide a product otherwise in another thread.
+            torch.testing.assert_close(out, want, rtol=0, atol=1e-6)
         assert "Sequential" in repr(a)
     assert len(found) == 4
     assert torch.equal(module(x), before)
