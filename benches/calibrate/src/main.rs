@@ -116,7 +116,7 @@ fn main() -> ExitCode {
             let metric = format!("{}_loads_stores", kernels.name);
             print(&metric, "amx", threads, Some(amx::PANEL_BYTES), (tiles / 1e9, kernels.unit));
         }
-        for bytes in [MIB, 8 * MIB, 64 * MIB, 512 * MIB] {
+        for bytes in [MIB / 4, MIB, 8 * MIB, 64 * MIB, 512 * MIB] {
             let rate = effort.best_rate(threads, || {
                 let buffer = memory::Buffer::new(bytes / threads);
                 move || buffer.read()
