@@ -100,11 +100,10 @@ def contenders(case: Case, *, only: str, settings: bool, blas_core: str | None) 
     chosen = [engine for engine in ENGINES if engine.takes(case) and (engine.ours or only in engine.name)]
     pairs = []
     for engine in chosen:
-        tried = engine.settings if settings else (INSTALLED,)
-        if case.isa is not None:
-            tried = tuple(setting & HELD[case.isa] for setting in tried)
-        elif settings and engine.blas and blas_core is not None:
-            tried = (*tried, *(setting & blas(blas_core) for setting in tried))
+        held = INSTALLED if case.isa is None else HELD[case.isa]
+        tried = [setting & held for setting in (engine.settings if settings else (INSTALLED,))]
+        if settings and engine.blas and blas_core not in (None, held.variables.get("OPENBLAS_CORETYPE")):
+            tried += [setting & blas(blas_core) for setting in tried]
         pairs += [(engine, setting) for setting in tried]
     return pairs
 

@@ -37,7 +37,6 @@ ENGINES = (
         function="search",
         tasks=("call", "search"),
         settings=_BOTH,
-        can_be_held=True,
     ),
     Engine(
         name="faiss IndexFlatIP, always BLAS",
@@ -62,7 +61,6 @@ ENGINES = (
         module=_TORCH,
         function="search",
         tasks=("call", "search"),
-        can_be_held=True,
     ),
     Engine(
         name="torch matmul + topk of block maxima",
@@ -88,7 +86,6 @@ ENGINES = (
         function="search",
         tasks=("call", "search"),
         restart=True,
-        can_be_held=True,
     ),
     Engine(
         name="torch matmul + topk + gather + softmax",
@@ -97,6 +94,7 @@ ENGINES = (
         function="attend",
         tasks=("attend",),
         settings=_BOTH,
+        dtypes=("float32",),
     ),
     Engine(
         name="torch lane by lane, topk of block maxima",
@@ -121,15 +119,6 @@ ENGINES = (
         library="torch",
         module=_TORCH,
         function="attend_short",
-        tasks=("attend",),
-        settings=_BOTH,
-        dtypes=("bfloat16",),
-    ),
-    Engine(
-        name="torch bf16 matmul, block maxima, f32 rescoring",
-        library="torch",
-        module=_TORCH,
-        function="attend_short_blocks",
         tasks=("attend",),
         settings=_BOTH,
         dtypes=("bfloat16",),
@@ -186,7 +175,7 @@ ENGINES = (
         function="attend",
         tasks=("attend",),
         same=False,
-        dtypes=("float32",),
+        data="shifted",
     ),
     Engine(
         name="torch SDPA bf16 over everything",
@@ -196,6 +185,7 @@ ENGINES = (
         tasks=("attend",),
         same=False,
         approximate=True,
+        data="shifted",
     ),
     Engine(
         name="torch SDPA f32", library="torch", module=_DENSE, function="attend", tasks=("attend all",), settings=_BOTH

@@ -141,8 +141,9 @@ class Engine:
     `copies` says how often the case's keys and values lie in the memory of its process; `restart` engines take their
     number of threads from the environment alone. `also` names libraries that it needs beside its own. `settings` are
     those that were seen to help it, and `blas` engines of faiss are also tried with other kernels of its OpenBLAS.
-    It takes part in cases of its `dtypes`, of at most `most_queries` queries, and where all are held to an instruction
-    set, if it `can_be_held`: if its library can be told so, and it needs no product that the set lacks.
+    It takes part in cases of its `dtypes`, of its `data` if it names any, and of at most `most_queries` queries; where
+    all are held to an instruction set, if it `can_be_held`: if its library can be told so, it needs no product that the
+    set lacks, and it is among the fastest there.
     """
 
     name: str
@@ -160,6 +161,7 @@ class Engine:
     also: tuple[str, ...] = ()
     blas: bool = False
     dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
+    data: str | None = None
     most_queries: int | None = None
     can_be_held: bool = False
 
@@ -178,6 +180,7 @@ class Engine:
         return (
             case.task in self.tasks
             and case.dtype in self.dtypes
+            and self.data in (None, case.data)
             and (self.most_queries is None or case.queries <= self.most_queries)
             and (case.isa is None or self.can_be_held)
         )

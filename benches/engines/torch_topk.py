@@ -123,15 +123,6 @@ def attend_short(problem: Problem) -> Job:
 
     The product's scores are rounded to bfloat16, so twice as many are taken as needed, and scored again in float32.
     """
-    return _attend_short(problem, torch.topk)
-
-
-def attend_short_blocks(problem: Problem) -> Job:
-    """Attend over bfloat16 with selection by block maxima."""
-    return _attend_short(problem, block_top)
-
-
-def _attend_short(problem: Problem, top: Top) -> Job:
     case, (keys, values, first) = problem.case, _short(problem)
     queries = torch.from_numpy(problem.data.queries)
     short_queries, columns = queries.bfloat16(), keys.transpose(1, 2)
@@ -139,7 +130,7 @@ def _attend_short(problem: Problem, top: Top) -> Job:
 
     def run() -> Answer:
         products = torch.matmul(short_queries, columns)
-        candidates = top(products.view(-1, case.entries), some)[1].view(case.lanes, case.queries, some)
+        candidates = torch.topk(products, some).indices
         taken = table.index_select(0, (candidates + first).view(-1)).view(*candidates.shape, case.dim).float()
         scores, places = torch.topk(torch.matmul(taken, queries.unsqueeze(-1)).squeeze(-1), problem.k)
         ids = candidates.gather(2, places)
