@@ -103,7 +103,7 @@ def contenders(case: Case, *, only: str, settings: bool, blas_core: str | None) 
         held = INSTALLED if case.isa is None else HELD[case.isa]
         tried = [setting & held for setting in (engine.settings if settings else (INSTALLED,))]
         if settings and engine.blas and blas_core not in (None, held.variables.get("OPENBLAS_CORETYPE")):
-            tried += [setting & blas(blas_core) for setting in tried]
+            tried.append(tried[-1] & blas(blas_core))
         pairs += [(engine, setting) for setting in tried]
     return pairs
 

@@ -123,7 +123,7 @@ def of_measured(run: Run, measured: Measured, limits: Limits) -> Iterator[Record
                 cpu=run.cpu,
                 isa=row.isa,
                 date=run.date,
-                noisy=row.noisy,
+                noisy=row.noisy and bool(row.seconds),
                 note=_note(row),
             )
 

@@ -152,12 +152,14 @@ def write(problem: Problem) -> Job:
 def train(problem: Problem) -> Job:
     """Take one step of training: `faiss.knn` per head over arrays that are written in place, the rest in torch.
 
-    An `IndexFlatIP` per head would search alike and be slower to write: it removes by moving all that stays.
+    An `IndexFlatIP` per head would search alike and be slower to write: it removes by moving all that stays. Matrix
+    products always: some builds of faiss scan query by query at any batch size unless they are told.
     """
     import torch  # here, since no other task needs it
 
     from benches.engines import training
 
+    faiss.cvar.distance_compute_blas_threshold = 1
     faiss.omp_set_num_threads(1)
     _, ids = _hits(problem)
     now: list[tuple[Floats, Floats]] = []
@@ -175,12 +177,6 @@ def train(problem: Problem) -> Job:
         return torch.from_numpy(ids)
 
     return training.peer(problem, choose)
-
-
-def train_blas(problem: Problem) -> Job:
-    """Take one step of training, searching with matrix products."""
-    faiss.cvar.distance_compute_blas_threshold = 1
-    return train(problem)
 
 
 def _hits(problem: Problem) -> tuple[Floats, npt.NDArray[np.int64]]:

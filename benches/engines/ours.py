@@ -30,7 +30,7 @@ def search_int8(problem: Problem) -> Job:
     try:
         bank = mx.Bank(key_dim=problem.case.dim, **options)
     except mx.Error as refused:
-        raise Unavailable(f"this mnemex has no int8 scan copy ({refused})") from refused
+        raise Unavailable("this mnemex has no scan_codec='int8'") from refused
     return _search(problem, bank, Scan(arithmetic="int8", key_bytes=1))
 
 

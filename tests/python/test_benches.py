@@ -349,9 +349,10 @@ def test_the_quick_run_measures_every_task_and_writes_lines_and_page(tmp_path: P
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]
     assert all(list(line) == FIELDS for line in lines)
-    assert not [line for line in lines if line["metric"] == "refused"]
+    refused = {line["engine"] for line in lines if line["metric"] == "refused"}
+    assert refused <= {"torch bf16 matmul + topk + gather + softmax"}, "whose ids are a matter of luck"
     calibrated = {line["case"] for line in lines if line["task"] == "calibration"}
-    assert {"fma_f32_registers", "read 1 MiB", "read 512 MiB", "copy 64 MiB"} <= calibrated
+    assert {"fma_f32_loads_stores", "read 1 MiB", "read 512 MiB", "copy 64 MiB"} <= calibrated
     ours = {line["task"] for line in lines if line["engine"] == "mnemex" and line["metric"] == "seconds"}
     trains = {"train"} if importlib.util.find_spec("torch") else set()
     assert ours == {"call", "search", "attend", "attend all", "write"} | trains
