@@ -330,9 +330,12 @@ def test_losses_stay_on_the_page() -> None:
 
     records = [record("mnemex", "seconds", 2.0), record("mnemex", "ratio", 1.0)]
     records += [record("other", "seconds", 1.0), record("other", "ratio", 0.5)]
+    records += [record("mnemex, short", "seconds", 0.5), record("mnemex, short", "ratio", 0.25)]
     text = page(records, "x.jsonl")
     assert "| search | x | 1 | mnemex |  | 0.50 | other" in text
-    assert text.index("| 1 | other |") < text.index("| 1 | mnemex |")
+    assert "| search | x | 1 | mnemex, short |  | 2.00 | other" in text
+    rows = text[text.index("### x") :]
+    assert rows.index("| 1 | other |") < rows.index("| 1 | mnemex |")
 
 
 @pytest.mark.skipif(
@@ -352,7 +355,7 @@ def test_the_quick_run_measures_every_task_and_writes_lines_and_page(tmp_path: P
     refused = {line["engine"] for line in lines if line["metric"] == "refused"}
     assert refused <= {"torch bf16 matmul + topk + gather + softmax"}, "whose ids are a matter of luck"
     calibrated = {line["case"] for line in lines if line["task"] == "calibration"}
-    assert {"fma_f32_loads_stores", "read 1 MiB", "read 512 MiB", "copy 64 MiB"} <= calibrated
+    assert {"fma_f32_loads_stores 512 KiB", "read 1 MiB", "read 512 MiB", "copy 64 MiB"} <= calibrated
     ours = {line["task"] for line in lines if line["engine"] == "mnemex" and line["metric"] == "seconds"}
     trains = {"train"} if importlib.util.find_spec("torch") else set()
     assert ours == {"call", "search", "attend", "attend all", "write"} | trains
