@@ -7,6 +7,8 @@ from typing import Literal
 
 Task = Literal["call", "search", "attend", "attend all", "write", "train"]
 Effort = Literal["quick", "default", "full"]
+Dtype = Literal["float32", "bfloat16"]
+Isa = Literal["avx512", "avx2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +17,9 @@ class Case:
 
     `lanes` independent key spaces hold `entries` keys (and values) of `dim` dimensions each, and are asked
     `queries` queries each for the best `k`; `k` is None where every entry counts. Writes arrive `chunk` entries
-    per lane at a time; a training step attends to its `chunk` of local keys too, and writes as many.
+    per lane at a time; a training step attends to its `chunk` of local keys too, and writes as many. All numbers are
+    values of `dtype`, which says what an engine may keep without loss. With an `isa` every engine is held to that
+    instruction set and none wider: "avx512" is without its bfloat16 products, and without AMX.
     """
 
     task: Task
@@ -26,6 +30,8 @@ class Case:
     k: int | None = None
     chunk: int = 0
     data: str = "gaussian"
+    dtype: Dtype = "float32"
+    isa: Isa | None = None
 
     @property
     def name(self) -> str:
@@ -39,12 +45,24 @@ class Case:
             if self.lanes == 1
             else f"{self.lanes} lanes x {size}, {self.queries} queries"
         )
-        return f"{shape}, {k}" if self.data == "gaussian" else f"{shape}, {k}, {self.data}"
+        parts = [shape, k]
+        if self.data != "gaussian":
+            parts.append(self.data)
+        if self.dtype == "bfloat16":
+            parts.append("bf16")
+        if self.isa is not None:
+            parts.append(f"all held to {self.isa}")
+        return ", ".join(parts)
 
     @property
     def has_values(self) -> bool:
         """Whether entries carry a value beside the key."""
         return self.task in ("attend", "attend all", "write", "train")
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of one number of a key or value."""
+        return 4 if self.dtype == "float32" else 2
 
     @property
     def nbytes(self) -> int:
@@ -55,8 +73,10 @@ class Case:
 QUICK = (
     Case(task="call", entries=1, dim=4, queries=1, k=1),
     Case(task="search", entries=2_048, dim=32, queries=64, k=8),
+    Case(task="search", entries=2_048, dim=32, queries=4, k=8, isa="avx2"),
     Case(task="attend", lanes=4, entries=512, dim=32, queries=8, k=8, data="shifted"),
-    Case(task="attend all", lanes=4, entries=512, dim=32, queries=8),
+    Case(task="attend", lanes=4, entries=512, dim=32, queries=1, k=8, dtype="bfloat16"),
+    Case(task="attend all", lanes=4, entries=512, dim=32, queries=8, dtype="bfloat16"),
     Case(task="write", lanes=4, entries=512, dim=32, chunk=128),
     Case(task="train", lanes=2, entries=512, dim=32, queries=64, k=8, chunk=64, data="shifted"),
 )
@@ -64,14 +84,23 @@ QUICK = (
 DEFAULT = (
     Case(task="call", entries=1, dim=4, queries=1, k=1),
     Case(task="search", entries=65_536, dim=128, queries=1024, k=32),
+    Case(task="search", entries=65_536, dim=128, queries=1024, k=32, isa="avx512"),
+    Case(task="search", entries=65_536, dim=128, queries=1024, k=32, isa="avx2"),
     Case(task="search", entries=65_536, dim=64, queries=1024, k=32),
+    Case(task="search", entries=65_536, dim=64, queries=1024, k=32, isa="avx512"),
+    Case(task="search", entries=65_536, dim=64, queries=1024, k=32, isa="avx2"),
     Case(task="search", entries=16_384, dim=64, queries=128, k=32),
     Case(task="search", entries=65_536, dim=128, queries=32, k=32),
     Case(task="search", entries=4_096, dim=64, queries=1, k=32),
     Case(task="attend", lanes=64, entries=16_384, dim=64, queries=128, k=32),
     Case(task="attend", lanes=64, entries=4_096, dim=64, queries=128, k=32, data="shifted"),
+    Case(task="attend", lanes=512, entries=4_096, dim=64, queries=1, k=32),
     Case(task="attend", lanes=32, entries=65_536, dim=128, queries=1, k=32),
+    Case(task="attend", lanes=32, entries=65_536, dim=128, queries=1, k=32, dtype="bfloat16"),
     Case(task="attend all", lanes=64, entries=4_096, dim=64, queries=128),
+    Case(task="attend all", lanes=64, entries=4_096, dim=64, queries=128, dtype="bfloat16"),
+    Case(task="attend all", lanes=32, entries=16_384, dim=128, queries=1),
+    Case(task="attend all", lanes=32, entries=16_384, dim=128, queries=1, dtype="bfloat16"),
     Case(task="write", lanes=64, entries=16_384, dim=64, chunk=512),
     Case(task="write", lanes=64, entries=512, dim=64, chunk=1),
     Case(task="train", lanes=8, entries=65_536, dim=64, queries=512, k=32, chunk=512, data="shifted"),

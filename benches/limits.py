@@ -1,8 +1,10 @@
-"""What the hardware would allow: the calibration, and for each case the time that no engine can beat.
+"""What the hardware would allow: the calibration, and for each case the time that it sets as the limit.
 
-The limit of a case is the larger of its operations at the calibrated multiply-add rate of the registers, and its
-bytes at the calibrated read rate for so many bytes. It is stated for float32, and for a first pass in bfloat16 on
-the matrix unit where there is one. A share of the limit is limit / measured time.
+The limit is the larger of two times. Compute: operations at the calibrated rate of a loop that loads its operands and
+stores its sums, in the arithmetic that the engine uses to look at all keys: float32 multiply-adds; products of bfloat16
+in AMX where the processor has it, else in AVX-512; of int8 likewise. Bytes: what is really read, keys in the form in
+which they are looked at, at the calibrated rate for so many bytes. What follows the first look (values, gradients) is
+float32. A share of the limit is limit / measured time; it says which of the two binds.
 """
 
 from __future__ import annotations
@@ -19,10 +21,17 @@ from typing import TYPE_CHECKING
 from benches import environment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from benches.cases import Case
-    from benches.engines import Limit
+    from benches.engines import Arithmetic, Scan
+
+RATES: Mapping[Arithmetic, tuple[str, ...]] = {
+    "f32": (),
+    "bf16": ("amx_bf16", "avx512_bf16"),
+    "int8": ("amx_int8", "avx512_vnni"),
+}
+"""Rates of each arithmetic, fastest first; a processor that has none of them does it in float32."""
 
 ROOT = Path(__file__).parent.parent
 MANIFEST = Path(__file__).parent / "calibrate" / "Cargo.toml"
@@ -72,22 +81,41 @@ def _pin(numbers: list[int]) -> None:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """Time of a case at the limit, and what binds there."""
+
+    seconds: float
+    binds: str
+
+
+@dataclass(frozen=True)
 class Limits:
     """Calibrated rates, and the limits that follow from them."""
 
     rates: tuple[Rate, ...]
 
-    def seconds(self, case: Case, *, threads: int, limit: Limit) -> float | None:
-        """Time that the case takes at the limit; None where no limit is defined or calibrated."""
+    def limit(self, case: Case, *, threads: int, scan: Scan) -> Limit | None:
+        """Limit of a case for an engine that looks at the keys so; None where none is defined."""
         if case.task == "call":
             return None
         if case.task == "write":
-            return 2 * case.nbytes / self._rate("copy", threads) if limit == "f32" else None
-        compute = "fma_f32_registers" if limit == "f32" else "amx_bf16_registers"
-        if not self._find(compute, threads):
-            return None
-        size = _bytes(case, key_bytes=4 if limit == "f32" else 2)
-        return max(_operations(case) / self._rate(compute, threads), size / self._read(size, threads))
+            size = case.nbytes * case.number_bytes / 4
+            return Limit(2 * size / self._rate("copy", threads), "copies")
+        looking, rest = _operations(case)
+        name = next((name for name in RATES[scan.arithmetic] if self._find(f"{name}_loads_stores", threads)), None)
+        float32 = self._float32(case, threads)
+        fast = float32 if name is None else self._rate(f"{name}_loads_stores", threads)
+        compute = looking / fast + rest / (fast if case.k is None else float32)
+        size = _bytes(case, key_bytes=scan.key_bytes)
+        reading = size / self._read(size, threads)
+        if compute >= reading:
+            return Limit(compute, f"{name or 'f32'} products".replace("_", " "))
+        return Limit(reading, f"reads, {scan.key_bytes} bytes a number")
+
+    def _float32(self, case: Case, threads: int) -> float:
+        """Rate of float32 in the widest instruction set that the case allows."""
+        held = case.isa == "avx2" and self._find("avx2_f32_loads_stores", threads)
+        return self._rate("avx2_f32_loads_stores" if held else "fma_f32_loads_stores", threads)
 
     def _find(self, metric: str, threads: int) -> list[Rate]:
         return [rate for rate in self.rates if rate.metric == metric and rate.threads == threads]
@@ -108,16 +136,17 @@ class Limits:
         return known[-1][1]
 
 
-def _operations(case: Case) -> float:
+def _operations(case: Case) -> tuple[float, float]:
+    """Operations of looking at all keys, and of all that follows."""
     scores = 2.0 * case.lanes * case.queries * case.entries * case.dim
     if not case.has_values:
-        return scores
+        return scores, 0.0
     weighted = case.entries if case.k is None else case.k
     product = 2.0 * case.lanes * case.queries * case.dim
     if case.task == "train":
         # An entry: its value, and two products backward. A local key, half of them seen: two forward and four backward.
-        return scores + product * (3 * weighted + 6 * case.chunk / 2)
-    return scores + product * weighted
+        return scores, product * (3 * weighted + 6 * case.chunk / 2)
+    return scores, product * weighted
 
 
 def _bytes(case: Case, *, key_bytes: int) -> float:
@@ -129,7 +158,7 @@ def _bytes(case: Case, *, key_bytes: int) -> float:
         return keys + queries + 12.0 * case.queries * case.k
     if case.k is None:
         return 2 * keys + 2 * queries
-    values = 4.0 * case.lanes * min(case.entries, case.queries * case.k) * case.dim
+    values = float(case.lanes * min(case.entries, case.queries * case.k) * case.dim * case.number_bytes)
     if case.task == "train":  # and the entries written, the segment and its gradients
         return keys + values + 4.0 * case.lanes * case.dim * (2 * case.chunk + 4 * case.queries + 4 * case.chunk)
     return keys + values + 2 * queries

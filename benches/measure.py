@@ -12,8 +12,9 @@ import numpy as np
 
 from benches import environment
 from benches.check import Verdict, verdict
-from benches.engines import AVX512_BLAS, ENGINES, HUGE_PAGES, INSTALLED, Engine, Setting
+from benches.engines import F32_SCAN, HELD, INSTALLED, Engine, Scan, Setting, blas
 from benches.process import EngineFailed, Process, Processes
+from benches.roster import ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,7 +55,10 @@ PLANS: dict[Effort, Plan] = {
 
 @dataclass
 class Row:
-    """One engine in one setting: its verdict and, where that is good, seconds of each round."""
+    """One engine in one setting: its verdict and, where that is good, seconds of each round.
+
+    `unavailable` says why an engine did not take part.
+    """
 
     engine: Engine
     setting: Setting
@@ -62,6 +66,8 @@ class Row:
     version: str = ""
     isa: str = ""
     bytes_per_vector: float | None = None
+    scan: Scan = F32_SCAN
+    unavailable: str = ""
     seconds: list[float] = field(default_factory=list)
     ratio: float | None = None
     noisy: bool = False
@@ -86,18 +92,18 @@ class Measured:
     rows: Sequence[Row]
 
 
-def contenders(case: Case, *, only: str, settings: bool, avx512_blas: bool) -> list[tuple[Engine, Setting]]:
-    """Engines for a case, ours first, each with every setting worth trying; `only` is a part of the peers' names."""
-    chosen = [engine for engine in ENGINES if case.task in engine.tasks and (engine.ours or only in engine.name)]
+def contenders(case: Case, *, only: str, settings: bool, blas_core: str | None) -> list[tuple[Engine, Setting]]:
+    """Engines for a case, ours first, each with every setting worth trying; `only` is a part of the peers' names.
+
+    `blas_core` is another processor that faiss's OpenBLAS should take this one for.
+    """
+    chosen = [engine for engine in ENGINES if engine.takes(case) and (engine.ours or only in engine.name)]
     pairs = []
     for engine in chosen:
-        tried = engine.settings if settings else (INSTALLED,)
-        if settings and avx512_blas and engine.library == "faiss":
-            both = Setting(
-                name=f"{AVX512_BLAS.name}, {HUGE_PAGES.name}",
-                variables={**AVX512_BLAS.variables, **HUGE_PAGES.variables},
-            )
-            tried = (*tried, AVX512_BLAS, both)
+        held = INSTALLED if case.isa is None else HELD[case.isa]
+        tried = [setting & held for setting in (engine.settings if settings else (INSTALLED,))]
+        if settings and engine.blas and blas_core not in (None, held.variables.get("OPENBLAS_CORETYPE")):
+            tried.append(tried[-1] & blas(blas_core))
         pairs += [(engine, setting) for setting in tried]
     return pairs
 
@@ -203,7 +209,9 @@ class _Group:
             contender.process.send("prepare", **self._request(contender.engine, number, threads))
         rows = [self._checked(contender, number) for number, contender in enumerate(contenders)]
         alive = [(row, contender.process) for row, contender in zip(rows, contenders, strict=True) if contender.process]
-        self._rounds([(row, process) for row, process in alive if row.verdict.wrong is None], threads)
+        self._rounds(
+            [(row, process) for row, process in alive if row.verdict.wrong is None and not row.unavailable], threads
+        )
         for row, process in alive:
             process.ask("forget", job=row.engine.key)
         return rows
@@ -232,6 +240,8 @@ class _Group:
         except EngineFailed as failed:
             self._stop(contender, failed=True)
             return Row(engine, setting, Verdict(wrong=f"failed: {failed}"))
+        if "unavailable" in reply:
+            return Row(engine, setting, Verdict(wrong=None), **reply)
         with np.load(self._answer(number), allow_pickle=False) as answer:
             found = {name: answer[name] for name in answer.files}
         self._answer(number).unlink()
@@ -240,7 +250,7 @@ class _Group:
             judged = verdict(
                 self.case, self.data, self.truth, found, canonical=engine.canonical, approximate=engine.approximate
             )
-        return Row(engine, setting, judged, **reply)
+        return Row(engine, setting, judged, scan=Scan(**reply.pop("scan")), **reply)
 
     def _rounds(self, ready: Sequence[tuple[Row, Process]], threads: int) -> None:
         """Run every engine once per round, in turn."""

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benches.results import TWO_ROUNDS, Record, read
+from benches.results import SHARE, TWO_ROUNDS, Record, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,15 +21,17 @@ whose answer is wrong is refused and gets no figure. Rounds are interleaved, tim
 spread is slowest minus fastest round as a share of the median. Peers are tried with each setting that may help them.
 
 *Ratio* is the time of an engine divided by the time of mnemex: above 1 mnemex is faster, below 1 it loses. *Share of
-limit* is what the calibrated hardware would need, divided by what was needed; the f32 limit is meant where an
-engine scores in float32, the bf16 limit where it uses bfloat16 products. mnemex stands beside the f32 limit
-everywhere, and passes 100 % where the processor has AMX: it then looks at bfloat16 products first and rescores
-exactly. *Recall* is against the float64 answer; *error* is |out - right| / |right|, for a
-training step the largest of the output's and the gradients', *mass* the share of the whole
-softmax that the k entries hold. *Bytes* are per entry and count everything an engine keeps for it, values included.
+the limit* is what the calibrated hardware would need, divided by what was needed; the larger of two times is the
+limit, and it is said which: operations at the rate of a loop with loads and stores, in the arithmetic in which the
+engine looks at all keys (float32; bfloat16 in AMX or AVX-512; int8), or bytes really read at the rate of reading.
+mnemex looks at bfloat16 products first where the processor has them, and reads two bytes of a number of a key (one of
+an int8 copy); without selection it computes in float32. Cases "held to" an instruction set tell every engine to use
+none wider, and leave out those that cannot be told. *Recall* is against the float64 answer; *error* is |out - right|
+/ |right|, for a training step the largest of the output's and the gradients', *mass* the share of the whole softmax
+that the k entries hold. *Bytes* are per entry and count everything an engine keeps for it, values included.
 """
 
-FIGURES = ("ratio", "share of limit", "time", "spread", "throughput", "recall", "error", "mass", "bytes")
+FIGURES = ("ratio", "share of the limit", "time", "spread", "throughput", "recall", "error", "mass", "bytes")
 
 ABOUT_THE_MACHINE = ("environment", "calibration")
 
@@ -83,10 +85,10 @@ def _rates(rates: Mapping[str, Sequence[Record]]) -> str:
 
 
 def summary(measured: Mapping[tuple[str, str], Sequence[Record]]) -> str:
-    """One line per case and number of threads; the best peer is the fastest one whose answer is exact."""
+    """One line per case, number of threads and form of mnemex; the best peer is the fastest whose answer is exact."""
     lines = [
-        "| task | case | threads | ratio | best exact peer | share of f32 limit | mnemex |",
-        "| --- | --- | ---: | ---: | --- | ---: | ---: |",
+        "| task | case | threads | engine | isa | ratio | best exact peer | share of the limit | time |",
+        "| --- | --- | ---: | --- | --- | ---: | --- | --- | ---: |",
     ]
     for (task, case), records in measured.items():
         if task in ABOUT_THE_MACHINE:
@@ -94,21 +96,33 @@ def summary(measured: Mapping[tuple[str, str], Sequence[Record]]) -> str:
         rows = _rows(records)
         for threads in sorted({key[0] for key in rows}):
             same = {key[1:]: row for key, row in rows.items() if key[0] == threads}
-            lines.append(f"| {task} | {case} | {threads} | {_outcome(same)} |")
+            own = [key for key in same if _is_mnemex(key[0])]
+            lines += [f"| {task} | {case} | {threads} | {key[0]} | {_outcome(same[key], same)} |" for key in own]
     return "\n".join([*lines, ""])
 
 
-def _outcome(rows: Mapping[tuple[str, str], Row]) -> str:
-    """Cells of the summary: ratio, best exact peer, share of the limit, time."""
-    ours = next((row for (engine, _), row in rows.items() if engine == "mnemex"), {})
+def _is_mnemex(engine: str) -> bool:
+    return engine.partition(",")[0] == "mnemex"
+
+
+def _outcome(ours: Row, rows: Mapping[tuple[str, str], Row]) -> str:
+    """Cells of the summary: instruction set, ratio, best exact peer, share of the limit, time."""
+    isa = next(iter(ours.values())).isa
     if "seconds" not in ours:
-        return f" | | | {'refused: ' + ours['refused'].note if 'refused' in ours else 'not measured'}"
-    peers = [row for (engine, _), row in rows.items() if engine != "mnemex" and _comparable(row)]
+        return " | ".join([isa, "", "", "", _missing(ours)])
+    peers = [row for (engine, _), row in rows.items() if not _is_mnemex(engine) and _comparable(row)]
     cells = [_share(ours), _time(_value(ours, "seconds"))]
-    if not peers:
-        return " | ".join(["", "none", *cells])
-    best = min(peers, key=lambda row: _value(row, "ratio"))["ratio"]
-    return " | ".join([f"{best.value:.2f}", f"{best.engine} ({best.setting})", *cells])
+    if not peers or "ratio" not in ours:
+        return " | ".join([isa, "", "none", *cells])
+    best = min(peers, key=lambda row: _value(row, "ratio"))
+    name = next(iter(best.values()))
+    ratio = _value(best, "ratio") / _value(ours, "ratio")
+    return " | ".join([isa, f"{ratio:.2f}", f"{name.engine} ({name.setting})", *cells])
+
+
+def _missing(row: Row) -> str:
+    """Say that a row was refused or left out, and why."""
+    return next((f"{word}: {row[word].note}" for word in ("refused", "left out") if word in row), "not measured")
 
 
 def _comparable(row: Row) -> bool:
@@ -118,8 +132,8 @@ def _comparable(row: Row) -> bool:
 def table(records: Iterable[Record]) -> str:
     """All rows of one case, fastest first; refused rows last."""
     records = list(records)
-    lines = [_limits(records), "", f"| threads | engine | setting | {' | '.join(FIGURES)} | |"]
-    lines.append("| ---: | --- | --- |" + " ---: |" * len(FIGURES) + " --- |")
+    lines = [_limits(records), "", f"| threads | engine | setting | isa | {' | '.join(FIGURES)} | |"]
+    lines.append("| ---: | --- | --- | --- |" + " ---: |" * len(FIGURES) + " --- |")
     rows = _rows(records)
     for key in sorted(rows, key=lambda key: (key[0], _value(rows[key], "seconds"))):
         threads, engine, setting = key
@@ -128,7 +142,7 @@ def table(records: Iterable[Record]) -> str:
         cells = [
             f"{_value(row, 'ratio'):.2f}" if "ratio" in row else "",
             _share(row),
-            _time(_value(row, "seconds")) if "seconds" in row else "refused",
+            _time(_value(row, "seconds")) if "seconds" in row else _missing(row).partition(":")[0],
             f"{_value(row, 'spread'):.0%}" if "spread" in row else "",
             f"{_value(row, 'throughput'):,.0f} {row['throughput'].unit}" if "throughput" in row else "",
             "" if first.recall is None else f"{first.recall:.4f}",
@@ -137,13 +151,13 @@ def table(records: Iterable[Record]) -> str:
             "" if first.bytes_per_vector is None else f"{first.bytes_per_vector:.1f}",
         ]
         note = ", ".join(part for part in (first.note, "noisy" if first.noisy else "") if part)
-        lines.append(f"| {threads} | {engine} | {setting} | {' | '.join(cells)} | {note} |")
+        lines.append(f"| {threads} | {engine} | {setting} | {first.isa} | {' | '.join(cells)} | {note} |")
     return "\n".join([*lines, ""])
 
 
 def _limits(records: Sequence[Record]) -> str:
     parts = [
-        f"{record.metric.removeprefix('limit_')} on {record.threads} thread(s): {_time(record.value or 0.0)}"
+        f"{record.setting}, on {record.threads} thread(s): {_time(record.value or 0.0)} ({record.note})"
         for record in records
         if record.engine == "hardware"
     ]
@@ -164,10 +178,9 @@ def _value(row: Row | None, metric: str) -> float:
 
 
 def _share(row: Row) -> str:
-    for limit in ("f32", "bf16"):
-        if f"share_of_{limit}_limit" in row:
-            return f"{_value(row, f'share_of_{limit}_limit'):.0%}{'' if limit == 'f32' else ' (bf16)'}"
-    return ""
+    if SHARE not in row:
+        return ""
+    return f"{_value(row, SHARE):.0%} ({row[SHARE].unit.removeprefix('of the limit: ')})"
 
 
 def _time(seconds: float) -> str:

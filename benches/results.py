@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from benches.measure import Measured, Row
 
 TWO_ROUNDS = "two rounds"
+SHARE = "share_of_limit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,21 +88,23 @@ def of_calibration(run: Run, rates: Iterable[Rate]) -> Iterator[Record]:
 
 
 def of_measured(run: Run, measured: Measured, limits: Limits) -> Iterator[Record]:
-    """Limits of a case, then everything known about each row."""
+    """Limits of a case, one for each way of looking at the keys, then everything known about each row."""
     case, threads = measured.case, measured.threads
-    for limit in ("f32", "bf16"):
-        seconds = limits.seconds(case, threads=threads, limit=limit)
-        if seconds is not None:
+    for scan in dict.fromkeys(row.scan for row in measured.rows if row.seconds and row.engine.same):
+        limit = limits.limit(case, threads=threads, scan=scan)
+        if limit is not None:
             yield Record(
                 task=case.task,
                 case=case.name,
                 engine="hardware",
+                setting=f"{scan.arithmetic}, {scan.key_bytes} bytes a number",
                 threads=threads,
-                metric=f"limit_{limit}",
-                value=seconds,
+                metric="limit",
+                value=limit.seconds,
                 unit="s",
                 cpu=run.cpu,
                 date=run.date,
+                note=limit.binds,
             )
     for row in measured.rows:
         for metric, value, unit in _figures(case, threads, row, limits):
@@ -120,12 +123,14 @@ def of_measured(run: Run, measured: Measured, limits: Limits) -> Iterator[Record
                 cpu=run.cpu,
                 isa=row.isa,
                 date=run.date,
-                noisy=row.noisy,
+                noisy=row.noisy and bool(row.seconds),
                 note=_note(row),
             )
 
 
 def _note(row: Row) -> str:
+    if row.unavailable:
+        return row.unavailable
     if row.verdict.wrong is not None:
         return row.verdict.wrong
     notes = []
@@ -139,7 +144,10 @@ def _note(row: Row) -> str:
 
 
 def _figures(case: Case, threads: int, row: Row, limits: Limits) -> Iterator[tuple[str, float | None, str]]:
-    """Metric, value and unit; a refused row has one line and no figure."""
+    """Metric, value and unit; a row that was refused or left out has one line and no figure."""
+    if row.unavailable:
+        yield "left out", None, ""
+        return
     if not row.seconds:
         yield "refused", None, ""
         return
@@ -153,9 +161,9 @@ def _figures(case: Case, threads: int, row: Row, limits: Limits) -> Iterator[tup
     yield "throughput", amount / row.median, unit
     if row.ratio is not None:
         yield "ratio", row.ratio, "x the time of mnemex"
-    limit = limits.seconds(case, threads=threads, limit=row.engine.limit)
+    limit = limits.limit(case, threads=threads, scan=row.scan)
     if limit is not None and row.engine.same:
-        yield f"share_of_{row.engine.limit}_limit", limit / row.median, "of the limit"
+        yield SHARE, limit.seconds / row.median, f"of the limit: {limit.binds}"
     judged = row.verdict
     for metric, value, unit in (
         ("out_error", judged.out_error, "relative"),

@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     blas = environment.faiss_blas_core() if effort != "quick" else None
     facts = list(results.of_environment(run, _facts(effort, load, blas)))
     limits = Limits(calibrate(quick=options.quick))
+    for case in (case for case in cases if case.isa and not environment.can_be_held(case.isa)):
+        _say(f"{case.task}: {case.name}: left out, since this processor lacks {case.isa}")
+    cases = [case for case in cases if case.isa is None or environment.can_be_held(case.isa)]
     _say(_printed([*facts, *results.of_calibration(run, limits.rates)]))
     plan = PLANS[effort]
     partial = options.quick or bool(options.case or options.engine)
@@ -67,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     target = folder / "benchmarks.md" if partial or options.folder else ROOT / "docs" / "benchmarks.md"
     page.write(lines.path, target)
     _say(f"\n{page.summary(page.by_case(records))}\nwritten: {lines.path}, {target}")
-    wrong = any(row.engine.ours and not row.seconds for measured in everything for row in measured.rows)
+    of_ours = [row for measured in everything for row in measured.rows if row.engine.ours or row.engine.canonical]
+    wrong = any(not row.seconds and not row.unavailable for row in of_ours)
     return 1 if wrong else 0
 
 
@@ -93,6 +97,7 @@ def _facts(effort: Effort, load: float, blas: str | None) -> dict[str, str]:
     facts = {
         "run": effort,
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "instruction sets": ", ".join(environment.features()),
         "pinned to processors": ", ".join(map(str, environment.processors(2))),
         "load average at the start": f"{load:.2f}",
         **environment.versions(),
@@ -105,7 +110,8 @@ def _facts(effort: Effort, load: float, blas: str | None) -> dict[str, str]:
 
 def _contenders(case: Case, plan: Plan, *, only: str, blas: str | None) -> list[tuple[Engine, Setting]]:
     """Engines whose library is installed; those left out are named."""
-    pairs = contenders(case, only=only, settings=plan.settings, avx512_blas=environment.needs_avx512_blas(blas))
+    core = environment.other_blas_core(blas)
+    pairs = contenders(case, only=only, settings=plan.settings, blas_core=core)
     absent = missing(engine for engine, _ in pairs)
     for library in absent:
         _say(f"{library} is not installed: its rows are left out")

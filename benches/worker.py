@@ -13,7 +13,7 @@ import json
 import math
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benches.cases import Case
-from benches.engines import Job, Problem
+from benches.engines import Job, Problem, Unavailable
 from benches.workloads import Data
 
 
@@ -63,7 +63,10 @@ def _prepare(jobs: dict[str, Prepared], request: dict[str, Any]) -> dict[str, An
     case = Case(**request["case"])
     folder = Path(request["folder"])
     problem = Problem(case, Data.load(folder), request["threads"])
-    job: Job = getattr(module, request["function"])(problem)
+    try:
+        job: Job = getattr(module, request["function"])(problem)
+    except Unavailable as missing:
+        return {"version": module.VERSION, "isa": module.isa(), "unavailable": str(missing)}
     start = perf_counter()
     answer = dict(job.run())
     seconds = perf_counter() - start
@@ -75,6 +78,7 @@ def _prepare(jobs: dict[str, Prepared], request: dict[str, Any]) -> dict[str, An
         "version": module.VERSION,
         "isa": module.isa(),
         "bytes_per_vector": job.bytes_per_vector,
+        "scan": asdict(job.scan),
     }
 
 

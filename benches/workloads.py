@@ -5,6 +5,7 @@ says nothing about how attention spreads.
 `shifted`: keys and queries each have a mean and a decaying spectrum of their own, so that queries are not drawn
 like the keys, and logits vary enough for the best few entries to hold most of the softmax, as in a language
 model. Synthetic all the same.
+A case in bfloat16 has the numbers drawn in float32, rounded.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ SEED = 20_261_124
 
 @dataclass(frozen=True)
 class Data:
-    """Arrays of one case: keys and values `[lanes, entries, dim]`, queries `[lanes, queries, dim]`."""
+    """Arrays of one case: keys and values `[lanes, entries, dim]`, queries `[lanes, queries, dim]`.
+
+    They are float32 for every `dtype` of a case: each engine makes of them what it keeps.
+    """
 
     keys: Floats
     values: Floats | None
@@ -62,7 +66,18 @@ def make(case: Case) -> Data:
     values = None
     if case.has_values:
         values = generator.standard_normal((case.lanes, case.entries, case.dim), dtype=np.float32)
+    if case.dtype == "bfloat16":
+        for array in (keys, queries, *([] if values is None else [values])):
+            for lane in array:
+                round_to_bfloat16(lane)
     return Data(keys=keys, values=values, queries=queries)
+
+
+def round_to_bfloat16(numbers: Floats) -> None:
+    """Round finite numbers in place to the nearest that bfloat16 has, ties to the even one: the upper 16 bits stay."""
+    bits = numbers.view(np.uint32)
+    bits += 0x7FFF + (bits >> 16 & 1)
+    bits &= 0xFFFF_0000
 
 
 def _shifted(normal: Floats, scale: float, generator: np.random.Generator) -> Floats:

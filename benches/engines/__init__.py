@@ -1,4 +1,4 @@
-"""Who is measured: every engine, the settings that may suit it, and the tasks it takes part in.
+"""What an engine is, and the settings in which one may run; `benches.roster` lists them.
 
 An engine is a function from a `Problem` to a `Job`. It lives in a module of its own library, which only the process
 that measures it imports. A setting is a set of environment variables; it needs a fresh process, and every peer is
@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from benches.cases import Case, Task
+    from benches.cases import Case, Dtype, Isa, Task
     from benches.workloads import Data, Floats
 
-Limit = Literal["f32", "bf16"]
+Arithmetic = Literal["f32", "bf16", "int8"]
 Answer = Mapping[str, npt.NDArray[np.generic]]
 
 
@@ -43,6 +43,22 @@ class Problem:
         return self.data.values
 
 
+class Unavailable(Exception):
+    """An engine cannot do a case with the library that is installed; the message says what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """How an engine looks at all keys, which sets its limit: what it multiplies, and the bytes it reads per number."""
+
+    arithmetic: Arithmetic = "f32"
+    key_bytes: int = 4
+
+
+F32_SCAN = Scan()
+BF16_SCAN = Scan(arithmetic="bf16", key_bytes=2)
+
+
 @dataclass(frozen=True)
 class Job:
     """A prepared engine.
@@ -57,6 +73,7 @@ class Job:
     run: Callable[[], Answer]
     bytes_per_vector: float
     explain: Callable[[], Answer] | None = None
+    scan: Scan = F32_SCAN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +82,11 @@ class Setting:
 
     name: str
     variables: Mapping[str, str]
+
+    def __and__(self, other: Setting) -> Setting:
+        """Both at once."""
+        names = [setting.name for setting in (self, other) if setting.variables]
+        return Setting(name=", ".join(names) or self.name, variables={**self.variables, **other.variables})
 
 
 INSTALLED = Setting(name="as installed", variables={})
@@ -77,7 +99,36 @@ HUGE_PAGES = Setting(
         "MALLOC_TRIM_THRESHOLD_": str(32 << 30),
     },
 )
-AVX512_BLAS = Setting(name="OPENBLAS_CORETYPE=SKYLAKEX", variables={"OPENBLAS_CORETYPE": "SKYLAKEX"})
+HELD: Mapping[Isa, Setting] = {
+    "avx512": Setting(
+        name="held to AVX-512",
+        variables={
+            "MNEMEX_ISA": "avx512",
+            "FAISS_SIMD_LEVEL": "AVX512",
+            "OPENBLAS_CORETYPE": "SKYLAKEX",
+            "ATEN_CPU_CAPABILITY": "avx512",
+            "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+            "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+        },
+    ),
+    "avx2": Setting(
+        name="held to AVX2",
+        variables={
+            "MNEMEX_ISA": "avx2",
+            "FAISS_SIMD_LEVEL": "AVX2",
+            "OPENBLAS_CORETYPE": "HASWELL",
+            "ATEN_CPU_CAPABILITY": "avx2",
+            "ONEDNN_MAX_CPU_ISA": "AVX2",
+            "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        },
+    ),
+}
+"""Variables that hold every library to an instruction set; each library reads its own."""
+
+
+def blas(core: str) -> Setting:
+    """Tell the OpenBLAS inside faiss which processor to take this one for."""
+    return Setting(name=f"OPENBLAS_CORETYPE={core}", variables={"OPENBLAS_CORETYPE": core})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +136,14 @@ class Engine:
     """A named way to do some tasks.
 
     `module:function` is found in the measuring process. `canonical` engines promise the contract's exact order of
-    ids. `same` is False for an engine that does something else and stands in the table for context only;
-    `approximate` for one that rounds more than float32 does. `limit` names the arithmetic it uses, and `copies` how
-    often the case's keys and values lie in the memory of its process; `restart` engines take their number of threads
-    from the environment alone. `also` names libraries that it needs beside its own. `settings` are those
-    that were seen to help it.
+    ids. `ours` is the engine that all others of a task are compared with. `same` is False for an engine that does
+    something else and stands in the table for context only; `approximate` for one that rounds more than float32 does.
+    `copies` says how often the case's keys and values lie in the memory of its process; `restart` engines take their
+    number of threads from the environment alone. `also` names libraries that it needs beside its own. `settings` are
+    those that were seen to help it, and `blas` engines of faiss are also tried with other kernels of its OpenBLAS.
+    It takes part in cases of its `dtypes`, of its `data` if it names any, and of at most `most_queries` queries; where
+    all are held to an instruction set, if it `can_be_held`: if its library can be told so, it needs no product that the
+    set lacks, and it is among the fastest there.
     """
 
     name: str
@@ -102,10 +156,14 @@ class Engine:
     canonical: bool = False
     same: bool = True
     approximate: bool = False
-    limit: Limit = "f32"
     copies: float = 1.5
     restart: bool = False
     also: tuple[str, ...] = ()
+    blas: bool = False
+    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
+    data: str | None = None
+    most_queries: int | None = None
+    can_be_held: bool = False
 
     @property
     def libraries(self) -> tuple[str, ...]:
@@ -117,211 +175,12 @@ class Engine:
         """Name of its job in a process."""
         return f"{self.module}:{self.function}"
 
-
-_BOTH = (INSTALLED, HUGE_PAGES)
-_OURS, _FAISS, _TORCH = "benches.engines.ours", "benches.engines.faiss_flat", "benches.engines.torch_topk"
-_DENSE = "benches.engines.torch_dense"
-
-ENGINES = (
-    Engine(
-        name="mnemex",
-        library="mnemex",
-        module=_OURS,
-        function="search",
-        tasks=("call", "search"),
-        ours=True,
-        canonical=True,
-    ),
-    Engine(name="mnemex", library="mnemex", module=_OURS, function="attend", tasks=("attend", "attend all"), ours=True),
-    Engine(name="mnemex", library="mnemex", module=_OURS, function="write", tasks=("write",), ours=True),
-    Engine(
-        name="faiss IndexFlatIP",
-        library="faiss",
-        module=_FAISS,
-        function="search",
-        tasks=("call", "search"),
-        settings=_BOTH,
-    ),
-    Engine(
-        name="faiss IndexFlatIP, always BLAS",
-        library="faiss",
-        module=_FAISS,
-        function="search_blas",
-        tasks=("search",),
-        settings=_BOTH,
-    ),
-    Engine(
-        name="usearch exact",
-        library="usearch",
-        module="benches.engines.usearch_flat",
-        function="search",
-        tasks=("call", "search"),
-    ),
-    Engine(
-        name="torch matmul + topk",
-        library="torch",
-        module=_TORCH,
-        function="search",
-        tasks=("call", "search"),
-    ),
-    Engine(
-        name="torch matmul + topk of block maxima",
-        library="torch",
-        module=_TORCH,
-        function="search_blocks",
-        tasks=("search",),
-        settings=_BOTH,
-    ),
-    Engine(
-        name="torch bf16 matmul, block maxima, f32 rescoring",
-        library="torch",
-        module=_TORCH,
-        function="search_bf16",
-        tasks=("search",),
-        settings=(HUGE_PAGES,),
-        limit="bf16",
-    ),
-    Engine(
-        name="numpy argpartition",
-        library="numpy",
-        module="benches.engines.numpy_flat",
-        function="search",
-        tasks=("call", "search"),
-        restart=True,
-    ),
-    Engine(
-        name="torch matmul + topk + gather + softmax",
-        library="torch",
-        module=_TORCH,
-        function="attend",
-        tasks=("attend",),
-        settings=_BOTH,
-    ),
-    Engine(
-        name="torch lane by lane, topk of block maxima",
-        library="torch",
-        module=_TORCH,
-        function="attend_blocks",
-        tasks=("attend",),
-        settings=_BOTH,
-    ),
-    Engine(
-        name="torch lane by lane, bf16 matmul, block maxima, f32 rescoring",
-        library="torch",
-        module=_TORCH,
-        function="attend_bf16",
-        tasks=("attend",),
-        settings=(HUGE_PAGES,),
-        limit="bf16",
-    ),
-    Engine(name="faiss.knn per lane", library="faiss", module=_FAISS, function="attend", tasks=("attend",)),
-    Engine(
-        name="faiss.knn per lane, always BLAS",
-        library="faiss",
-        module=_FAISS,
-        function="attend_blas",
-        tasks=("attend",),
-    ),
-    Engine(
-        name="faiss IVF, a list per lane", library="faiss", module=_FAISS, function="attend_lists", tasks=("attend",)
-    ),
-    Engine(
-        name="torch SDPA f32 over everything",
-        library="torch",
-        module=_DENSE,
-        function="attend",
-        tasks=("attend",),
-        same=False,
-    ),
-    Engine(
-        name="torch SDPA bf16 over everything",
-        library="torch",
-        module=_DENSE,
-        function="attend_bf16",
-        tasks=("attend",),
-        same=False,
-        approximate=True,
-        limit="bf16",
-    ),
-    Engine(
-        name="torch SDPA f32", library="torch", module=_DENSE, function="attend", tasks=("attend all",), settings=_BOTH
-    ),
-    Engine(
-        name="torch SDPA bf16",
-        library="torch",
-        module=_DENSE,
-        function="attend_bf16",
-        tasks=("attend all",),
-        settings=_BOTH,
-        approximate=True,
-        limit="bf16",
-    ),
-    Engine(
-        name="torch.cat per chunk",
-        library="torch",
-        module=_DENSE,
-        function="write_cat",
-        tasks=("write",),
-        settings=_BOTH,
-    ),
-    Engine(
-        name="torch copy into place",
-        library="torch",
-        module=_DENSE,
-        function="write_in_place",
-        tasks=("write",),
-        settings=_BOTH,
-    ),
-    Engine(
-        name="faiss IndexFlatIP.add, keys only",
-        library="faiss",
-        module=_FAISS,
-        function="write",
-        tasks=("write",),
-        settings=_BOTH,
-        same=False,
-    ),
-    Engine(
-        name="mnemex",
-        library="mnemex",
-        module=_OURS,
-        function="train",
-        tasks=("train",),
-        ours=True,
-        also=("torch",),
-    ),
-    Engine(
-        name="torch lane by lane, topk",
-        library="torch",
-        module=_TORCH,
-        function="train",
-        tasks=("train",),
-        settings=(HUGE_PAGES,),
-    ),
-    Engine(
-        name="torch lane by lane, topk of block maxima",
-        library="torch",
-        module=_TORCH,
-        function="train_blocks",
-        tasks=("train",),
-        settings=_BOTH,
-    ),
-    Engine(
-        name="torch lane by lane, bf16 matmul, block maxima, f32 rescoring",
-        library="torch",
-        module=_TORCH,
-        function="train_bf16",
-        tasks=("train",),
-        settings=_BOTH,
-        limit="bf16",
-    ),
-    Engine(
-        name="faiss.knn per head, torch autograd",
-        library="faiss",
-        module=_FAISS,
-        function="train",
-        tasks=("train",),
-        settings=_BOTH,
-        also=("torch",),
-    ),
-)
+    def takes(self, case: Case) -> bool:
+        """Whether it takes part in a case."""
+        return (
+            case.task in self.tasks
+            and case.dtype in self.dtypes
+            and self.data in (None, case.data)
+            and (self.most_queries is None or case.queries <= self.most_queries)
+            and (case.isa is None or self.can_be_held)
+        )

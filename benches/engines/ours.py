@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 import mnemex as mx
-from benches.engines import Answer, Job, Problem
+from benches.engines import Answer, Job, Problem, Scan, Unavailable
 
 VERSION = mx.__version__
+BF16_PRODUCTS = ("amx", "avx512bf16")
+"""Instruction sets with products of bfloat16."""
 
 
 def isa() -> str:
@@ -17,9 +21,22 @@ def isa() -> str:
 
 def search(problem: Problem) -> Job:
     """Exact search of one lane, without values."""
+    return _search(problem, mx.Bank(key_dim=problem.case.dim), _scan(problem))
+
+
+def search_int8(problem: Problem) -> Job:
+    """Exact search that looks at an int8 copy of the keys first."""
+    options: dict[str, Any] = {"scan_codec": "int8"}
+    try:
+        bank = mx.Bank(key_dim=problem.case.dim, **options)
+    except mx.Error as refused:
+        raise Unavailable("this mnemex has no scan_codec='int8'") from refused
+    return _search(problem, bank, Scan(arithmetic="int8", key_bytes=1))
+
+
+def _search(problem: Problem, bank: mx.Bank, scan: Scan) -> Job:
     case, data, threads = problem.case, problem.data, problem.threads
     k = problem.k
-    bank = mx.Bank(key_dim=case.dim)
     bank.write(data.keys[0])
     queries = data.queries[0]
 
@@ -27,7 +44,7 @@ def search(problem: Problem) -> Job:
         scores, ids = bank.search(queries, k, threads=threads)
         return {"ids": ids[None], "scores": scores[None]}
 
-    return Job(run, bank.nbytes / case.entries)
+    return Job(run, bank.nbytes / case.entries, scan=scan)
 
 
 def attend(problem: Problem) -> Job:
@@ -48,7 +65,7 @@ def attend(problem: Problem) -> Job:
         assert hits is not None
         return {"ids": hits.ids[0]}
 
-    return Job(run, bank.nbytes / (case.lanes * case.entries), explain)
+    return Job(run, bank.nbytes / (case.lanes * case.entries), explain, scan=_scan(problem))
 
 
 def write(problem: Problem) -> Job:
@@ -96,11 +113,27 @@ def train(problem: Problem) -> Job:
         bank.write(keys[:, :, run], values[:, :, run])
         return answer
 
-    return Job(run, bank.nbytes / (case.lanes * case.entries))
+    return Job(run, bank.nbytes / (case.lanes * case.entries), scan=_scan(problem))
 
 
 def _bank(problem: Problem, *, capacity: int | None = None) -> mx.Bank:
+    """Make a bank of one row, which keeps numbers in the case's dtype."""
     case = problem.case
+    codec = "f32" if case.dtype == "float32" else "bf16"
     return mx.Bank(
-        rows=1, heads=case.lanes, key_dim=case.dim, value_dim=case.dim, capacity=capacity, threads=problem.threads
+        rows=1,
+        heads=case.lanes,
+        key_dim=case.dim,
+        value_dim=case.dim,
+        capacity=capacity,
+        key_codec=codec,
+        value_codec=codec,
+        threads=problem.threads,
     )
+
+
+def _scan(problem: Problem) -> Scan:
+    """Without selection all is float32; with it, upper halves of float32 keys are read first, or bfloat16 keys."""
+    if problem.case.k is None:
+        return Scan(key_bytes=problem.case.number_bytes)
+    return Scan(arithmetic="bf16" if isa() in BF16_PRODUCTS else "f32", key_bytes=2)

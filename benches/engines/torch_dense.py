@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benches.engines import Answer, Job, Problem
+from benches.engines import BF16_SCAN, F32_SCAN, Answer, Job, Problem
 
 VERSION = torch.__version__
 
@@ -37,7 +37,8 @@ def _attend(problem: Problem, dtype: torch.dtype) -> Job:
         out = torch.nn.functional.scaled_dot_product_attention(queries, keys, values)
         return {"out": out[0].float().numpy()}
 
-    return Job(run, 2.0 * case.dim * dtype.itemsize)
+    scan = BF16_SCAN if dtype == torch.bfloat16 else F32_SCAN
+    return Job(run, 2.0 * case.dim * dtype.itemsize, scan=scan)
 
 
 def write_cat(problem: Problem) -> Job:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from benches.engines import Answer, Job, Problem
+from benches.engines import BF16_SCAN, F32_SCAN, Answer, Job, Problem, Scan
 from benches.engines.training import Ring, peer
 
 VERSION = torch.__version__
@@ -76,7 +76,7 @@ def search_bf16(problem: Problem) -> Job:
             scores[part], ids[part] = rescored(products, queries[part], keys, problem.k)
         return {"ids": ids.numpy()[None], "scores": scores.numpy()[None]}
 
-    return Job(run, 6.0 * case.dim)
+    return Job(run, 6.0 * case.dim, scan=BF16_SCAN)
 
 
 def attend(problem: Problem) -> Job:
@@ -103,7 +103,7 @@ def attend_blocks(problem: Problem) -> Job:
         torch.matmul(queries[lane], keys[lane].T, out=products)
         return block_top(products, problem.k)
 
-    return _lane_by_lane(problem, best, 8.0)
+    return _lane_by_lane(problem, best, 8.0, F32_SCAN)
 
 
 def attend_bf16(problem: Problem) -> Job:
@@ -115,10 +115,59 @@ def attend_bf16(problem: Problem) -> Job:
         products = torch.matmul(short_queries[lane], short_keys[lane])
         return rescored(products, queries[lane], keys[lane], problem.k)
 
-    return _lane_by_lane(problem, best, 10.0)
+    return _lane_by_lane(problem, best, 10.0, BF16_SCAN)
 
 
-def _lane_by_lane(problem: Problem, best: Callable[[int], Best], bytes_per_number: float) -> Job:
+def attend_short(problem: Problem) -> Job:
+    """Attend over keys and values kept in bfloat16, in all lanes by one batched product.
+
+    The product's scores are rounded to bfloat16, so twice as many are taken as needed, and scored again in float32.
+    """
+    case, (keys, values, first) = problem.case, _short(problem)
+    queries = torch.from_numpy(problem.data.queries)
+    short_queries, columns = queries.bfloat16(), keys.transpose(1, 2)
+    table, some = keys.view(-1, case.dim), min(CANDIDATES_PER_HIT * problem.k, case.entries)
+
+    def run() -> Answer:
+        products = torch.matmul(short_queries, columns)
+        candidates = torch.topk(products, some).indices
+        taken = table.index_select(0, (candidates + first).view(-1)).view(*candidates.shape, case.dim).float()
+        scores, places = torch.topk(torch.matmul(taken, queries.unsqueeze(-1)).squeeze(-1), problem.k)
+        ids = candidates.gather(2, places)
+        out = _short_sum(values, ids + first, scores * case.dim**-0.5)
+        return {"out": out.numpy(), "ids": ids.numpy()}
+
+    return Job(run, 4.0 * case.dim, scan=BF16_SCAN)
+
+
+def attend_short_unchecked(problem: Problem) -> Job:
+    """Attend over bfloat16 and believe the rounded scores: ids near the last place are a matter of luck."""
+    case, (keys, values, first) = problem.case, _short(problem)
+    queries, columns = torch.from_numpy(problem.data.queries).bfloat16(), keys.transpose(1, 2)
+
+    def run() -> Answer:
+        scores, ids = torch.topk(torch.matmul(queries, columns), problem.k)
+        out = _short_sum(values, ids + first, scores.float() * case.dim**-0.5)
+        return {"out": out.numpy(), "ids": ids.numpy()}
+
+    return Job(run, 4.0 * case.dim, scan=BF16_SCAN)
+
+
+def _short(problem: Problem) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys and a table of values in bfloat16, and the place of each lane's first value there."""
+    torch.set_num_threads(problem.threads)
+    case = problem.case
+    keys, values = (torch.from_numpy(array).bfloat16() for array in (problem.data.keys, problem.values))
+    return keys, values.view(-1, case.dim), torch.arange(case.lanes)[:, None, None] * case.entries
+
+
+def _short_sum(table: torch.Tensor, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Gather bfloat16 rows and sum them in float32, weighted by the softmax of their logits."""
+    taken = table.index_select(0, ids.view(-1)).view(*ids.shape, -1).float()
+    return torch.matmul(torch.softmax(logits, dim=-1).unsqueeze(-2), taken).squeeze(-2)
+
+
+def _lane_by_lane(problem: Problem, best: Callable[[int], Best], bytes_per_number: float, scan: Scan) -> Job:
     case, values = problem.case, torch.from_numpy(problem.values)
     out = torch.empty(case.lanes, case.queries, case.dim)
     ids = torch.empty(case.lanes, case.queries, problem.k, dtype=torch.int64)
@@ -129,7 +178,7 @@ def _lane_by_lane(problem: Problem, best: Callable[[int], Best], bytes_per_numbe
             out[lane] = _weighted_sum(values[lane], ids[lane], scores * case.dim**-0.5)
         return {"out": out.numpy(), "ids": ids.numpy()}
 
-    return Job(run, bytes_per_number * case.dim)
+    return Job(run, bytes_per_number * case.dim, scan=scan)
 
 
 def block_top(products: torch.Tensor, k: int) -> Best:

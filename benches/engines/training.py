@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from benches.engines import Answer, Job, Problem
+from benches.engines import BF16_SCAN, F32_SCAN, Answer, Job, Problem
 
 if TYPE_CHECKING:
     from benches.workloads import Floats
@@ -102,7 +102,7 @@ def peer(problem: Problem, choose: Choose, *, short: bool = False) -> Job:
         ring.write()
         return answer
 
-    return Job(run, (10.0 if short else 8.0) * case.dim)
+    return Job(run, (10.0 if short else 8.0) * case.dim, scan=BF16_SCAN if short else F32_SCAN)
 
 
 def arrays(ring: Ring, queries: Tensor) -> tuple[Floats, Floats]:

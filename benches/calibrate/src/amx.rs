@@ -1,8 +1,10 @@
-//! The bfloat16 tile unit (AMX): the rate of its registers alone, and with the tile traffic that a search needs.
+//! The tile unit (AMX), for bfloat16 and int8: the rate of its registers alone, and with the tile traffic that a search
+//! needs.
 //!
 //! Tile intrinsics are not stable Rust, so each loop is one block of assembly from configuration to release.
 //! `panel` multiplies 32 queries with a panel of keys in the second-level cache, two by two tiles at a time: all
-//! operands are loaded, and the scores are stored after every 128 dimensions.
+//! operands are loaded, and the scores are stored after every four tiles, which are 128 dimensions of bfloat16 and 256
+//! of int8.
 #![expect(unsafe_code, reason = "tile instructions and the system call that permits them")]
 #![cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the unit exists on x86-64 alone"))]
 
@@ -16,7 +18,7 @@ struct Tile([u8; 1024]);
 
 const ZERO: Tile = Tile([0; 1024]);
 
-/// 32 queries of 128 dimensions as 2 x 4 tiles, keys as blocks of 2 x 4 tiles, scores as 2 x 2 tiles.
+/// 32 queries as 2 x 4 tiles, keys as blocks of 2 x 4 tiles, scores as 2 x 2 tiles.
 pub struct Panel {
     queries: Box<[Tile; 8]>,
     keys: Vec<[Tile; 8]>,
@@ -34,6 +36,19 @@ impl Panel {
     }
 }
 
+/// The two loops for one kind of number.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    /// Name of the metric.
+    pub name: &'static str,
+    /// Unit of the rate.
+    pub unit: &'static str,
+    /// Products in registers.
+    pub registers: fn(Unit) -> f64,
+    /// Scores of a panel.
+    pub panel: fn(Unit, &mut Panel) -> f64,
+}
+
 /// Proof that the processor has the unit and the kernel lets this process use it.
 #[derive(Clone, Copy)]
 pub struct Unit(());
@@ -43,11 +58,8 @@ impl Unit {
     pub fn available() -> Option<Self> {
         None
     }
-    pub fn registers(self) -> f64 {
-        0.0
-    }
-    pub fn panel(self, _panel: &mut Panel) -> f64 {
-        0.0
+    pub fn kinds(self) -> [Kernels; 0] {
+        []
     }
 }
 
@@ -56,10 +68,8 @@ mod x86_64 {
     use std::arch::asm;
     use std::arch::x86_64::{__cpuid_count, _xgetbv};
 
-    use super::{Panel, Unit};
+    use super::{Kernels, Panel, Unit};
 
-    /// Operations of one `tdpbf16ps`: 16 x 16 sums over 32 products.
-    const TILE_OPERATIONS: usize = 2 * 16 * 16 * 32;
     const STEPS: usize = 1024;
 
     /// Palette 1, and for each of eight tiles 64 bytes per row and 16 rows.
@@ -103,23 +113,43 @@ mod x86_64 {
         /// The unit, if the processor has it, the system saves its registers, and Linux permits it.
         pub fn available() -> Option<Self> {
             let features = __cpuid_count(7, 0).edx;
-            let (bf16, tile) = (features & (1 << 22) != 0, features & (1 << 24) != 0);
-            let present = cfg!(target_os = "linux") && bf16 && tile && std::arch::is_x86_feature_detected!("xsave");
+            let kinds = (1 << 22) | (1 << 24) | (1 << 25); // bf16, tiles, int8
+            let present =
+                cfg!(target_os = "linux") && features & kinds == kinds && std::arch::is_x86_feature_detected!("xsave");
             // SAFETY: XSAVE was detected.
             (present && unsafe { tiles_enabled_by_the_system() } && permitted()).then_some(Self(()))
         }
 
+        /// Both kinds of number: every processor with the unit has both.
+        pub fn kinds(self) -> [Kernels; 2] {
+            [bf16::KERNELS, int8::KERNELS]
+        }
+    }
+
+    /// Both loops for one instruction, which multiplies tiles of so many numbers a row.
+    macro_rules! kernels {
+        ($module:ident, $name:literal, $unit:literal, $dot:literal, $numbers:literal) => {
+            mod $module {
+                use std::arch::asm;
+
+                use super::{CONFIGURATION, Kernels, Panel, STEPS, Unit};
+
+                /// Operations of one instruction: 16 x 16 sums over the products of a row.
+                const TILE_OPERATIONS: usize = 2 * 16 * 16 * $numbers;
+
+                pub const KERNELS: Kernels = Kernels { name: $name, unit: $unit, registers, panel };
+
         /// Four independent sums over the same four operand tiles.
-        pub fn registers(self) -> f64 {
-            // SAFETY: `self` proves the unit; the block touches tiles alone and releases them.
+        fn registers(_proof: Unit) -> f64 {
+            // SAFETY: a `Unit` proves the unit; the block touches tiles alone and releases them.
             unsafe {
                 asm!(
                     "ldtilecfg [{configuration}]",
                     "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
                     "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
                     "2:",
-                    "tdpbf16ps tmm4, tmm0, tmm2", "tdpbf16ps tmm5, tmm0, tmm3",
-                    "tdpbf16ps tmm6, tmm1, tmm2", "tdpbf16ps tmm7, tmm1, tmm3",
+                    concat!($dot, " tmm4, tmm0, tmm2"), concat!($dot, " tmm5, tmm0, tmm3"),
+                    concat!($dot, " tmm6, tmm1, tmm2"), concat!($dot, " tmm7, tmm1, tmm3"),
                     "dec {steps}", "jnz 2b",
                     "tilerelease",
                     configuration = in(reg) &raw const CONFIGURATION, steps = inout(reg) STEPS => _,
@@ -131,10 +161,10 @@ mod x86_64 {
         }
 
         /// Scores of all queries against all keys of the panel.
-        pub fn panel(self, panel: &mut Panel) -> f64 {
+        fn panel(_proof: Unit, panel: &mut Panel) -> f64 {
             let blocks = panel.keys.len();
             assert!(blocks > 0, "an empty panel has no rate");
-            // SAFETY: `self` proves the unit. `a` is 2 x 4 tiles, `b` walks `blocks` blocks of 2 x 4 tiles and `c` is
+            // SAFETY: a `Unit` proves the unit. `a` is 2 x 4 tiles, `b` walks `blocks` blocks of 2 x 4 tiles and `c` is
             // 2 x 2 tiles, each tile 16 rows 64 bytes apart; the block releases the tiles.
             unsafe {
                 asm!(
@@ -144,8 +174,8 @@ mod x86_64 {
                     ".irp offset, 0, 1024, 2048, 3072",
                     "tileloadd tmm0, [{a} + {row}*1 + \\offset]", "tileloadd tmm1, [{a} + {row}*1 + 4096 + \\offset]",
                     "tileloadd tmm2, [{b} + {row}*1 + \\offset]", "tileloadd tmm3, [{b} + {row}*1 + 4096 + \\offset]",
-                    "tdpbf16ps tmm4, tmm0, tmm2", "tdpbf16ps tmm5, tmm0, tmm3",
-                    "tdpbf16ps tmm6, tmm1, tmm2", "tdpbf16ps tmm7, tmm1, tmm3",
+                    concat!($dot, " tmm4, tmm0, tmm2"), concat!($dot, " tmm5, tmm0, tmm3"),
+                    concat!($dot, " tmm6, tmm1, tmm2"), concat!($dot, " tmm7, tmm1, tmm3"),
                     ".endr",
                     "tilestored [{c} + {row}*1], tmm4", "tilestored [{c} + {row}*1 + 1024], tmm5",
                     "tilestored [{c} + {row}*1 + 2048], tmm6", "tilestored [{c} + {row}*1 + 3072], tmm7",
@@ -161,5 +191,10 @@ mod x86_64 {
             }
             (16 * blocks * TILE_OPERATIONS) as f64
         }
+            }
+        };
     }
+
+    kernels!(bf16, "amx_bf16", "GFLOP/s", "tdpbf16ps", 32);
+    kernels!(int8, "amx_int8", "GOP/s", "tdpbssd", 64);
 }

@@ -55,6 +55,15 @@ pub fn best() -> Kernels {
     portable::KERNELS
 }
 
+/// Kernels for AVX2 where the processor has more: what an engine that is held to AVX2 can do at best.
+pub fn narrower() -> Option<Kernels> {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        return Some(avx2::KERNELS);
+    }
+    None
+}
+
 /// Both loops over one vector type; `rows` queries by `columns` vectors of keys fill the register file.
 macro_rules! kernels {
     ($module:ident, $features:literal, $lanes:literal, $rows:literal x $columns:literal, $chains:literal,
@@ -123,7 +132,7 @@ macro_rules! kernels {
 }
 
 kernels!(avx512, "avx512f", 16, 6 x 4, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
-kernels!(avx2, "avx2,fma", 8, 4 x 3, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
+kernels!(avx2, "avx2,fma", 8, 6 x 2, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
 
 /// Plain loops for every other processor; the compiler turns them into its vector instructions.
 mod portable {

@@ -7,6 +7,7 @@
 mod amx;
 mod compute;
 mod memory;
+mod short;
 
 use std::process::ExitCode;
 use std::sync::Barrier;
@@ -82,24 +83,40 @@ fn main() -> ExitCode {
         }
     };
     for threads in [1, 2] {
-        let kernels = compute::best();
-        let registers = effort.best_rate(threads, || kernels.registers);
-        print("fma_f32_registers", kernels.isa, threads, None, (registers / 1e9, "GFLOP/s"));
-        let panels = effort.best_rate(threads, || {
-            let mut panel = compute::Panel::new();
-            move || (kernels.panel)(&mut panel)
-        });
-        print("fma_f32_loads_stores", kernels.isa, threads, Some(compute::PANEL_BYTES), (panels / 1e9, "GFLOP/s"));
-        if let Some(unit) = amx::Unit::available() {
-            let registers = effort.best_rate(threads, || move || unit.registers());
-            print("amx_bf16_registers", "amx", threads, None, (registers / 1e9, "GFLOP/s"));
+        let narrower = compute::narrower().map(|kernels| ("avx2_f32", kernels));
+        for (name, kernels) in [("fma_f32", compute::best())].into_iter().chain(narrower) {
+            let registers = effort.best_rate(threads, || kernels.registers);
+            print(&format!("{name}_registers"), kernels.isa, threads, None, (registers / 1e9, "GFLOP/s"));
+            let panels = effort.best_rate(threads, || {
+                let mut panel = compute::Panel::new();
+                move || (kernels.panel)(&mut panel)
+            });
+            let metric = format!("{name}_loads_stores");
+            print(&metric, kernels.isa, threads, Some(compute::PANEL_BYTES), (panels / 1e9, "GFLOP/s"));
+        }
+        for kernels in short::available() {
+            let registers = effort.best_rate(threads, || kernels.registers);
+            let metric = format!("{}_registers", kernels.name);
+            print(&metric, kernels.name, threads, None, (registers / 1e9, kernels.unit));
+            let panels = effort.best_rate(threads, || {
+                let mut panel = short::Panel::new();
+                move || (kernels.panel)(&mut panel)
+            });
+            let metric = format!("{}_loads_stores", kernels.name);
+            print(&metric, kernels.name, threads, Some(short::PANEL_BYTES), (panels / 1e9, kernels.unit));
+        }
+        for (unit, kernels) in amx::Unit::available().into_iter().flat_map(|unit| unit.kinds().map(|kind| (unit, kind)))
+        {
+            let registers = effort.best_rate(threads, || move || (kernels.registers)(unit));
+            print(&format!("{}_registers", kernels.name), "amx", threads, None, (registers / 1e9, kernels.unit));
             let tiles = effort.best_rate(threads, || {
                 let mut panel = amx::Panel::new();
-                move || unit.panel(&mut panel)
+                move || (kernels.panel)(unit, &mut panel)
             });
-            print("amx_bf16_loads_stores", "amx", threads, Some(amx::PANEL_BYTES), (tiles / 1e9, "GFLOP/s"));
+            let metric = format!("{}_loads_stores", kernels.name);
+            print(&metric, "amx", threads, Some(amx::PANEL_BYTES), (tiles / 1e9, kernels.unit));
         }
-        for bytes in [MIB, 8 * MIB, 64 * MIB, 512 * MIB] {
+        for bytes in [MIB / 4, MIB, 8 * MIB, 64 * MIB, 512 * MIB] {
             let rate = effort.best_rate(threads, || {
                 let buffer = memory::Buffer::new(bytes / threads);
                 move || buffer.read()
