@@ -1,14 +1,16 @@
-//! Huge pages for long lanes: chunks of a few mebibytes from which planes take their bytes, one slot each.
+//! Huge pages for banks that much arrives in: chunks of a few mebibytes from which planes take their bytes, one slot each.
 //!
-//! A scan of gigabytes in pages of 4 KiB spends about an eighth of its time on looking addresses up. The allocator cannot
-//! be asked for huge pages block by block, so a lane that is long, or that much arrives in at once, cuts the planes of its
-//! full blocks out of chunks that the operating system is asked to back with huge pages. A chunk belongs to one plane of
-//! one lane. A slot that is given back is taken again by the lane's next blocks; the whole goes back to the system with
-//! its last slot. No lock is held, so a process may fork at any time.
+//! A scan of gigabytes in pages of 4 KiB spends about an eighth of its time on looking addresses up, and one of planes that
+//! lie anywhere is several times slower than one of neighbours. The allocator cannot be asked for either block by block,
+//! so lanes that are long, or that much arrives in at once, cut the planes of their full blocks out of chunks that the
+//! operating system is asked to back with huge pages. A lane reserves a run of slots for what arrives, so that its planes
+//! are neighbours, and goes on where it ended; lanes of one bank share chunks. A slot that is given back is taken again by
+//! the lane's next blocks; the whole goes back to the system with its last slot.
 #![expect(unsafe_code, reason = "slots of one chunk are disjoint, which the borrow checker cannot see")]
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -25,10 +27,12 @@ pub(crate) struct Chunk {
     start: usize,
     slot_bytes: usize,
     slots: usize,
-    /// Slots given out for the first time: the others are zeros as they came.
-    begun: AtomicUsize,
-    /// A bit for each slot that was given back.
-    returned: Box<[AtomicU64]>,
+    /// Slots up to here are, or were, meant for some lane; the others are zeros as they came.
+    reserved: AtomicUsize,
+    /// A bit for each slot that has an owner.
+    taken: Box<[AtomicU64]>,
+    /// A bit for each slot that ever had one, and may hold what that left.
+    used: Box<[AtomicU64]>,
 }
 
 /// Bytes of a chunk for slots of `slot_bytes`: the fewest huge pages of which they leave at most a 32nd unused, if so few
@@ -52,8 +56,9 @@ impl Chunk {
         // Refused where huge pages are off: slower, and nothing else.
         let _ = map.advise_range(memmap2::Advice::HugePage, start, bytes);
         let slots = bytes / slot_bytes;
-        let returned = (0..slots.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Some(Arc::new(Chunk { map, start, slot_bytes, slots, begun: AtomicUsize::new(0), returned }))
+        let none = || (0..slots.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let reserved = AtomicUsize::new(0);
+        Some(Arc::new(Chunk { map, start, slot_bytes, slots, reserved, taken: none(), used: none() }))
     }
 
     /// Bytes of memory held.
@@ -61,15 +66,40 @@ impl Chunk {
         chunk_bytes(self.slot_bytes).unwrap_or(0)
     }
 
-    /// Takes a slot that was given back.
-    fn take_returned(&self) -> Option<usize> {
-        self.returned.iter().enumerate().find_map(|(word, bits)| {
-            let lowest = |bits: u64| bits & bits.wrapping_sub(1);
-            // Acquire: what the last owner wrote is done before the new one writes.
-            let before =
-                bits.fetch_update(Ordering::Acquire, Ordering::Relaxed, |bits| (bits != 0).then(|| lowest(bits)));
-            before.ok().map(|before| 64 * word + before.trailing_zeros() as usize)
-        })
+    /// Reserves up to `n` slots for a lane; the first.
+    fn reserve(&self, n: usize) -> Option<usize> {
+        let more = |reserved: usize| (reserved < self.slots).then_some(self.slots.min(reserved + n));
+        self.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()
+    }
+
+    /// Some slot below the reserved ones that was given back.
+    fn returned(&self) -> Option<usize> {
+        let reserved = self.reserved.load(Ordering::Relaxed);
+        let free = |(word, bits): (usize, &AtomicU64)| {
+            let free = !bits.load(Ordering::Relaxed) & self.used[word].load(Ordering::Relaxed);
+            (free != 0).then(|| 64 * word + free.trailing_zeros() as usize)
+        };
+        self.taken.iter().enumerate().find_map(free).filter(|&at| at < reserved)
+    }
+}
+
+/// The chunks that lanes of one bank reserve slots of next, by the size of their slots.
+#[derive(Default)]
+pub(crate) struct Arena(Mutex<BTreeMap<usize, Arc<Chunk>>>);
+
+impl Arena {
+    /// The first slot of a run of `n` for planes of `slot_bytes`, in the open chunk or a new one; fewer where the chunk
+    /// ends. None where they fit no chunk, or the system has no memory to give.
+    pub(crate) fn run(&self, slot_bytes: usize, n: usize) -> Option<Slot> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let chunk = open.get(&slot_bytes);
+        if let Some(slot) = chunk.and_then(|chunk| Slot::take(chunk, chunk.reserve(n)?)) {
+            return Some(slot);
+        }
+        let chunk = Chunk::of(slot_bytes)?;
+        let slot = Slot::take(&chunk, chunk.reserve(n)?);
+        open.insert(slot_bytes, chunk);
+        slot
     }
 }
 
@@ -80,16 +110,26 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// A slot of a chunk, zeroed, if one is left.
-    pub(crate) fn of(chunk: &Arc<Chunk>) -> Option<Slot> {
-        if let Some(at) = chunk.take_returned() {
-            let mut slot = Slot { chunk: Arc::clone(chunk), at };
-            slot.bytes_mut().fill(0);
-            return Some(slot);
+    /// A slot of a chunk, zeroed, if it has no owner.
+    fn take(chunk: &Arc<Chunk>, at: usize) -> Option<Slot> {
+        let (word, bit) = (at / 64, 1 << (at % 64));
+        // Acquire: what the last owner wrote is done before the new one writes.
+        if chunk.taken[word].fetch_or(bit, Ordering::Acquire) & bit != 0 {
+            return None;
         }
-        let begin = |begun: usize| (begun < chunk.slots).then_some(begun + 1);
-        let at = chunk.begun.fetch_update(Ordering::Relaxed, Ordering::Relaxed, begin).ok()?;
-        Some(Slot { chunk: Arc::clone(chunk), at })
+        let mut slot = Slot { chunk: Arc::clone(chunk), at };
+        if chunk.used[word].fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+            slot.bytes_mut().fill(0);
+        }
+        Some(slot)
+    }
+
+    /// The slot behind this one, where it is the lane's or nobody's, or one of the same chunk that was given back.
+    pub(crate) fn next(&self) -> Option<Slot> {
+        let (chunk, next) = (&self.chunk, self.at + 1);
+        let _ = chunk.reserved.compare_exchange(next, chunk.slots.min(next + 1), Ordering::Relaxed, Ordering::Relaxed);
+        let behind = (next < chunk.reserved.load(Ordering::Relaxed)).then(|| Slot::take(chunk, next)).flatten();
+        behind.or_else(|| Slot::take(chunk, chunk.returned()?))
     }
 
     pub(crate) fn chunk(&self) -> &Arc<Chunk> {
@@ -124,8 +164,8 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        // Release: see `take_returned`.
-        self.chunk.returned[self.at / 64].fetch_or(1 << (self.at % 64), Ordering::Release);
+        // Release: see `take`.
+        self.chunk.taken[self.at / 64].fetch_and(!(1 << (self.at % 64)), Ordering::Release);
     }
 }
 
@@ -133,11 +173,20 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
+    /// Every slot that a lane can still get.
+    fn rest(arena: &Arena, bytes: usize) -> impl Iterator<Item = Slot> {
+        let mut next = arena.run(bytes, 1);
+        std::iter::from_fn(move || {
+            let slot = next.take()?;
+            next = slot.next();
+            Some(slot)
+        })
+    }
+
     #[test]
     fn slots_are_zeroed_aligned_and_apart() {
         let bytes = PAGE / 8 - 64;
-        let chunk = Chunk::of(bytes).unwrap();
-        let mut slots: Vec<Slot> = std::iter::from_fn(|| Slot::of(&chunk)).collect();
+        let mut slots: Vec<Slot> = rest(&Arena::default(), bytes).collect();
         assert_eq!(slots.len(), 8);
         assert_eq!(slots[0].bytes().as_ptr().addr() % PAGE, 0);
         for (slot, mark) in slots.iter_mut().zip(1..) {
@@ -148,21 +197,44 @@ mod tests {
             assert!(slot.bytes().iter().all(|&byte| byte == mark), "a slot overlaps another");
         }
         let last = slots.pop().unwrap();
-        drop((chunk, slots));
+        drop(slots);
         assert!(last.bytes().iter().all(|&byte| byte == 8), "a slot keeps its chunk");
-        let next = Slot::of(last.chunk()).unwrap();
+        let next = last.next().unwrap();
         assert!(next.bytes().iter().all(|&byte| byte == 0), "what was given back comes as zeros");
-        assert_eq!(std::iter::from_fn(|| Slot::of(last.chunk())).collect::<Vec<_>>().len(), 6);
+        let more: Vec<Slot> = std::iter::from_fn(|| last.next()).collect();
+        assert_eq!(more.len(), 6);
+    }
+
+    #[test]
+    fn lanes_of_a_bank_get_runs_of_neighbours_and_go_on_behind_them() {
+        let (arena, bytes) = (Arena::default(), PAGE / 16);
+        let lane = |n: usize| {
+            let mut slots = vec![arena.run(bytes, n).unwrap()];
+            while slots.len() < n {
+                slots.push(slots.last().unwrap().next().unwrap());
+            }
+            slots
+        };
+        let places = |slots: &[Slot]| slots.iter().map(|slot| slot.at).collect::<Vec<_>>();
+        let (one, two) = (lane(3), lane(4));
+        assert_eq!((places(&one), places(&two)), (vec![0, 1, 2], vec![3, 4, 5, 6]));
+        assert!(Arc::ptr_eq(one[0].chunk(), two[0].chunk()));
+        assert!(one[2].next().is_none(), "what is another lane's is left to it");
+        let behind = two[3].next().unwrap();
+        assert_eq!(behind.at, 7, "what is nobody's is taken");
+        let three = arena.run(bytes, 4).unwrap();
+        assert_eq!(three.at, 8);
+        drop(two);
+        assert_eq!(one[2].next().unwrap().at, 3, "what was given back is taken");
     }
 
     #[test]
     fn a_slot_has_one_owner_whatever_happens_at_the_same_time() {
-        let chunk = Chunk::of(64).unwrap();
-        let slots = PAGE / 64;
+        let arena = Arena::default();
         let work = |mark: u8| {
             // Half of what is taken goes back at once, to be taken by others.
             for round in 0..40 {
-                let mut mine: Vec<Slot> = std::iter::from_fn(|| Slot::of(&chunk)).take(slots / 5).collect();
+                let mut mine: Vec<Slot> = rest(&arena, 4096).take(100).collect();
                 mine.iter_mut().for_each(|slot| slot.bytes_mut().fill(mark));
                 mine.truncate(mine.len() / 2);
                 std::thread::yield_now();
@@ -170,15 +242,9 @@ mod tests {
             }
         };
         std::thread::scope(|scope| (1..5).for_each(|mark| drop(scope.spawn(move || work(mark)))));
-        let mut every: Vec<usize> = std::iter::from_fn(|| Slot::of(&chunk))
-            .map(|slot| {
-                let at = slot.at;
-                std::mem::forget(slot);
-                at
-            })
-            .collect();
-        every.sort_unstable();
-        assert!(every.iter().copied().eq(0..slots), "none lost, none twice");
+        let left = arena.0.lock().unwrap();
+        let taken = |chunk: &Arc<Chunk>| chunk.taken.iter().map(|bits| bits.load(Ordering::Relaxed)).sum::<u64>();
+        assert!(left.values().all(|chunk| taken(chunk) == 0), "every slot was given back");
     }
 
     #[test]

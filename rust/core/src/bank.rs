@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use mnemex_kernels::Kernels;
 
+use crate::arena::Arena;
 use crate::block::Schema;
 use crate::change::{Change, change_all};
 use crate::codec::Codec;
@@ -27,6 +28,7 @@ pub(crate) struct Shared {
     pub(crate) index: Box<dyn Index>,
     pub(crate) write: Box<dyn WritePolicy>,
     pub(crate) evict: Box<dyn EvictPolicy>,
+    pub(crate) arena: Arena,
 }
 
 /// The key/value memory of one attention layer: rows x heads independent lanes.
@@ -60,7 +62,7 @@ impl Bank {
         config.check(rows)?;
         let version = Version::empty(rows, config.heads)?;
         let (index, write, evict) = (Box::new(Flat), Box::new(Append), Box::new(Fifo));
-        Ok(Bank::of(Shared { config, kernels, index, write, evict }, version))
+        Ok(Bank::of(Shared { config, kernels, index, write, evict, arena: Arena::default() }, version))
     }
 
     /// A bank that starts from given rows: what opening a file does.
@@ -85,7 +87,7 @@ impl Bank {
         write: Box<dyn WritePolicy>,
         evict: Box<dyn EvictPolicy>,
     ) -> Result<Bank> {
-        Ok(Bank::of(Shared { config, kernels: best_kernels()?, index, write, evict }, version))
+        Ok(Bank::of(Shared { config, kernels: best_kernels()?, index, write, evict, arena: Arena::default() }, version))
     }
 
     fn of(shared: Shared, version: Version) -> Bank {

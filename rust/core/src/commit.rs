@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::evict::Decided;
 use crate::labels::Replaced;
 use crate::landing::Landing;
-use crate::lane::{Arrival, Edit, Lane, Prepared};
+use crate::lane::{Arrival, Edit, Lane, Prepared, Room};
 use crate::stage::{StagedIds, StagedRow, Staging, Tokens};
 use crate::usage::Touches;
 use crate::version::Version;
@@ -46,8 +46,7 @@ struct Job<'a> {
     touches: Option<&'a Touches>,
     /// Number of the version to be.
     number: u64,
-    /// Whether another version has this lane too.
-    held: bool,
+    room: Room<'a>,
 }
 
 impl Bank {
@@ -125,10 +124,12 @@ fn plan(banks: &[&Bank], staged: &[MutexGuard<Staging>], work: &Work) -> Result<
     let (mut jobs, mut size) = (Vec::new(), 0);
     for ((bank, staging), version) in banks.iter().zip(staged).zip(&versions) {
         let Some(schema) = &staging.schema else { continue };
+        let in_bank = arriving(staging).map(|(row, staged)| staged.len() * version.rows[row].lanes.len()).sum();
         for (at, staged) in arriving(staging) {
             let row = &version.rows[at];
             let held = Arc::strong_count(version) > 1 || Arc::strong_count(row) > 1;
             size += staged.len() * row.lanes.len() * schema.key.dim;
+            let room = Room { in_bank, arena: &bank.shared.arena, held };
             jobs.extend(row.lanes.iter().zip(&staged.lanes).enumerate().map(|(head, (lane, rows))| Job {
                 shared: &bank.shared,
                 schema,
@@ -137,7 +138,7 @@ fn plan(banks: &[&Bank], staged: &[MutexGuard<Staging>], work: &Work) -> Result<
                 replaced: &staged.replaced,
                 touches: staging.touches.get(&(at, head)),
                 number: version.number + 1,
-                held,
+                room,
             }));
         }
     }
@@ -148,7 +149,7 @@ impl Job<'_> {
     /// Replacement, write policy, then eviction, then routing: edits, with everything built that can fail.
     fn plan(&self, ticker: &Ticker) -> Result<Prepared> {
         ticker.tick()?;
-        let Job { shared, schema, lane, arrival, replaced, touches, number, held } = *self;
+        let Job { shared, schema, lane, arrival, replaced, touches, number, room } = *self;
         let tokens = self.tokens();
         // Deleted ones, and what another head alone has, are not there to be replaced.
         let in_lane = |&(&id, _): &(&i64, &i64)| ticker.tick().is_err() || lane.locate(id).is_some();
@@ -170,7 +171,7 @@ impl Job<'_> {
             let routed = shared.index.route(schema, lane, arrival, run);
             edits.extend(routed.into_iter().map(|(list, tokens)| Edit::Append { list, tokens }));
         }
-        lane.prepare(schema, arrival, edits, held, ticker)
+        lane.prepare(schema, arrival, edits, room, ticker)
     }
 
     /// Runs of the arriving tokens that no later one replaces.

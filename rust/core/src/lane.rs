@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use mnemex_kernels::Kernels;
 
+use crate::arena::Arena;
 use crate::block::{Encoded, Schema};
 use crate::error::Result;
 use crate::extent::Demand;
@@ -91,6 +92,16 @@ pub(crate) struct Prepared {
     pub(crate) landing: Landing,
 }
 
+/// Where what a lane takes finds room.
+#[derive(Clone, Copy)]
+pub(crate) struct Room<'a> {
+    /// Rows that all lanes of the bank are about to take.
+    pub(crate) in_bank: usize,
+    pub(crate) arena: &'a Arena,
+    /// Whether another version has this lane too.
+    pub(crate) held: bool,
+}
+
 impl Lane {
     /// Live entries.
     pub fn len(&self) -> usize {
@@ -134,13 +145,13 @@ impl Lane {
         refs.flat_map(|r| r.live_slots().map(|slot| r.id(slot))).collect()
     }
 
-    /// Builds what a plan needs; may fail, changes nothing. `held`: another version has this lane too.
+    /// Builds what a plan needs; may fail, changes nothing.
     pub(crate) fn prepare(
         &self,
         schema: &Schema,
         arrival: Arrival,
         plan: Vec<Edit>,
-        held: bool,
+        room: Room,
         ticker: &Ticker,
     ) -> Result<Prepared> {
         let mut prepared = Prepared { landing: Landing::of(arrival, &plan), ..Prepared::default() };
@@ -164,8 +175,8 @@ impl Lane {
             }
             let target = self.lists.get(list).unwrap_or(&empty);
             let now = runs.iter().map(Range::len).sum();
-            let demand = Demand { now, in_all: self.n_live + now };
-            let append = target.prepare(schema, demand, arrival, &runs, held, ticker)?;
+            let demand = Demand { now, in_all: self.n_live + now, in_bank: room.in_bank, arena: room.arena };
+            let append = target.prepare(schema, demand, arrival, &runs, room.held, ticker)?;
             prepared.appends.push((list, append));
         }
         Ok(prepared)
@@ -215,14 +226,15 @@ impl Lane {
         schema: &Schema,
         arrival: Arrival,
         run: Range<usize>,
-        expected: usize,
+        (expected, room): (usize, Room),
     ) -> Result<()> {
         if self.lists.is_empty() {
             self.lists.push(List::default());
         }
-        let demand = Demand { now: expected.saturating_sub(self.n_live).max(run.len()), in_all: expected };
+        let now = expected.saturating_sub(self.n_live).max(run.len());
+        let demand = Demand { now, in_all: expected, in_bank: room.in_bank, arena: room.arena };
         let runs = std::slice::from_ref(&run);
-        let append = self.lists[0].prepare(schema, demand, arrival, runs, false, &Ticker::never())?;
+        let append = self.lists[0].prepare(schema, demand, arrival, runs, room.held, &Ticker::never())?;
         self.n_live += self.lists[0].append(schema, arrival, append);
         Ok(())
     }

@@ -129,7 +129,7 @@ impl List {
     pub(crate) fn prepare(
         &self,
         schema: &Schema,
-        demand: Demand,
+        demand: Demand<'_>,
         arrival: Arrival,
         runs: &[Range<usize>],
         held: bool,
@@ -291,6 +291,7 @@ mod tests {
     use mnemex_kernels::canonical::Metric;
 
     use super::*;
+    use crate::arena::Arena;
     use crate::codec::Codec;
     use crate::layout::Layout;
 
@@ -300,7 +301,8 @@ mod tests {
         let schema = Schema { metric: Metric::Dot, key, value: None, key_is_value: false };
         let rows = Encoded::zeroed(&schema, 3).unwrap();
         let last = |list: &List| list.refs().last().map(|r| Arc::as_ptr(&r.block));
-        let demand = Demand { now: 3, in_all: 3 };
+        let arena = &Arena::default();
+        let demand = Demand { now: 3, in_all: 3, in_bank: 3, arena };
         // Returns the copy that was made beforehand; the list has it from then on.
         let add = |list: &mut List, id_lo: i64, held: bool| {
             let arrival = Arrival { id_lo, rows: &rows };

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use mnemex_kernels::Kernels;
 
+use crate::arena::Arena;
 use crate::block::{Encoded, Schema};
 use crate::cells::{Declared, Numbers};
 use crate::columns::Column;
 use crate::error::{Error, Kind, Result, ensure};
-use crate::lane::{Arrival, Lane};
+use crate::lane::{Arrival, Lane, Room};
 use crate::version::Row;
 
 /// Largest next id: keeps sums of ids and counts far from overflow.
@@ -36,6 +37,7 @@ pub struct RowBuilder<'s> {
     schema: &'s Schema,
     kernels: &'static Kernels,
     row: Row,
+    arena: Arena,
     /// Largest id of each lane so far.
     last: Vec<i64>,
 }
@@ -50,7 +52,13 @@ impl<'s> RowBuilder<'s> {
             format!("next_id={next_id} must be from 0 to {MAX_NEXT_ID}")
         })?;
         let kernels = Kernels::best().map_err(|error| Error::new(Kind::Resource, error.to_string()))?;
-        Ok(RowBuilder { schema, kernels, row: Row::empty(heads, next_id), last: vec![-1; heads] })
+        Ok(RowBuilder {
+            schema,
+            kernels,
+            row: Row::empty(heads, next_id),
+            arena: Arena::default(),
+            last: vec![-1; heads],
+        })
     }
 
     /// Adds entries behind those that the lane has; `expected` entries will be in it in the end.
@@ -85,7 +93,9 @@ impl<'s> RowBuilder<'s> {
                 encoded.key(schema, row).decode(&mut key);
                 encoded.note_key(schema, self.kernels, row, &key);
             }
-            append_runs(&mut self.row.lanes[head], schema, expected, ids, &encoded)?;
+            let in_bank = expected.saturating_mul(self.row.lanes.len());
+            let room = Room { in_bank, arena: &self.arena, held: false };
+            append_runs(&mut self.row.lanes[head], schema, (expected, room), ids, &encoded)?;
         }
         Ok(())
     }
@@ -140,15 +150,15 @@ fn set(column: &mut Column<i64>, next_id: i64, numbers: impl IntoIterator<Item =
     }
 }
 
-/// Appends encoded entries run by run of consecutive ids.
-fn append_runs(lane: &mut Lane, schema: &Schema, expected: usize, ids: &[i64], rows: &Encoded) -> Result<()> {
+/// Appends encoded entries run by run of consecutive ids; `end` is how many the lane will have, and where they find room.
+fn append_runs(lane: &mut Lane, schema: &Schema, end: (usize, Room), ids: &[i64], rows: &Encoded) -> Result<()> {
     let mut start = 0;
     while start < ids.len() {
         let run =
             (start + 1..ids.len()).take_while(|&at| ids[at] == ids[at - 1] + 1).last().map_or(start + 1, |at| at + 1);
         // Row i of the encoded rows has id `id_lo + i` within this run.
         let arrival = Arrival { id_lo: ids[start] - start as i64, rows };
-        lane.restore(schema, arrival, start..run, expected)?;
+        lane.restore(schema, arrival, start..run, end)?;
         start = run;
     }
     Ok(())

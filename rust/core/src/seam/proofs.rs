@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::machine::{HEADS, KEY_DIM, Machine, Setting, Step, setting, step};
 use super::pages::Pages;
+use crate::arena::Arena;
 use crate::bank::Bank;
 use crate::block::{Block, Encoded, Schema};
 use crate::codec::Codec;
@@ -70,7 +71,8 @@ fn a_rewritten_key_is_bounded_as_it_is_stored() {
         let config = Config { metric, key_codec: Some(codec), ..Machine::new(Setting::PLAIN).bank.config().clone() };
         let schema = Schema::of(&config, codec, Codec::F32);
         let kernels = Kernels::best().unwrap();
-        let mut block = Block::for_lane(&schema, None, Demand { now: 1, in_all: 1 }).unwrap();
+        let mut block =
+            Block::for_lane(&schema, None, Demand { now: 1, in_all: 1, in_bank: 1, arena: &Arena::default() }).unwrap();
         block.extend(&schema, &Encoded::zeroed(&schema, 1).unwrap(), 0, 1);
         // Rounds up in both halves, so the stored key is longer than the merged one.
         let key = [1.0 + 0.75 * 2f32.powi(if codec == Codec::F16 { -10 } else { -7 }); KEY_DIM];
