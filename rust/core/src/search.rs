@@ -1,5 +1,6 @@
 //! Exact search: a bounded first pass over blocks, then canonical scores for what may be among the best.
 
+use mnemex_kernels::prefetch::prefetch_value;
 use mnemex_kernels::select::Maxima;
 use mnemex_kernels::{Kernels, PANEL, Pass};
 
@@ -23,6 +24,9 @@ const SHARD_BLOCKS: usize = 64;
 const SAMPLE_SHARE: usize = 12;
 
 const SAMPLE_BLOCKS: std::ops::RangeInclusive<usize> = 16..=64;
+
+/// So many blocks ahead, what a block says of itself is brought near: it lies anywhere.
+const AHEAD: usize = 8;
 
 /// Blocks that are looked at before all others.
 const NEWEST_BLOCKS: usize = 4;
@@ -206,6 +210,9 @@ impl<'s> Scan<'s> {
                 ticker.tick()?;
             }
             let Visible { r, rows } = self.unit.refs[at];
+            if let Some(ahead) = self.unit.refs.get(at + AHEAD) {
+                prefetch_value(&*ahead.r.block);
+            }
             let live = rows & first_rows(r.rows_below(last_seen));
             if live == 0 {
                 continue;
