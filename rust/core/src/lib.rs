@@ -41,6 +41,7 @@ pub mod restore;
 pub mod search;
 pub mod stage;
 pub mod stats;
+pub mod tally;
 pub mod usage;
 
 mod arena;

@@ -1,5 +1,7 @@
 //! Exact search: a bounded first pass over blocks, then canonical scores for what may be among the best.
 
+use std::time::Instant;
+
 use mnemex_kernels::prefetch::prefetch_value;
 use mnemex_kernels::select::Maxima;
 use mnemex_kernels::{Kernels, PANEL, Pass};
@@ -12,6 +14,7 @@ use crate::layout::Vector;
 use crate::list::{Ref, first_rows};
 use crate::query::{Packed, Queries, Query, Unit, Visible};
 use crate::reservoir::{Best, Reservoir};
+use crate::tally::Tally;
 use crate::work::{Ticker, Work};
 
 /// Queries that share one pass over a lane's blocks.
@@ -125,9 +128,10 @@ impl Snapshot {
                 (0..n.max(1)).step_by(size).map(move |first| (at, first..n.min(first + size)))
             })
             .collect();
+        let tally = work.tally;
         let found = work.map(shards.len(), |at, ticker| {
             let (unit, refs) = &shards[at];
-            Scan::new(self, schema, queries, &units[*unit], k, blank_bad)?.run(refs.clone(), ticker)
+            Scan::new(self, schema, queries, &units[*unit], k, blank_bad)?.run(refs.clone(), ticker, tally)
         })?;
         let mut units: Vec<_> = units.into_iter().map(|unit| (unit, Vec::new())).collect();
         for ((at, _), found) in shards.iter().zip(found) {
@@ -159,6 +163,8 @@ struct Scan<'s> {
     /// The floor of each reservoir.
     floors: Vec<f32>,
     key: Vec<f32>,
+    /// Entries that passed, and that were scored canonically.
+    counts: [u64; 2],
 }
 
 /// A block under the scan.
@@ -191,10 +197,12 @@ impl<'s> Scan<'s> {
             k,
             reservoirs: (0..unit.n).map(|_| Reservoir::new(k)).collect(),
             key: vec![0.0; schema.key.dim],
+            counts: [0; 2],
         })
     }
 
-    fn run(mut self, refs: std::ops::Range<usize>, ticker: &Ticker) -> Result<Vec<Vec<Best>>> {
+    fn run(mut self, refs: std::ops::Range<usize>, ticker: &Ticker, tally: Option<&Tally>) -> Result<Vec<Vec<Best>>> {
+        let began = tally.map(|_| Instant::now());
         let (mut scratch, mut passes) = (Scratch::default(), Vec::new());
         let mut thresholds = vec![f32::INFINITY; self.pass.group()];
         let last_seen = self.pass.packed.before.iter().copied().max().unwrap_or(0);
@@ -229,6 +237,7 @@ impl<'s> Scan<'s> {
                 self.take(first, &block, &mut passes);
             }
         }
+        let times = began.map(|began| [began, Instant::now()]);
         let mut reservoirs = std::mem::take(&mut self.reservoirs);
         let mut best = Vec::with_capacity(reservoirs.len());
         // The keys of one query come near while the one before it is decided.
@@ -237,6 +246,9 @@ impl<'s> Scan<'s> {
             ticker.tick()?;
             reservoirs.get_mut(query + 1).into_iter().for_each(|next| self.close(next));
             best.push(reservoirs[query].decide(&mut |place| self.exact(query, place)));
+        }
+        if let (Some(tally), Some(times)) = (tally, times) {
+            tally.add(self.counts[0], self.counts[1], times);
         }
         Ok(best)
     }
@@ -304,6 +316,7 @@ impl<'s> Scan<'s> {
     /// Hands what passed of a block to the reservoirs.
     fn take(&mut self, first: usize, block: &Seen, passes: &mut Vec<Pass>) {
         let r = self.unit.refs[block.at].r;
+        self.counts[0] += passes.len() as u64;
         let mut reservoirs = std::mem::take(&mut self.reservoirs);
         for pass in passes.drain(..) {
             let (query, slot) = (first + pass.query as usize, pass.row as usize);
@@ -336,6 +349,7 @@ impl<'s> Scan<'s> {
     /// The canonical score of one entry, and its id.
     fn exact(&mut self, query: usize, place: u64) -> (f32, i64) {
         let (r, slot) = (self.unit.refs[(place / 64) as usize].r, (place % 64) as usize);
+        self.counts[1] += 1;
         let key = self.key(place);
         let q = self.queries.get(self.unit.first + query);
         let norm = self.pass.packed.norms[query];

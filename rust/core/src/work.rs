@@ -13,6 +13,7 @@ use mnemex_kernels::rounding;
 use rayon::ThreadPool;
 
 use crate::error::{Error, Kind, Result};
+use crate::tally::Tally;
 
 /// How often the calling thread asks whether to stop.
 const POLL: Duration = Duration::from_millis(20);
@@ -53,17 +54,19 @@ pub struct Work<'a> {
     pub threads: usize,
     /// Asked now and then on the calling thread; true stops the call with [`Kind::Interrupted`].
     pub interrupted: &'a dyn Fn() -> bool,
+    /// What searches are counted in, if anybody wants to know.
+    pub tally: Option<&'a Tally>,
 }
 
 impl Work<'_> {
     /// One thread, never interrupted.
-    pub const ALONE: Work<'static> = Work { threads: 1, interrupted: &|| false };
+    pub const ALONE: Work<'static> = Work { threads: 1, interrupted: &|| false, tally: None };
 
     /// The same terms for a call of about so many multiplications or bytes: a small one stays on the calling thread,
     /// since to wake another takes longer.
     pub(crate) fn for_size(&self, operations: usize) -> Work<'_> {
         let threads = if operations < WORTH_WAKING { 1 } else { self.threads };
-        Work { threads, interrupted: self.interrupted }
+        Work { threads, ..*self }
     }
 
     /// One job on the calling thread.
@@ -164,7 +167,7 @@ mod tests {
     #[test]
     fn results_come_in_order_from_any_number_of_threads() {
         for threads in [1, 2, 7] {
-            let work = Work { threads, interrupted: &|| false };
+            let work = Work { threads, ..Work::ALONE };
             let squares = work.map(1000, |i, _| Ok(i * i)).unwrap();
             assert_eq!(squares, (0..1000).map(|i| i * i).collect::<Vec<usize>>());
         }
@@ -172,7 +175,7 @@ mod tests {
 
     #[test]
     fn an_interruption_stops_every_thread() {
-        let work = Work { threads: 2, interrupted: &|| true };
+        let work = Work { threads: 2, interrupted: &|| true, tally: None };
         let endless = work.map(8, |_, ticker| {
             loop {
                 ticker.tick()?;

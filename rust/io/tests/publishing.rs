@@ -104,7 +104,7 @@ fn an_interrupted_save_leaves_nothing_behind_and_what_was_there_whole() {
     let scratch = Scratch::new();
     let bank = everything(Config { heads: 1, ..config() });
     save(&scratch.at("save"), &[bank.snapshot()]).unwrap();
-    let stop = Work { threads: 1, interrupted: &|| true };
+    let stop = Work { interrupted: &|| true, ..Work::ALONE };
     for (name, replace) in [("save", true), ("new", false)] {
         let contents = Contents { kind: Kind::Bank, banks: &[bank.snapshot()], metadata: "{}" };
         let error = mnemex_io::save(&scratch.at(name), &contents, replace, &stop).unwrap_err();

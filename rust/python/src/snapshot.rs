@@ -7,6 +7,8 @@ use mnemex_core::gather::{Vectors as Gathered, Wanted};
 use mnemex_core::predicate::Predicate;
 use mnemex_core::query::{Bitmaps, Query};
 use mnemex_core::search::Hits;
+use mnemex_core::tally::Tally;
+use mnemex_core::work::Work;
 use mnemex_core::{Codec, Snapshot};
 use mnemex_kernels::softmax::Logit;
 use numpy::{PyArray1, PyArray2, PyArray3, PyArray4, PyReadonlyArray2, PyUntypedArrayMethods};
@@ -76,6 +78,17 @@ impl NativeSnapshot {
         let query = query(&queries, rows.as_deref(), seen, nonfinite)?;
         let hits = run(py, threads, |work| self.0.search(&query, k, work))?;
         hit_arrays(py, hits)
+    }
+
+    /// What such a search costs beyond its first pass: entries that passed, canonical scores, and the seconds of all
+    /// threads spent scanning and deciding.
+    #[pyo3(signature = (queries, k, threads))]
+    fn tally(&self, py: Python<'_>, queries: Vectors, k: usize, threads: usize) -> PyResult<(u64, u64, f64, f64)> {
+        let query = Query::of(queries.view()?);
+        let tally = Tally::default();
+        run(py, Some(threads), |work| self.0.search(&query, k, &Work { tally: Some(&tally), ..*work }))?;
+        let told = tally.told();
+        Ok((told.passed, told.rescored, told.scanning.as_secs_f64(), told.deciding.as_secs_f64()))
     }
 
     /// Attention: out, lse and, if asked for, hits and mass.

@@ -21,7 +21,7 @@ fn until_it_gets_through<T>(bank: &Bank, call: impl Fn(&Work) -> Result<T>) -> T
     for n in 0.. {
         let polls = Cell::new(0);
         let interrupted = || polls.replace(polls.get() + 1) == n;
-        match call(&Work { threads: 1, interrupted: &interrupted }) {
+        match call(&Work { interrupted: &interrupted, ..Work::ALONE }) {
             Ok(answer) => {
                 assert!(n > 0, "the call is too short to be interrupted: make it longer");
                 return answer;
@@ -67,7 +67,7 @@ fn is_interrupted<T>(bank: &Bank, call: impl Fn(&Work) -> Result<T>) -> bool {
 /// The same of a call that may keep what it has learned of the labels that are there.
 fn is_interrupted_though_it_learns<T>(bank: &Bank, call: impl Fn(&Work) -> Result<T>) -> bool {
     let before = everything(bank);
-    let Err(error) = call(&Work { threads: 1, interrupted: &|| true }) else { return false };
+    let Err(error) = call(&Work { interrupted: &|| true, ..Work::ALONE }) else { return false };
     assert_eq!(error.kind, Kind::Interrupted);
     let mut after = everything(bank);
     after.nbytes = before.nbytes;

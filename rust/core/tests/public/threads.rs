@@ -29,7 +29,7 @@ fn answers_have_the_same_bits_on_any_number_of_threads() {
             let snapshot = bank.snapshot();
             let mut attended = None;
             for threads in [1, 2, 3] {
-                let work = Work { threads, interrupted: &|| false };
+                let work = Work { threads, ..Work::ALONE };
                 let hits = snapshot.search(&ask(&queries), 40, &work).unwrap();
                 let found = (hits.ids, bits(&hits.scores));
                 assert_eq!(&found, truth.get_or_insert_with(|| found.clone()), "{threads} threads, {:?}", kernels.isa);
