@@ -67,6 +67,7 @@ class Row:
     isa: str = ""
     bytes_per_vector: float | None = None
     scan: Scan = F32_SCAN
+    remark: str = ""
     unavailable: str = ""
     seconds: list[float] = field(default_factory=list)
     ratio: float | None = None

@@ -133,7 +133,7 @@ def _note(row: Row) -> str:
         return row.unavailable
     if row.verdict.wrong is not None:
         return row.verdict.wrong
-    notes = []
+    notes = [row.remark] if row.remark else []
     if not row.engine.same:
         notes.append("not the same work, for context")
     if row.engine.approximate:

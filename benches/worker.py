@@ -79,6 +79,7 @@ def _prepare(jobs: dict[str, Prepared], request: dict[str, Any]) -> dict[str, An
         "isa": module.isa(),
         "bytes_per_vector": job.bytes_per_vector,
         "scan": asdict(job.scan),
+        "remark": "" if job.remark is None else job.remark(),
     }
 
 

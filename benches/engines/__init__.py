@@ -66,13 +66,14 @@ class Job:
     `run` does the measured work and returns the answer: `ids` and `scores` `[lanes, queries, k]`, or `out`
     `[lanes, queries, dim]`, with `lse` and `ids` where the engine knows them; `keys` and `values` for writes; `out` and
     its gradients `grad_q`, `grad_k`, `grad_v` for training.
-    `explain` adds what the measured call does not return. `bytes_per_vector` counts all that the engine keeps per
-    entry, values included.
+    `explain` adds what the measured call does not return, `remark` says what else is worth knowing of it.
+    `bytes_per_vector` counts all that the engine keeps per entry, values included.
     """
 
     run: Callable[[], Answer]
     bytes_per_vector: float
     explain: Callable[[], Answer] | None = None
+    remark: Callable[[], str] | None = None
     scan: Scan = F32_SCAN
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import mnemex as mx
 from benches.engines import Answer, Job, Problem, Scan, Unavailable
+from mnemex import _arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mnemex._arrays import ArrayLike
 
 VERSION = mx.__version__
 BF16_PRODUCTS = ("amx", "avx512bf16")
@@ -44,7 +51,22 @@ def _search(problem: Problem, bank: mx.Bank, scan: Scan) -> Job:
         scores, ids = bank.search(queries, k, threads=threads)
         return {"ids": ids[None], "scores": scores[None]}
 
-    return Job(run, bank.nbytes / case.entries, scan=scan)
+    return Job(run, bank.nbytes / case.entries, None, _remark_of(bank, queries[None, None], k), scan)
+
+
+def _remark_of(bank: mx.Bank, queries: ArrayLike, k: int | None) -> Callable[[], str] | None:
+    return None if k is None else lambda: _remark(bank, queries, k)
+
+
+def _remark(bank: mx.Bank, queries: ArrayLike, k: int) -> str:
+    """Say what exact answers cost beyond the first pass: on one thread, in a run of its own."""
+    native = bank._native_snapshot()
+    vectors = _arrays.vectors("queries", queries, one_lane=False)
+    native.tally(vectors, k, 1)
+    passed, rescored, scanning, deciding = native.tally(vectors, k, 1)
+    n = math.prod(vectors[0].shape[:-1])
+    share = deciding / (scanning + deciding)
+    return f"{passed / n:.0f} pass, {rescored / n:.0f} rescored in {share:.0%} of the time"
 
 
 def attend(problem: Problem) -> Job:
@@ -65,7 +87,7 @@ def attend(problem: Problem) -> Job:
         assert hits is not None
         return {"ids": hits.ids[0]}
 
-    return Job(run, bank.nbytes / (case.lanes * case.entries), explain, scan=_scan(problem))
+    return Job(run, bank.nbytes / (case.lanes * case.entries), explain, _remark_of(bank, queries, k), _scan(problem))
 
 
 def write(problem: Problem) -> Job:
