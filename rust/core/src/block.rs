@@ -298,6 +298,11 @@ impl Block {
         self.key.bytes()
     }
 
+    /// The stored bytes of all values, or of the first plane of all keys where they are the values.
+    pub(crate) fn all_values(&self, schema: &Schema) -> &[u8] {
+        if schema.value.is_some() { self.value.bytes() } else { self.scanned() }
+    }
+
     /// The same in float32 with the floats from row to row: in place, or widened into `scratch`.
     pub(crate) fn scanned_floats<'a>(&'a self, schema: &Schema, scratch: &'a mut Vec<f32>) -> (&'a [f32], usize) {
         let layout = Layout::whole(schema.key.scanned(), schema.key.dim);

@@ -7,74 +7,32 @@
 //! Two things float32 cannot do in passing, and both are made good only where they show: a sum of products may leave its
 //! range although the score does not, and a value that is NaN or infinite spoils a sum that gives it a weight of 0.
 
+use mnemex_kernels::PANEL;
 use mnemex_kernels::bound::reach;
 use mnemex_kernels::canonical::Metric;
-use mnemex_kernels::softmax::{Logit, exp};
-use mnemex_kernels::tile::Queries as Panels;
-use mnemex_kernels::{Keys, PANEL};
+use mnemex_kernels::softmax::Logit;
 
 use crate::attend::Partial;
 use crate::bank::Snapshot;
 use crate::bias::{ColumnBias, biased};
 use crate::block::Schema;
 use crate::error::Result;
-use crate::first_pass::rule;
 use crate::input::all_finite;
-use crate::piece::{Piece, pieces};
-use crate::plane::Plane;
+use crate::piece::{Piece, in_floats, pieces};
 use crate::query::{Packed, Queries, Unit, Visible};
+use crate::scores::{ROWS, Scores};
+use crate::sums::Sums;
 use crate::version::Row;
 use crate::work::{Ticker, Work};
 
 /// Ids of one softmax step.
-const SPAN: i64 = 256;
+const SPAN: i64 = ROWS as i64;
 
 /// Ids reduced by one job.
 const STRETCH: i64 = 16 * SPAN;
 
 /// Queries of one job: their score panels over a span stay in the second-level cache.
-const UNIT_QUERIES: usize = 4 * PANEL;
-
-/// Running softmax of the queries of a unit.
-struct Sums {
-    /// `[n, stride]`
-    out: Vec<f32>,
-    max: Vec<f32>,
-    sum: Vec<f32>,
-    stride: usize,
-}
-
-impl Sums {
-    fn empty(lanes: usize, stride: usize) -> Sums {
-        Sums { out: vec![0.0; lanes * stride], max: vec![f32::NEG_INFINITY; lanes], sum: vec![0.0; lanes], stride }
-    }
-
-    /// Joins a later part: out and sum are relative to their max.
-    fn merge(&mut self, later: &Sums) {
-        for i in 0..self.max.len() {
-            let (a, b) = (self.max[i], later.max[i]);
-            let max = if a > b { a } else { b };
-            let share = |m: f32| if m == f32::NEG_INFINITY { 0.0 } else { exp(m - max) };
-            let (keep, add) = (share(a), share(b));
-            // A NaN sum, from a NaN logit, survives: it never comes with a share of 0 alone.
-            self.sum[i] = self.sum[i] * keep + later.sum[i] * add;
-            let at = i * self.stride..(i + 1) * self.stride;
-            let pairs = self.out[at.clone()].iter_mut().zip(&later.out[at]);
-            if keep == 0.0 || add == 0.0 {
-                pairs.for_each(|(x, y)| *x = weighed(*x, keep) + weighed(*y, add));
-            } else {
-                pairs.for_each(|(x, y)| *x = *x * keep + y * add);
-            }
-            self.max[i] = max;
-        }
-    }
-}
-
-/// `x * share`; what has no share does not matter, whatever it is.
-#[inline(always)]
-fn weighed(x: f32, share: f32) -> f32 {
-    if share == 0.0 && !x.is_finite() { 0.0 } else { x * share }
-}
+const UNIT_QUERIES: usize = 8 * PANEL;
 
 /// How scores become logits.
 #[derive(Clone, Copy)]
@@ -105,7 +63,7 @@ pub(crate) fn attend(
     let mut whole: Vec<Option<Sums>> = units.iter().map(|_| None).collect();
     for ((unit, _), sums) in jobs.iter().zip(sums) {
         match &mut whole[*unit] {
-            Some(whole) => whole.merge(&sums),
+            Some(whole) => whole.merge(&sums, snapshot.shared.kernels),
             none => *none = Some(sums),
         }
     }
@@ -150,10 +108,7 @@ struct Reduction<'s> {
     unit: &'s Unit<'s>,
     row: &'s Row,
     how: How<'s>,
-    packed: Packed,
-    /// Score panels of `SPAN` rows.
-    panels: Plane,
-    scratch: Vec<f32>,
+    scores: Scores<'s>,
     /// Whether values without weight are kept out: see [`Reduction::stretch`].
     careful: bool,
 }
@@ -167,17 +122,16 @@ impl<'s> Reduction<'s> {
         how: How<'s>,
     ) -> Result<Self> {
         let packed = Packed::new(snapshot, queries, unit, true)?;
-        let panels = Plane::zeroed(unit.n.next_multiple_of(PANEL) * SPAN as usize * size_of::<f32>())?;
+        let scores = Scores::new(snapshot.shared.kernels, schema, queries, packed, how.logit)?;
         let row = &snapshot.version.rows[queries.rows[unit.row]];
-        let scratch = Vec::new();
-        Ok(Reduction { snapshot, schema, queries, unit, row, how, packed, panels, scratch, careful: false })
+        Ok(Reduction { snapshot, schema, queries, unit, row, how, scores, careful: false })
     }
 
     /// Reduces one stretch; again and with care where something not finite came out of it.
     fn stretch(mut self, first: i64, ticker: &Ticker) -> Result<Sums> {
         let sums = self.reduce(first, ticker)?;
         let dim = self.snapshot.config().value_dim();
-        let fine = |query: usize| self.packed.bad[query] || all_finite(&sums.out[query * sums.stride..][..dim]);
+        let fine = |query: usize| self.scores.packed.bad[query] || all_finite(&sums.out[query * sums.stride..][..dim]);
         if (0..self.unit.n).all(fine) {
             return Ok(sums);
         }
@@ -187,96 +141,114 @@ impl<'s> Reduction<'s> {
 
     /// Reduces the spans of one stretch, in id order.
     fn reduce(&mut self, first: i64, ticker: &Ticker) -> Result<Sums> {
-        let lanes = self.unit.n.next_multiple_of(PANEL);
+        let lanes = self.unit.n.next_multiple_of(self.scores.width);
         let stride = self.snapshot.config().value_dim().next_multiple_of(PANEL);
         let (mut sums, mut part) = (Sums::empty(lanes, stride), Sums::empty(lanes, stride));
         let here = |seen: &&Visible| seen.r.id_lo < first + STRETCH && seen.r.id_hi() > first;
         let refs: Vec<Visible> = self.unit.refs.iter().filter(here).copied().collect();
+        let mut next = pieces(&refs, first, first + SPAN);
         for span in (first..first + STRETCH).step_by(SPAN as usize) {
             ticker.tick()?;
-            let pieces = pieces(&refs, span, span + SPAN);
-            if !pieces.is_empty() {
-                self.span(&pieces, span, &mut part, ticker)?;
-                sums.merge(&part);
+            let now = std::mem::replace(&mut next, pieces(&refs, span + SPAN, span + 2 * SPAN));
+            if !now.is_empty() && span < self.unseen() {
+                self.span(&now, next.first(), span, &mut part, ticker)?;
+                sums.merge(&part, self.snapshot.shared.kernels);
             }
         }
         Ok(sums)
     }
 
-    /// The softmax of one span, into `part`.
-    fn span(&mut self, pieces: &[Piece], span: i64, part: &mut Sums, ticker: &Ticker) -> Result<()> {
+    /// The first id that no query may see.
+    fn unseen(&self) -> i64 {
+        self.scores.packed.before.iter().copied().max().unwrap_or(0)
+    }
+
+    /// The softmax of one span, into `part`; `next` is what comes after it.
+    fn span(
+        &mut self,
+        pieces: &[Piece],
+        next: Option<&Piece>,
+        span: i64,
+        part: &mut Sums,
+        ticker: &Ticker,
+    ) -> Result<()> {
         let kernels = self.snapshot.shared.kernels;
-        let rows = SPAN as usize;
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let mut ids = Vec::with_capacity(rows);
-        for piece in pieces {
-            let (keys, stride) = piece.keys(self.schema, &mut scratch);
-            let keys = Keys { rows: keys, stride, n: piece.len(), scale: &piece.scale(), next: &[] };
-            let queries = Panels { panels: self.packed.panels.floats(), dim: self.queries.dim, n: self.unit.n };
-            (kernels.scores)(rule(self.schema.metric), keys, queries, self.panels.floats_mut(), rows, ids.len());
+        let mut ids = Vec::with_capacity(ROWS);
+        // In the order in which they are read: each is brought near while the one before it is worked on.
+        let values = pieces.iter().map(|piece| piece.value_bytes(self.schema));
+        let reads = pieces.iter().chain(next).map(Piece::key_bytes);
+        let mut reads: Vec<&[u8]> = reads.collect();
+        reads.splice(pieces.len()..pieces.len(), values);
+        reads.resize(2 * pieces.len() + 1, &[]);
+        for (at, piece) in pieces.iter().enumerate() {
+            self.scores.score(piece, ids.len(), reads[at + 1])?;
             match piece {
                 Piece::Whole(r) => ids.extend((0..r.block.len()).map(|slot| r.id(slot))),
                 Piece::Rows(rows) => ids.extend(rows.iter().map(|(r, slot)| r.id(*slot))),
             }
         }
         let absent = if self.in_range(pieces) { Vec::new() } else { self.settle(pieces, ticker)? };
-        let last_seen = self.packed.before.iter().copied().max().unwrap_or(0);
-        let seen = &ids[..ids.partition_point(|&id| id < last_seen)];
+        let unseen = self.unseen();
+        let seen = &ids[..ids.partition_point(|&id| id < unseen)];
         let biases = self.how.bias.map(|bias| bias.of(self.row, seen)).transpose()?.unwrap_or_default();
         part.out.fill(0.0);
-        for (at, panel) in self.panels.floats_mut().chunks_exact_mut(rows * PANEL).enumerate() {
-            let logits = &mut panel[..ids.len() * PANEL];
+        let width = self.scores.width;
+        for panel in self.scores.panels_mut() {
+            let logits = &mut panel[..ids.len() * width];
             (kernels.logits)(logits, self.how.logit);
-            for (z, &bias) in logits.chunks_exact_mut(PANEL).zip(&biases) {
+            for (z, &bias) in logits.chunks_exact_mut(width).zip(&biases) {
                 z.iter_mut().for_each(|z| *z = biased(*z, bias));
             }
-            for place in absent.iter().filter(|&&place| place / (rows * PANEL) == at) {
-                logits[place % (rows * PANEL)] = f32::NEG_INFINITY;
+        }
+        absent.into_iter().for_each(|(query, row)| self.scores.hide(query, row..row + 1));
+        for query in 0..self.unit.n {
+            let before = self.scores.packed.before[query];
+            if before < span + SPAN {
+                self.scores.hide(query, ids.partition_point(|&id| id < before)..ids.len());
             }
-            for (lane, &before) in self.packed.before.iter().skip(at * PANEL).take(PANEL).enumerate() {
-                if before < span + SPAN {
-                    let visible = ids.partition_point(|&id| id < before);
-                    logits.iter_mut().skip(visible * PANEL + lane).step_by(PANEL).for_each(|z| *z = f32::NEG_INFINITY);
-                }
+        }
+        for (at, panel) in self.scores.panels_mut().enumerate() {
+            if width == 1 {
+                panel[ids.len()..ids.len().next_multiple_of(PANEL)].fill(f32::NEG_INFINITY);
+                (part.max[at], part.sum[at]) =
+                    (kernels.exponentials_one)(&mut panel[..ids.len().next_multiple_of(PANEL)]);
+            } else {
+                let (mut max, mut sum) = ([0.0; PANEL], [0.0; PANEL]);
+                (kernels.exponentials)(&mut panel[..ids.len() * PANEL], &mut max, &mut sum);
+                part.max[at * PANEL..][..PANEL].copy_from_slice(&max);
+                part.sum[at * PANEL..][..PANEL].copy_from_slice(&sum);
             }
-            let (mut max, mut sum) = ([0.0; PANEL], [0.0; PANEL]);
-            (kernels.exponentials)(logits, &mut max, &mut sum);
-            part.max[at * PANEL..][..PANEL].copy_from_slice(&max);
-            part.sum[at * PANEL..][..PANEL].copy_from_slice(&sum);
         }
         let mut first = 0;
-        for piece in pieces {
-            let (values, stride) = piece.values(self.schema, &mut scratch);
+        for (at, piece) in pieces.iter().enumerate() {
+            let next = reads[pieces.len() + at + 1];
             if self.careful {
-                self.weigh_with_care(first, values, piece.len(), part);
+                self.weigh_with_care(first, piece, part);
             } else {
-                self.weigh(first, values, stride, piece.len(), &mut part.out);
+                self.scores.weigh(piece, first, next, &mut part.out);
             }
             first += piece.len();
         }
-        self.scratch = scratch;
         Ok(())
     }
 
-    /// Adds weighed values, whose weights stand in the panels from row `first` on.
-    fn weigh(&self, first: usize, values: &[f32], stride: usize, n: usize, out: &mut [f32]) {
-        let panels = self.panels.floats().chunks_exact(SPAN as usize * PANEL);
-        for (panel, out) in panels.zip(out.chunks_exact_mut(stride * PANEL)) {
-            (self.snapshot.shared.kernels.weigh)(&panel[first * PANEL..], values, stride, n, out);
-        }
-    }
-
-    /// The same, where a value that is not finite counts for the queries that give it a weight, and for no other.
-    fn weigh_with_care(&self, first: usize, values: &[f32], n: usize, part: &mut Sums) {
-        let (stride, dim) = (part.stride, self.snapshot.config().value_dim());
+    /// Adds a piece's values, where one that is not finite counts for the queries that give it a weight, and for no other.
+    fn weigh_with_care(&mut self, first: usize, piece: &Piece, part: &mut Sums) {
+        let (stride, dim, n) = (part.stride, self.snapshot.config().value_dim(), piece.len());
+        let mut scratch = Vec::new();
+        let values = piece.values(self.schema, &mut scratch).0;
         let mut finite = values.to_vec();
         let bad: Vec<usize> = (0..n).filter(|row| !all_finite(&values[row * stride..][..dim])).collect();
         bad.iter().for_each(|row| finite[row * stride..][..dim].fill(0.0));
-        self.weigh(first, &finite, stride, n, &mut part.out);
+        if self.scores.width == 1 {
+            self.scores.weigh_stored(first, in_floats((&finite, stride), n), &mut part.out);
+        } else {
+            self.scores.weigh_floats(first, &finite, stride, n, &[], &mut part.out);
+        }
         for row in bad {
             let value = &values[row * stride..][..dim];
             for query in 0..self.unit.n {
-                let weight = self.panels.floats()[place(query, first + row)];
+                let weight = *self.scores.at(query, first + row);
                 if weight != 0.0 {
                     let out = &mut part.out[query * stride..][..dim];
                     (self.snapshot.shared.kernels.add_scaled)(weight, value, out);
@@ -288,34 +260,29 @@ impl<'s> Reduction<'s> {
     /// Whether norms promise that no sum of these scores leaves float32's range: a key's [`reach`] is finite if so, and
     /// what it says of a key's norm holds of a query's.
     fn in_range(&self, pieces: &[Piece]) -> bool {
-        let promised = |query: usize| reach(Metric::Dot, self.packed.norms[query]).is_finite();
+        let promised = |query: usize| reach(Metric::Dot, self.scores.packed.norms[query]).is_finite();
         pieces.iter().all(|piece| piece.reach().is_finite())
-            && (0..self.unit.n).all(|query| self.packed.bad[query] || promised(query))
+            && (0..self.unit.n).all(|query| self.scores.packed.bad[query] || promised(query))
     }
 
-    /// Replaces scores that came out NaN or infinite by the canonical ones. Returns the places of those that are no
+    /// Replaces scores that came out NaN or infinite by the canonical ones. Returns query and row of those that are no
     /// number by any sum: like search, attention passes them over.
-    fn settle(&mut self, pieces: &[Piece], ticker: &Ticker) -> Result<Vec<usize>> {
+    fn settle(&mut self, pieces: &[Piece], ticker: &Ticker) -> Result<Vec<(usize, usize)>> {
         let (kernels, metric, layout) = (self.snapshot.shared.kernels, self.schema.metric, self.schema.key);
         let mut absent = Vec::new();
         let mut key = vec![0.0; layout.dim];
         for (row, (r, slot)) in pieces.iter().flat_map(Piece::rows).enumerate() {
             ticker.tick()?;
             r.block.key(self.schema, slot).decode(&mut key);
-            for query in (0..self.unit.n).filter(|&query| !self.packed.bad[query]) {
-                let score = &mut self.panels.floats_mut()[place(query, row)];
-                if !score.is_finite() {
+            for query in 0..self.unit.n {
+                if !self.scores.packed.bad[query] && !self.scores.at(query, row).is_finite() {
                     let q = self.queries.get(self.unit.first + query);
-                    *score = (kernels.score)(metric, &key, q, self.packed.norms[query]);
-                    absent.extend(score.is_nan().then_some(place(query, row)));
+                    let score = (kernels.score)(metric, &key, q, self.scores.packed.norms[query]);
+                    *self.scores.at(query, row) = score;
+                    absent.extend(score.is_nan().then_some((query, row)));
                 }
             }
         }
         Ok(absent)
     }
-}
-
-/// Where the score of a query and a row of the span stands in the panels.
-fn place(query: usize, row: usize) -> usize {
-    (query / PANEL * SPAN as usize + row) * PANEL + query % PANEL
 }

@@ -38,7 +38,7 @@ pub(crate) fn rule(metric: Metric) -> Rule {
 }
 
 /// How a codec's numbers stand in memory.
-fn format(codec: Codec) -> Format {
+pub(crate) fn format(codec: Codec) -> Format {
     match codec {
         Codec::F32 => Format::F32,
         Codec::F16 => Format::F16,
@@ -47,7 +47,7 @@ fn format(codec: Codec) -> Format {
 }
 
 /// Queries out of their panels, one after the other, each padded to whole vectors.
-fn singles(packed: &Packed, dim: usize) -> Vec<f32> {
+pub(crate) fn singles(packed: &Packed, dim: usize) -> Vec<f32> {
     let padded = dim.next_multiple_of(PANEL);
     let mut singles = vec![0.0; packed.norms.len() * padded];
     for (lane, query) in singles.chunks_exact_mut(padded).enumerate() {
@@ -163,7 +163,7 @@ impl<'s> FirstPass<'s> {
         let (n, scale, next) = (block.len(), block.scale(), &[][..]);
         if self.is_few() {
             let (bytes, stride) = (block.scanned(), layout.row_bytes());
-            return Ok(Loaded::Stored(Stored { bytes, format: format(layout.scanned()), stride, n, scale }));
+            return Ok(Loaded::Stored(Stored { bytes, format: format(layout.scanned()), stride, n, scale, next }));
         }
         let Some(short) = self.short else {
             let (rows, stride) = block.scanned_floats(self.schema, &mut scratch.floats);

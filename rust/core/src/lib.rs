@@ -55,8 +55,10 @@ mod piece;
 mod plane;
 mod reservoir;
 mod rollback;
+mod scores;
 #[cfg(test)]
 mod seam;
+mod sums;
 
 pub use bank::{Bank, Snapshot};
 pub use change::{Change, change_all};

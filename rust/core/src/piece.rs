@@ -2,11 +2,15 @@
 //! [`crate::dense`] independent of that.
 
 use mnemex_kernels::PANEL;
-use mnemex_kernels::tile::ROW_GROUP;
+use mnemex_kernels::single::{Format, Stored};
 
 use crate::block::{BLOCK_ROWS, Block, Schema};
+use crate::codec::Codec;
+use crate::error::Result;
+use crate::first_pass::format;
 use crate::layout::{Layout, Vector};
 use crate::list::{Ref, first_rows};
+use crate::plane::Plane;
 use crate::query::Visible;
 
 /// Entries of a span that are scored in one kernel call, ids ascending: at most 64.
@@ -70,7 +74,7 @@ impl<'v> Piece<'v> {
             Piece::Rows(rows) => {
                 let stride = layout.dim.next_multiple_of(PANEL);
                 scratch.clear();
-                scratch.resize(rows.len().next_multiple_of(ROW_GROUP) * stride, 0.0);
+                scratch.resize(rows.len().next_multiple_of(PANEL) * stride, 0.0);
                 for ((r, slot), out) in rows.iter().zip(scratch.chunks_exact_mut(stride)) {
                     single(&r.block, *slot).into_iter().for_each(|vector| vector.decode(&mut out[..layout.dim]));
                 }
@@ -94,6 +98,68 @@ impl<'v> Piece<'v> {
         self.vectors(layout, scratch, |b, s| b.values(schema, s), |b, slot| b.value(schema, slot))
     }
 
+    /// Keys as one query takes them: as they are stored where that is half the precision, in float32 otherwise.
+    pub(crate) fn stored_keys<'a>(
+        &'a self,
+        schema: &'a Schema,
+        scratch: &'a mut Vec<f32>,
+        scale: &'a [f32],
+    ) -> Stored<'a>
+    where
+        'a: 'v,
+    {
+        let stored = match self {
+            Piece::Whole(r) if schema.key.codec != Codec::F32 => as_stored(r.block.scanned(), schema.key, self.len()),
+            _ => in_floats(self.keys(schema, scratch), self.len()),
+        };
+        Stored { scale, ..stored }
+    }
+
+    /// The keys of a bfloat16 bank as [`ShortKeys`](mnemex_kernels::short::ShortKeys) are: sixty-four rows.
+    pub(crate) fn bf16_keys<'a>(&'a self, schema: &Schema, scratch: &'a mut Plane) -> Result<&'a [u16]> {
+        let stride = schema.key.row_bytes();
+        if let Piece::Whole(r) = self
+            && r.block.scanned().len() == BLOCK_ROWS * stride
+        {
+            return Ok(bytemuck::cast_slice(r.block.scanned()));
+        }
+        if scratch.bytes().is_empty() {
+            *scratch = Plane::zeroed(BLOCK_ROWS * stride)?;
+        }
+        for ((r, slot), row) in self.rows().zip(scratch.bytes_mut().chunks_exact_mut(stride)) {
+            r.block.key(schema, slot).copy_to(&mut row[..schema.key.vector_bytes()]);
+        }
+        Ok(scratch.shorts())
+    }
+
+    /// Values, likewise.
+    pub(crate) fn stored_values<'a>(&'a self, schema: &'a Schema, scratch: &'a mut Vec<f32>) -> Stored<'a>
+    where
+        'a: 'v,
+    {
+        let layout = schema.value.unwrap_or(schema.key);
+        match self {
+            Piece::Whole(r) if layout.codec != Codec::F32 => as_stored(r.block.all_values(schema), layout, self.len()),
+            _ => in_floats(self.values(schema, scratch), self.len()),
+        }
+    }
+
+    /// The stored bytes of its keys where they lie together; nothing otherwise.
+    pub(crate) fn key_bytes(&self) -> &[u8] {
+        match self {
+            Piece::Whole(r) => r.block.scanned(),
+            Piece::Rows(_) => &[],
+        }
+    }
+
+    /// The stored bytes of its values, likewise.
+    pub(crate) fn value_bytes(&self, schema: &Schema) -> &[u8] {
+        match self {
+            Piece::Whole(r) => r.block.all_values(schema),
+            Piece::Rows(_) => &[],
+        }
+    }
+
     /// The keys' part in the error bound.
     pub(crate) fn reach(&self) -> f32 {
         match self {
@@ -102,11 +168,30 @@ impl<'v> Piece<'v> {
         }
     }
 
-    /// One over each key's norm, for cosine.
+    /// One over each key's norm, for cosine, up to the next multiple of [`PANEL`].
     pub(crate) fn scale(&self) -> Vec<f32> {
-        match self {
+        let mut scale: Vec<f32> = match self {
             Piece::Whole(r) => r.block.scale().to_vec(),
             Piece::Rows(rows) => rows.iter().filter_map(|(r, slot)| r.block.scale().get(*slot).copied()).collect(),
-        }
+        };
+        scale.resize(scale.len().next_multiple_of(PANEL), 0.0);
+        scale
+    }
+}
+
+/// Rows where and as they are stored.
+fn as_stored(bytes: &[u8], layout: Layout, n: usize) -> Stored<'_> {
+    Stored { bytes, format: format(layout.codec), stride: layout.row_bytes(), n, scale: &[], next: &[] }
+}
+
+/// Rows in float32, with the floats from row to row.
+pub(crate) fn in_floats((rows, stride): (&[f32], usize), n: usize) -> Stored<'_> {
+    Stored {
+        bytes: bytemuck::cast_slice(rows),
+        format: Format::F32,
+        stride: stride * size_of::<f32>(),
+        n,
+        scale: &[],
+        next: &[],
     }
 }

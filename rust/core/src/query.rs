@@ -7,6 +7,7 @@ use mnemex_kernels::tile::{pack, packed_len};
 
 use crate::bank::Snapshot;
 use crate::block::Schema;
+use crate::codec::Codec;
 use crate::config::NonFinite;
 use crate::error::{Error, Kind, Result, ensure};
 use crate::filter::Filter;
@@ -59,6 +60,8 @@ pub(crate) struct Queries<'a> {
     pub(crate) heads: usize,
     pub(crate) tokens: usize,
     pub(crate) dim: usize,
+    /// What holds these numbers bit for bit.
+    pub(crate) codec: Codec,
     /// Query heads per key/value head.
     pub(crate) group: usize,
     before: Option<&'a [i64]>,
@@ -135,7 +138,8 @@ impl<'a> Queries<'a> {
                 }
             }
         }
-        Ok(Queries { rows, heads, tokens, dim, group: heads / config.heads, before: query.before, filter, data })
+        let (codec, group) = (query.queries.codec(), heads / config.heads);
+        Ok(Queries { rows, heads, tokens, dim, codec, group, before: query.before, filter, data })
     }
 
     /// Queries in all.

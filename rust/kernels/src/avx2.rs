@@ -55,6 +55,12 @@ impl Lanes for F32x8 {
     }
 
     #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: AVX is enabled.
+        Self(unsafe { _mm256_add_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
     unsafe fn sub(self, other: Self) -> Self {
         // SAFETY: AVX2 is enabled.
         Self(unsafe { _mm256_sub_ps(self.0, other.0) })
@@ -88,6 +94,18 @@ impl Lanes for F32x8 {
         let more = unsafe { _mm256_and_ps(reached, one) };
         // SAFETY: AVX is enabled.
         Self(unsafe { _mm256_add_ps(self.0, more) })
+    }
+
+    #[inline(always)]
+    unsafe fn power_of_two(self) -> Self {
+        // SAFETY: AVX2 is enabled.
+        Self(unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self.0))) })
+    }
+
+    #[inline(always)]
+    unsafe fn zero_where_less(self, x: Self, least: Self) -> Self {
+        // SAFETY: AVX is enabled.
+        Self(unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x.0, least.0), self.0) })
     }
 
     #[inline(always)]

@@ -62,6 +62,12 @@ impl Lanes for F32x16 {
     }
 
     #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: AVX-512F is enabled.
+        Self(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
     unsafe fn sub(self, other: Self) -> Self {
         // SAFETY: AVX-512F is enabled.
         Self(unsafe { _mm512_sub_ps(self.0, other.0) })
@@ -93,6 +99,18 @@ impl Lanes for F32x16 {
         let one = unsafe { _mm512_set1_ps(1.0) };
         // SAFETY: AVX-512F is enabled.
         Self(unsafe { _mm512_mask_add_ps(self.0, reached, self.0, one) })
+    }
+
+    #[inline(always)]
+    unsafe fn power_of_two(self) -> Self {
+        // SAFETY: AVX-512F is enabled.
+        Self(unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self.0))) })
+    }
+
+    #[inline(always)]
+    unsafe fn zero_where_less(self, x: Self, least: Self) -> Self {
+        // SAFETY: AVX-512F is enabled.
+        Self(unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x.0, least.0), self.0) })
     }
 
     /// Pairs of vectors are halved and put into one, four times; the order in which they meet puts sum i into lane i.

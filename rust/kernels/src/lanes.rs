@@ -21,6 +21,7 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store(self, p: *mut f32);
     /// `self + a * b`; whether the product is rounded first is the implementation's choice.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
     /// Lane by lane the smaller, or `other` where either is NaN.
@@ -29,6 +30,10 @@ pub(crate) trait Lanes: Copy {
     unsafe fn max(self, other: Self) -> Self;
     /// Adds 1 in every lane where `x` is at least `least`.
     unsafe fn count(self, x: Self, least: Self) -> Self;
+    /// 2^(b - 127), where b is what the low eight bits of each lane say.
+    unsafe fn power_of_two(self) -> Self;
+    /// 0 in every lane where `x` is less than `least`; NaN is not.
+    unsafe fn zero_where_less(self, x: Self, least: Self) -> Self;
     /// In lane i the sum of all lanes of vector i, of the first `N`.
     unsafe fn sums(vectors: &[Self; crate::PANEL]) -> Self;
     /// Bit i is set unless lane i is less than lane i of `other`: NaN passes.

@@ -1,7 +1,7 @@
 //! "Here are slices, give me numbers, fast": the arithmetic of mnemex, and nothing else.
 //!
 //! No lane, id or policy is known here, and nothing is allocated but the list of passing scores.
-//! Each operation is written once ([`tile`], [`select`], [`single`], `weigh`, [`softmax`], [`canonical`]) over the small [`lanes::Lanes`] trait, and
+//! Each operation is written once ([`tile`], [`select`], [`single`], `few`, `weigh`, [`softmax`], [`canonical`]) over the small [`lanes::Lanes`] trait, and
 //! instantiated once per instruction set by the [`table::kernel_table`] macro: one file per set holds its vectors and
 //! its table. `Kernels::best()` chooses at run time; tests walk `Isa::available()`, so no path can be fast and untested.
 //!
@@ -23,6 +23,7 @@ pub mod single;
 pub mod softmax;
 pub mod tile;
 
+mod few;
 mod lanes;
 mod portable;
 mod weigh;

@@ -52,6 +52,11 @@ impl Lanes for F32x8 {
     }
 
     #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + other.0[i]))
+    }
+
+    #[inline(always)]
     unsafe fn sub(self, other: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] - other.0[i]))
     }
@@ -74,6 +79,16 @@ impl Lanes for F32x8 {
     #[inline(always)]
     unsafe fn count(self, x: Self, least: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] + if x.0[i] >= least.0[i] { 1.0 } else { 0.0 }))
+    }
+
+    #[inline(always)]
+    unsafe fn power_of_two(self) -> Self {
+        Self(self.0.map(|x| f32::from_bits(x.to_bits() << 23)))
+    }
+
+    #[inline(always)]
+    unsafe fn zero_where_less(self, x: Self, least: Self) -> Self {
+        Self(std::array::from_fn(|i| if x.0[i] < least.0[i] { 0.0 } else { self.0[i] }))
     }
 
     #[inline(always)]

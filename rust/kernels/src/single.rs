@@ -22,7 +22,7 @@ pub enum Format {
     Bf16,
 }
 
-/// At most 64 keys as they are stored.
+/// At most 64 keys, or values, as they are stored.
 #[derive(Clone, Copy)]
 pub struct Stored<'a> {
     /// Row-major; `n` rows rounded up to a multiple of [`PANEL`]. Behind each row's numbers are zeros, up to a multiple
@@ -36,6 +36,8 @@ pub struct Stored<'a> {
     pub n: usize,
     /// One factor per row, for cosine, up to the next multiple of [`PANEL`]; empty otherwise.
     pub scale: &'a [f32],
+    /// What the caller reads next, if known to lie in memory: see [`crate::Keys::next`]. Only what takes a few queries looks there.
+    pub next: &'a [u8],
 }
 
 /// A query, and which of its scores are wanted.
@@ -50,7 +52,7 @@ pub struct One<'a> {
 }
 
 impl Stored<'_> {
-    fn check(&self, rule: Rule, numbers: usize) {
+    pub(crate) fn check(&self, rule: Rule, numbers: usize) {
         let rows = self.n.next_multiple_of(PANEL);
         let bytes = numbers * if self.format == Format::F32 { 4 } else { 2 };
         assert!(numbers.is_multiple_of(PANEL), "a query is padded to whole vectors");

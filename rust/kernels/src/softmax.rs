@@ -1,8 +1,11 @@
 //! Logits, exponentials and their sums, for panels of sixteen queries and for one query's hits.
 //!
-//! Written for the compiler to vectorise: every loop runs over the sixteen lanes of a panel. `exp` is within 3 ULP of
-//! the exact value over its range, and 0 below -87; weights are float32 throughout, the log-sum-exp is natural.
+//! `exp` is within 3 ULP of the exact value over its range, and 0 below -87; weights are float32 throughout, the
+//! log-sum-exp is natural.
+#![expect(unsafe_code, reason = "vectors of exponentials; every row of a panel has sixteen numbers")]
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "the operations of one step rest on the same promise")]
 
+use crate::lanes::Lanes;
 use crate::tile::PANEL;
 
 /// From score to logit.
@@ -26,25 +29,31 @@ impl Logit {
     }
 }
 
+/// Below it, e^x is taken for 0: it is near the least normal number.
+const LEAST: f32 = -87.0;
+
+/// ln 2 in two parts, the first with trailing zeros so that its product with a small integer is exact (Cody and Waite
+/// 1980).
+const LN2_HIGH: f32 = 0.693_359_4;
+const LN2_LOW: f32 = -2.121_944_4e-4;
+
+/// The series of e^x from its sixth power down.
+const TERMS: [f32; 7] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+
 /// e^x by range reduction to [-ln2/2, ln2/2] and a degree-6 polynomial; NaN stays NaN.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer kept in the low bits
-    let clamped = x.clamp(-87.0, 88.0);
+    let clamped = x.clamp(LEAST, 88.0);
     let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
-    // ln 2 in two parts, the first with trailing zeros so that n * LN2_HIGH is exact (Cody and Waite 1980).
-    let r = (clamped - n * 0.693_359_4) - n * -2.121_944_4e-4;
-    let p = 1.0 / 720.0;
-    let p = p * r + 1.0 / 120.0;
-    let p = p * r + 1.0 / 24.0;
-    let p = p * r + 1.0 / 6.0;
-    let p = p * r + 0.5;
+    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
+    let p = TERMS[..5].iter().copied().reduce(|p, term| p * r + term).unwrap_or_default();
     let p = p * r * r + r + 1.0;
     // The sum's low bits hold n: build 2^n from it. A NaN leaves garbage here, which the last branch discards.
     let n = (n + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
     let power = f32::from_bits(n.wrapping_add(127) << 23);
     let y = p * power;
-    if x < -87.0 {
+    if x < LEAST {
         0.0
     } else if x > 88.0 {
         f32::INFINITY
@@ -75,24 +84,100 @@ pub(crate) fn logits(scores: &mut [f32], logit: Logit) {
 
 /// Turns a panel of logits `[n, 16]` into `exp(z - max)`, and reports each query's maximum and sum. A query with no
 /// finite logit has maximum -inf and sum 0; a NaN logit makes the sum NaN.
+///
+/// # Safety
+/// The instructions of `L` are enabled.
 #[inline(always)]
-pub(crate) fn exponentials(panel: &mut [f32], max: &mut [f32; PANEL], sum: &mut [f32; PANEL]) {
-    *max = [f32::NEG_INFINITY; PANEL];
-    for row in panel.chunks_exact(PANEL) {
-        for i in 0..PANEL {
-            max[i] = if row[i] > max[i] { row[i] } else { max[i] };
+pub(crate) unsafe fn exponentials<L: Lanes>(panel: &mut [f32], max: &mut [f32; PANEL], sum: &mut [f32; PANEL]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        *max = largest::<L>(panel);
+        *sum = shifted::<L>(panel, max.map(shift));
+    }
+}
+
+/// The same for the logits of one query, a multiple of sixteen; returns its maximum and sum.
+///
+/// # Safety
+/// The instructions of `L` are enabled.
+#[inline(always)]
+pub(crate) unsafe fn exponentials_one<L: Lanes>(logits: &mut [f32]) -> (f32, f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let max = largest::<L>(logits).into_iter().fold(f32::NEG_INFINITY, |max, z| if z > max { z } else { max });
+        (max, shifted::<L>(logits, [shift(max); PANEL]).into_iter().sum())
+    }
+}
+
+/// What is taken off logits of which this is the largest.
+#[inline(always)]
+fn shift(max: f32) -> f32 {
+    if max == f32::NEG_INFINITY { 0.0 } else { max }
+}
+
+/// The largest of each column of `[n, 16]`; NaN counts for nothing.
+#[inline(always)]
+unsafe fn largest<L: Lanes>(rows: &[f32]) -> [f32; PANEL] {
+    let mut largest = [f32::NEG_INFINITY; PANEL];
+    for lane in (0..PANEL).step_by(L::N) {
+        // SAFETY: `lane + L::N` is at most the sixteen numbers of a row; the instructions are the caller's promise.
+        unsafe {
+            // Four at a time: one waits for the one before it otherwise.
+            let mut most = [L::splat(f32::NEG_INFINITY); 4];
+            let mut fours = rows.chunks_exact(4 * PANEL);
+            for four in fours.by_ref() {
+                for (i, most) in most.iter_mut().enumerate() {
+                    *most = L::load(four.as_ptr().add(i * PANEL + lane)).max(*most);
+                }
+            }
+            for row in fours.remainder().chunks_exact(PANEL) {
+                most[0] = L::load(row.as_ptr().add(lane)).max(most[0]);
+            }
+            let most = most[0].max(most[1]).max(most[2].max(most[3]));
+            most.store(largest.as_mut_ptr().add(lane));
         }
     }
-    let mut shift = [0.0; PANEL];
-    for i in 0..PANEL {
-        shift[i] = if max[i] == f32::NEG_INFINITY { 0.0 } else { max[i] };
-    }
-    *sum = [0.0; PANEL];
-    for row in panel.chunks_exact_mut(PANEL) {
-        for i in 0..PANEL {
-            row[i] = exp(row[i] - shift[i]);
-            sum[i] += row[i];
+    largest
+}
+
+/// Turns `[n, 16]` into `exp(z - shift)` by column, where no difference is above 0, and sums each column in order.
+#[inline(always)]
+unsafe fn shifted<L: Lanes>(rows: &mut [f32], shift: [f32; PANEL]) -> [f32; PANEL] {
+    let mut sums = [0.0; PANEL];
+    for lane in (0..PANEL).step_by(L::N) {
+        // SAFETY: as in `largest`.
+        unsafe {
+            let (shift, mut sum) = (L::load(shift.as_ptr().add(lane)), L::splat(0.0));
+            for row in rows.chunks_exact_mut(PANEL) {
+                let at = row.as_mut_ptr().add(lane);
+                let y = exp_down(L::load(at).sub(shift));
+                y.store(at);
+                sum = sum.add(y);
+            }
+            sum.store(sums.as_mut_ptr().add(lane));
         }
+    }
+    sums
+}
+
+/// [`exp`] of numbers not above 0, a vector at a time.
+#[inline(always)]
+unsafe fn exp_down<L: Lanes>(x: L) -> L {
+    // 1.5 * 2^23 + 127: added to x / ln 2 it rounds to n, and leaves n + 127 in the low bits, the exponent of 2^n.
+    const ROUND: f32 = 12_583_039.0;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let least = L::splat(LEAST);
+        // NaN stays NaN: see `Lanes::max`.
+        let clamped = least.max(x);
+        let power = L::splat(ROUND).mul_add(clamped, L::splat(std::f32::consts::LOG2_E));
+        let n = power.sub(L::splat(ROUND));
+        let r = clamped.mul_add(n, L::splat(-LN2_HIGH)).mul_add(n, L::splat(-LN2_LOW));
+        let mut p = L::splat(TERMS[0]);
+        for &term in &TERMS[1..] {
+            p = L::splat(term).mul_add(p, r);
+        }
+        p.mul(power.power_of_two()).zero_where_less(x, least)
     }
 }
 
@@ -102,6 +187,15 @@ pub(crate) fn add_scaled(weight: f32, row: &[f32], out: &mut [f32]) {
     assert_eq!(row.len(), out.len());
     for (out, &x) in out.iter_mut().zip(row) {
         *out += weight * x;
+    }
+}
+
+/// `out = keep * out + add * row`.
+#[inline(always)]
+pub(crate) fn blend(keep: f32, out: &mut [f32], add: f32, row: &[f32]) {
+    assert_eq!(row.len(), out.len());
+    for (out, &x) in out.iter_mut().zip(row) {
+        *out = keep * *out + add * x;
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Kernels {
     pub select_one: fn(rule: Rule, keys: Stored, live: u64, query: One, out: &mut Vec<Pass>),
     /// All first-pass scores of a block, stored at row `first` of panels of `rows` rows.
     pub scores: fn(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize),
+    /// The same for `n` queries that stand one after the other, over keys as they are stored: each query has `rows` of `out`.
+    pub scores_few: fn(rule: Rule, keys: Stored, queries: &[f32], n: usize, out: &mut [f32], rows: usize),
     /// The largest first-pass scores of groups of a block's rows.
     pub maxima: fn(rule: Rule, keys: Keys, queries: Queries, out: Maxima),
     /// A score that at least `k` rows of a panel `[n, 16]` reach, for each query: see [`crate::kth`].
@@ -31,10 +33,18 @@ pub struct Kernels {
     pub logits: fn(scores: &mut [f32], logit: Logit),
     /// Logits to exponentials, with each query's maximum and sum.
     pub exponentials: fn(panel: &mut [f32], max: &mut [f32; PANEL], sum: &mut [f32; PANEL]),
+    /// The same for one query, whose logits are a multiple of [`PANEL`]; returns its maximum and sum.
+    pub exponentials_one: fn(logits: &mut [f32]) -> (f32, f32),
     /// Weighted sums of `n` value rows for a panel of queries, added to `out`.
     pub weigh: fn(weights: &[f32], values: &[f32], stride: usize, n: usize, out: &mut [f32]),
+    /// The same for `n` queries with weights `rows` apart, over values as they are stored.
+    pub weigh_few: fn(weights: &[f32], rows: usize, values: Stored, n: usize, out: &mut [f32]),
+    /// Vectors as they are stored, in float32, `stride` numbers from row to row: a multiple of [`PANEL`].
+    pub widen: fn(from: Stored, out: &mut [f32], stride: usize),
     /// `out += weight * row`.
     pub add_scaled: fn(weight: f32, row: &[f32], out: &mut [f32]),
+    /// `out = keep * out + add * row`.
+    pub blend: fn(keep: f32, out: &mut [f32], add: f32, row: &[f32]),
     /// The canonical score of one key and one query: see [`crate::canonical`].
     pub score: fn(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f32,
     /// What a key loses when it is rounded to bfloat16: see [`crate::short`].
@@ -89,12 +99,17 @@ macro_rules! kernel_table {
             select: entry::select,
             select_one: entry::select_one,
             scores: entry::scores,
+            scores_few: entry::scores_few,
             maxima: entry::maxima,
             reached_by: entry::reached_by,
             logits: entry::logits,
             exponentials: entry::exponentials,
+            exponentials_one: entry::exponentials_one,
             weigh: entry::weigh,
+            weigh_few: entry::weigh_few,
+            widen: entry::widen,
             add_scaled: entry::add_scaled,
+            blend: entry::blend,
             score: entry::score,
             lost: entry::lost,
             square_norm: entry::square_norm,
@@ -104,7 +119,7 @@ macro_rules! kernel_table {
         mod entry {
             use super::$lanes as L;
             use crate::canonical::{self, Metric};
-            use crate::{convert, kth, short};
+            use crate::{convert, few, kth, short};
             use crate::softmax::{self, Logit};
             use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
             use crate::select::{self, Maxima};
@@ -117,12 +132,20 @@ macro_rules! kernel_table {
                 select_one(rule: Rule, keys: Stored, live: u64, query: One, out: &mut Vec<Pass>) => single::select::<L>;
                 scores(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize)
                     => select::scores::<L>;
+                scores_few(rule: Rule, keys: Stored, queries: &[f32], n: usize, out: &mut [f32], rows: usize)
+                    => few::scores::<L>;
                 maxima(rule: Rule, keys: Keys, queries: Queries, out: Maxima) => select::maxima::<L>;
                 reached_by(panel: &[f32], k: usize, out: &mut [f32; PANEL]) => kth::reached_by::<L>;
                 logits(scores: &mut [f32], logit: Logit) => softmax::logits;
-                exponentials(panel: &mut [f32], max: &mut [f32; PANEL], sum: &mut [f32; PANEL]) => softmax::exponentials;
+                exponentials(panel: &mut [f32], max: &mut [f32; PANEL], sum: &mut [f32; PANEL])
+                    => softmax::exponentials::<L>;
+                exponentials_one(logits: &mut [f32]) -> (f32, f32) => softmax::exponentials_one::<L>;
                 weigh(weights: &[f32], values: &[f32], stride: usize, n: usize, out: &mut [f32]) => weigh::weigh::<L>;
+                weigh_few(weights: &[f32], rows: usize, values: Stored, n: usize, out: &mut [f32])
+                    => weigh::weigh_few::<L>;
+                widen(from: Stored, out: &mut [f32], stride: usize) => few::widen::<L>;
                 add_scaled(weight: f32, row: &[f32], out: &mut [f32]) => softmax::add_scaled;
+                blend(keep: f32, out: &mut [f32], add: f32, row: &[f32]) => softmax::blend;
                 score(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f32 => canonical::score;
                 lost(x: &[f32]) -> f32 => short::lost;
                 square_norm(x: &[f32]) -> f64 => canonical::square_norm;

@@ -2,8 +2,10 @@
 #![expect(unsafe_code, reason = "unchecked loads in the innermost loops; lengths are asserted at entry")]
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "the operations of one step rest on the same assertion")]
 
+use crate::few::{BF16, F16, F32, load};
 use crate::lanes::Lanes;
-use crate::tile::{PANEL, product};
+use crate::single::{Format, Stored};
+use crate::tile::{PANEL, Rule, product};
 
 /// `out[q][c] += sum over e of weights[e * 16 + q] * values[e * stride + c]`, e ascending, for the 16 queries of a panel.
 ///
@@ -65,6 +67,118 @@ unsafe fn columns<L: Lanes, const R: usize, const V: usize>(
                 for (v, acc) in acc.iter().enumerate() {
                     acc.store(target.add(r * stride + v * L::N));
                 }
+            }
+        }
+    }
+    V
+}
+
+/// Rows between two looks ahead.
+const GROUP: usize = 8;
+
+/// `out[q][c] += sum over r of weights[q * rows + r] * value r [c]`, r ascending, for `n` queries over values as they are
+/// stored; half precision is widened in passing, once for four queries where registers are enough.
+///
+/// Each query's part of `out` is as long as a value, padded to a multiple of 16 numbers.
+///
+/// # Safety
+/// The instructions of `L` are enabled.
+#[inline(always)]
+pub(crate) unsafe fn weigh_few<L: Lanes>(weights: &[f32], rows: usize, values: Stored, n: usize, out: &mut [f32]) {
+    let stride = out.len() / n;
+    values.check(Rule::Dot, stride);
+    assert!(out.len() == n * stride && values.n <= rows, "a part of `out` for each query");
+    assert!(weights.len() >= (n - 1) * rows + values.n, "one weight per query and row");
+    // SAFETY: lengths were asserted; the instructions are the caller's promise.
+    unsafe {
+        match values.format {
+            Format::F32 => groups::<L, F32>(weights, rows, values, n, out),
+            Format::F16 => groups::<L, F16>(weights, rows, values, n, out),
+            Format::Bf16 => groups::<L, BF16>(weights, rows, values, n, out),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn groups<L: Lanes, const FORMAT: u8>(
+    weights: &[f32],
+    rows: usize,
+    mut values: Stored,
+    n: usize,
+    out: &mut [f32],
+) {
+    let stride = out.len() / n;
+    let mut done = 0;
+    while done < n {
+        let (weights, to) = (&weights[done * rows..], &mut out[done * stride..]);
+        let queries = match (L::REGISTERS, n - done) {
+            (32, 4..) => 4,
+            (_, 2..) => 2,
+            _ => 1,
+        };
+        let mut column = 0;
+        while column < stride {
+            // SAFETY: each arm covers at most the queries and vectors that are left.
+            unsafe {
+                column += L::N
+                    * match (queries, (stride - column) / L::N) {
+                        (4, 4..) => sums::<L, FORMAT, 4, 4>(weights, rows, values, column, to, stride),
+                        (4, 2..) => sums::<L, FORMAT, 4, 2>(weights, rows, values, column, to, stride),
+                        (4, _) => sums::<L, FORMAT, 4, 1>(weights, rows, values, column, to, stride),
+                        (2, 4..) => sums::<L, FORMAT, 2, 4>(weights, rows, values, column, to, stride),
+                        (2, 2..) => sums::<L, FORMAT, 2, 2>(weights, rows, values, column, to, stride),
+                        (2, _) => sums::<L, FORMAT, 2, 1>(weights, rows, values, column, to, stride),
+                        (_, 8..) => sums::<L, FORMAT, 1, 8>(weights, rows, values, column, to, stride),
+                        (_, 4..) => sums::<L, FORMAT, 1, 4>(weights, rows, values, column, to, stride),
+                        (_, 2..) => sums::<L, FORMAT, 1, 2>(weights, rows, values, column, to, stride),
+                        _ => sums::<L, FORMAT, 1, 1>(weights, rows, values, column, to, stride),
+                    };
+            }
+        }
+        values.next = &[];
+        done += queries;
+    }
+}
+
+/// Q queries and V vectors of columns from `column` on. Returns V.
+#[inline(always)]
+unsafe fn sums<L: Lanes, const FORMAT: u8, const Q: usize, const V: usize>(
+    weights: &[f32],
+    rows: usize,
+    values: Stored,
+    column: usize,
+    out: &mut [f32],
+    stride: usize,
+) -> usize {
+    // SAFETY: `weigh_few` asserted that the columns are below `stride`, that rows are as long, and that there are weights
+    // and room for Q queries.
+    unsafe {
+        let target = out.as_mut_ptr().add(column);
+        let mut acc = [[L::splat(0.0); V]; Q];
+        for (q, acc) in acc.iter_mut().enumerate() {
+            for (v, acc) in acc.iter_mut().enumerate() {
+                *acc = L::load(target.add(q * stride + v * L::N));
+            }
+        }
+        for r in 0..values.n {
+            if column == 0 && r.is_multiple_of(GROUP) {
+                values.bring_next(r, GROUP);
+            }
+            let row = values.bytes.as_ptr().add(r * values.stride);
+            let mut x = [L::splat(0.0); V];
+            for (v, x) in x.iter_mut().enumerate() {
+                *x = load::<L, FORMAT>(row, column + v * L::N);
+            }
+            for (q, acc) in acc.iter_mut().enumerate() {
+                let weight = L::splat(*weights.as_ptr().add(q * rows + r));
+                for (acc, &x) in acc.iter_mut().zip(&x) {
+                    *acc = acc.mul_add(weight, x);
+                }
+            }
+        }
+        for (q, acc) in acc.iter().enumerate() {
+            for (v, acc) in acc.iter().enumerate() {
+                acc.store(target.add(q * stride + v * L::N));
             }
         }
     }

@@ -3,10 +3,12 @@
 use mnemex_core::attend::{Attention, Partial};
 use mnemex_core::bias::Bias;
 use mnemex_core::config::Values;
+use mnemex_core::input::Input;
+use mnemex_core::query::Query;
 use mnemex_core::work::Work;
 use mnemex_core::{Bank, Codec, Config};
-use mnemex_kernels::Kernels;
 use mnemex_kernels::softmax::Logit;
+use mnemex_kernels::{Kernels, convert};
 use mnemex_oracle as oracle;
 use ndarray::Array4;
 
@@ -78,6 +80,41 @@ fn has_its_hits(bank: &Bank, queries: &Array4<f32>, part: &Partial) {
     }
 }
 
+/// One query, a few, and many meet entries in different ways, and queries in bfloat16 in yet another.
+#[test]
+fn attention_over_everything_is_softmax_for_any_number_of_queries() {
+    let [n, dim, value_dim] = [500, 40, 24];
+    for (metric, slow) in METRICS {
+        for codec in Codec::ALL {
+            let mut random = Random::new(codec as u64);
+            let keys = Data::Gaussian.array(&mut random, [1, 1, n, dim]);
+            let values = Data::Gaussian.array(&mut random, [1, 1, n, value_dim]);
+            let config = Config {
+                key_codec: Some(codec),
+                value_codec: Some(codec),
+                ..config(metric, dim, Values::Dim(value_dim))
+            };
+            for kernels in every_table() {
+                let bank = Bank::with_kernels(config.clone(), 1, kernels).unwrap();
+                write(&bank, &keys, Some(&values), [300, 3, 197]);
+                bank.delete(&(0..200).filter(|id| id % 5 == 1).collect::<Vec<_>>(), None).unwrap();
+                for t in [1, 3, 16, 130] {
+                    let queries = Data::Gaussian.array(&mut random, [1, 1, t, dim]);
+                    let short = in_bf16(&queries);
+                    let logit = Logit { scale: 0.3, softcap: None };
+                    let asked = Attention { k: None, logit, bias: Bias::None, with_hits: false };
+                    let part = bank.snapshot().attend(&ask(&queries), &asked, &Work::ALONE).unwrap();
+                    agrees(&bank, slow, &queries, &asked, &part);
+                    let query = Query::of(Input::Bf16(short.view()));
+                    let part = bank.snapshot().attend(&query, &asked, &Work::ALONE).unwrap();
+                    let rounded = short.mapv(|x| f32::from_bits(u32::from(x) << 16));
+                    agrees(&bank, slow, &rounded, &asked, &part);
+                }
+            }
+        }
+    }
+}
+
 /// Everything a lane of these tokens answers, written in commits of these sizes, `held` while a snapshot holds it.
 fn answers(
     kernels: &'static Kernels,
@@ -85,7 +122,7 @@ fn answers(
     arrays: [&Array4<f32>; 3],
     sizes: &[usize],
     held: bool,
-) -> [Vec<u32>; 6] {
+) -> Vec<Vec<u32>> {
     let [keys, values, queries] = arrays;
     let config = config(METRICS[codec as usize].0, keys.dim().3, Values::Dim(values.dim().3));
     let config = Config { key_codec: Some(codec), value_codec: Some(codec), ..config };
@@ -99,17 +136,23 @@ fn answers(
         snapshots.extend(held.then(|| bank.snapshot()));
     }
     assert_eq!(first, keys.dim().2);
-    let whole = attend(&bank.snapshot(), &ask(queries), None, &Work::ALONE);
+    let few = queries.slice(ndarray::s![.., .., ..2, ..]).to_owned();
+    let short = in_bf16(queries);
+    let everything = || {
+        [ask(queries), ask(&few), Query::of(Input::Bf16(short.view()))]
+            .map(|query| attend(&bank.snapshot(), &query, None, &Work::ALONE))
+    };
+    let whole = everything();
     bank.delete(&(0..first as i64).filter(|id| id % 7 == 3).collect::<Vec<_>>(), None).unwrap();
-    let thinned = attend(&bank.snapshot(), &ask(queries), None, &Work::ALONE);
     let best = attend(&bank.snapshot(), &ask(queries), Some(11), &Work::ALONE);
-    [whole, thinned, best]
-        .map(|part| [bits(&part.out), bits(&part.lse)])
-        .into_iter()
-        .flatten()
-        .collect::<Vec<_>>()
-        .try_into()
-        .unwrap()
+    let parts = whole.into_iter().chain(everything()).chain([best]);
+    parts.flat_map(|part| [bits(&part.out), bits(&part.lse)]).collect()
+}
+
+fn in_bf16(x: &Array4<f32>) -> Array4<u16> {
+    let mut short = vec![0; x.len()];
+    convert::narrow_bf16(x.as_slice().unwrap(), &mut short);
+    Array4::from_shape_vec(x.raw_dim(), short).unwrap()
 }
 
 #[test]

@@ -11,18 +11,18 @@ use mnemex_oracle as oracle;
 use crate::block::{Block, METRICS, Random, awkward, norm, tables};
 
 /// A block's keys in some format, rows apart by more than they need, and what they are then.
-struct Kept {
+pub(super) struct Kept {
     format: Format,
-    keys: Vec<Vec<f32>>,
+    pub(super) keys: Vec<Vec<f32>>,
     bytes: Vec<u8>,
     stride: usize,
-    scale: Vec<f32>,
+    pub(super) scale: Vec<f32>,
     /// What takes the query in parts, if that is to be tried.
-    short: Option<Short>,
+    pub(super) short: Option<Short>,
 }
 
 impl Kept {
-    fn new(block: &Block, (format, short): (Format, Option<Short>), dim: usize) -> Kept {
+    pub(super) fn new(block: &Block, (format, short): (Format, Option<Short>), dim: usize) -> Kept {
         let (n, padded) = (block.keys.len(), short::padded(dim));
         let number = |x: f32| match format {
             Format::F32 => (x.to_le_bytes().to_vec(), x),
@@ -47,10 +47,15 @@ impl Kept {
         Kept { format, keys, bytes, stride, scale, short }
     }
 
-    fn select(&self, kernels: &Kernels, rule: Rule, live: u64, query: &[f32], threshold: f32) -> Vec<Pass> {
-        let scale = if rule == Rule::Scaled { &self.scale[..] } else { &[] };
+    pub(super) fn stored(&self) -> Stored<'_> {
         let Kept { format, ref bytes, stride, .. } = *self;
-        let stored = Stored { bytes, format, stride, n: self.keys.len(), scale };
+        // What is read next changes nothing.
+        Stored { bytes, format, stride, n: self.keys.len(), scale: &[], next: &bytes[..bytes.len() / 3] }
+    }
+
+    pub(super) fn select(&self, kernels: &Kernels, rule: Rule, live: u64, query: &[f32], threshold: f32) -> Vec<Pass> {
+        let scale = if rule == Rule::Scaled { &self.scale[..] } else { &[] };
+        let stored = Stored { scale, next: &[], ..self.stored() };
         let mut passed = vec![Pass { score: 1.0, row: 2, query: 3 }];
         if let Some(short) = self.short {
             let (parts, _) = parts(query);
@@ -72,14 +77,14 @@ fn parts(query: &[f32]) -> (Vec<u16>, f64) {
 }
 
 /// A query as the kernel takes it.
-fn padded(q: &[f32], rule: Rule) -> Vec<f32> {
+pub(super) fn padded(q: &[f32], rule: Rule) -> Vec<f32> {
     let size = if rule == Rule::Scaled { norm(q) } else { 1.0 };
     let mut q: Vec<f32> = q.iter().map(|&x| if size == 0.0 { 0.0 } else { (f64::from(x) / size) as f32 }).collect();
     q.resize(q.len().next_multiple_of(PANEL), 0.0);
     q
 }
 
-fn for_every_query(check: impl Fn(&Kernels, &Kept, (Metric, oracle::Metric, Rule), u64, &[f32])) {
+pub(super) fn for_every_query(check: impl Fn(&Kernels, &Kept, (Metric, oracle::Metric, Rule), u64, &[f32])) {
     for kernels in tables() {
         awkward(|seed, kind, n, _, dim| {
             for how in METRICS {
