@@ -162,7 +162,7 @@ impl Snapshot {
         for (hit, weight) in best.iter().zip(&mut mass) {
             *weight /= sum;
             let Some(value) = unit.value(schema, hit) else { continue };
-            let value = value.floats(kernels, &mut scratch);
+            let value = value.floats(&mut scratch);
             // What weighs nothing does not matter, whatever it is: 0 times infinity would be NaN.
             if *weight != 0.0 || all_finite(value) {
                 (kernels.add_scaled)(*weight, value, &mut out);

@@ -7,7 +7,7 @@
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use mnemex_kernels::canonical::Metric;
-use mnemex_kernels::{Kernels, convert, prefetch};
+use mnemex_kernels::{convert, prefetch};
 
 use crate::codec::Codec;
 use crate::plane::LINE;
@@ -141,19 +141,14 @@ impl<'a> Vector<'a> {
     }
 
     /// The same, in place where they stand so, otherwise in `scratch`, which has room for them.
-    pub(crate) fn floats<'b>(&self, kernels: &Kernels, scratch: &'b mut [f32]) -> &'b [f32]
+    pub(crate) fn floats<'b>(&self, scratch: &'b mut [f32]) -> &'b [f32]
     where
         'a: 'b,
     {
         if self.layout.scanned() == Codec::F32 {
             return &cast_slice(self.row)[..self.layout.dim];
         }
-        if self.layout.split {
-            let dim = self.layout.dim;
-            (kernels.join)(&cast_slice(self.row)[..dim], &cast_slice(self.low)[..dim], scratch);
-        } else {
-            self.decode(scratch);
-        }
+        self.decode(scratch);
         scratch
     }
 

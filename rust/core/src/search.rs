@@ -353,6 +353,6 @@ impl<'s> Scan<'s> {
         let key = self.key(place);
         let q = self.queries.get(self.unit.first + query);
         let norm = self.pass.packed.norms[query];
-        ((self.kernels.score)(self.schema.metric, key.floats(self.kernels, &mut self.key), q, norm), r.id(slot))
+        ((self.kernels.score)(self.schema.metric, key.floats(&mut self.key), q, norm), r.id(slot))
     }
 }

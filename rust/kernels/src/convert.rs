@@ -1,10 +1,12 @@
 //! Between float32 and the two half precisions, a row at a time.
 //!
-//! Widening is exact; narrowing rounds to nearest, ties to even. `half` dispatches to F16C by itself; bfloat16 is a
-//! shift that the compiler vectorises.
+//! Widening is exact; narrowing rounds to nearest, ties to even. `half` dispatches to F16C by itself, [`join`] to the best
+//! set; bfloat16 is a shift that the compiler vectorises.
 
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
+
+use crate::Kernels;
 
 /// float16 bits to float32.
 pub fn widen_f16(bits: &[u16], out: &mut [f32]) {
@@ -43,8 +45,16 @@ pub fn split(x: &[f32], high: &mut [u16], low: &mut [u16]) {
 }
 
 /// The float32 of [`split`], bit for bit: where the lower half is 0x8000 or more, the upper one was rounded up by one.
-#[inline(always)]
 pub fn join(high: &[u16], low: &[u16], out: &mut [f32]) {
+    match Kernels::best() {
+        Ok(kernels) => (kernels.join)(high, low, out),
+        Err(_) => joined(high, low, out),
+    }
+}
+
+/// The same, to be compiled for an instruction set.
+#[inline(always)]
+pub(crate) fn joined(high: &[u16], low: &[u16], out: &mut [f32]) {
     assert!(out.len() == high.len() && out.len() == low.len());
     for ((out, &high), &low) in out.iter_mut().zip(high).zip(low) {
         let low = i32::from(low.cast_signed()).cast_unsigned();

@@ -51,7 +51,7 @@ pub struct Kernels {
     pub lost: fn(x: &[f32]) -> f32,
     /// The canonical sum of squares.
     pub square_norm: fn(x: &[f32]) -> f64,
-    /// Numbers out of their halves: see [`crate::convert::join`].
+    /// Numbers out of their halves: what [`crate::convert::join`] calls.
     pub join: fn(high: &[u16], low: &[u16], out: &mut [f32]),
 }
 
@@ -149,7 +149,7 @@ macro_rules! kernel_table {
                 score(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f32 => canonical::score;
                 lost(x: &[f32]) -> f32 => short::lost;
                 square_norm(x: &[f32]) -> f64 => canonical::square_norm;
-                join(high: &[u16], low: &[u16], out: &mut [f32]) => convert::join;
+                join(high: &[u16], low: &[u16], out: &mut [f32]) => convert::joined;
             );
         }
     };
