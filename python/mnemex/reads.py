@@ -10,7 +10,7 @@ from mnemex import _arguments as arguments
 from mnemex import _entries, _where
 from mnemex._arrays import is_flat, vectors
 from mnemex.arrow import ArrowTable
-from mnemex.errors import ArgumentError, DtypeError
+from mnemex.errors import ArgumentError, DtypeError, ShapeError, Unsupported
 from mnemex.facts import Facts
 from mnemex.results import Hits, Partial
 
@@ -151,6 +151,71 @@ class Reads(Facts):
         mass = found[1][0, 0] if flat else found[1]
         return Partial(out, lse, _hits(found[0], flat=flat), mass)
 
+    def attend_backward(
+        self,
+        queries: ArrayLike,
+        hits: Hits,
+        grad: ArrayLike,
+        *,
+        delta: ArrayLike,
+        lse: ArrayLike,
+        scale: float | None = None,
+        softcap: float | None = None,
+        threads: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Compute the gradient of the queries of an `attend`, entries being constants.
+
+        With p = exp(logit - lse), it is the sum over the hits of p * (grad . value - delta) * dlogit/dscore * key (Dao
+        et al. 2022, appendix B). Where the entries took part in a larger softmax, local keys among them, `out` and
+        `lse` are that one's.
+
+        Parameters
+        ----------
+        queries
+            As `attend` took them.
+        hits
+            What each query read: of this very version, since entries that are gone have no gradient to give.
+        grad
+            float32, the shape of `out`: its gradient.
+        delta
+            float32, the shape of `lse`: grad . out.
+        lse
+            float32: log-sum-exp of the whole softmax.
+        scale, softcap, threads
+            As for `attend`.
+
+        Returns
+        -------
+        NDArray
+            float32, the shape of the queries. A query with NaN or infinity in it gives NaN.
+
+        Raises
+        ------
+        Unsupported
+            A bank of another metric than "dot".
+        StateError
+            The bank stores no values.
+        IdError
+            An entry that this version does not hold.
+        ShapeError, DtypeError, ArgumentError
+            A wrong argument.
+        """
+        if self.metric != "dot":
+            raise Unsupported(f"metric={self.metric!r} has no gradient here: make the bank with metric='dot'")
+        scale = self.key_dim**-0.5 if scale is None else arguments.real("scale", scale)
+        softcap = None if softcap is None else arguments.real("softcap", softcap, positive=True)
+        query, flat, _, _ = self._query(queries, None, None)
+        shape = query[0].shape[2:3] if flat else query[0].shape[:3]
+        ids = arguments.any_array("hits", hits.ids)
+        of_out = _floats("grad", grad, (*shape, self.value_dim or 0))
+        of_lse = [_floats(name, x, shape) for name, x in (("delta", delta), ("lse", lse))]
+        if ids.shape[:-1] != shape or ids.dtype != np.int64:
+            raise ShapeError(f"hits have ids of shape {ids.shape}; expected {shape} and k")
+        found = self._native_snapshot().query_gradient(
+            query, np.ravel(ids), of_out, *of_lse, scale, softcap, self._threads_of(threads)
+        )
+        return found[0, 0] if flat else found
+
     @overload
     def gather(
         self, wanted: Hits | IntsLike, rows: IntsLike | None = None, *, threads: int | None = None
@@ -279,6 +344,16 @@ class Reads(Facts):
             return query, flat, at, None
         seen = arguments.side("before", before, (shape[0], shape[2]), np.int64, one_lane=self._one_lane)
         return query, flat, at, seen  # type: ignore[return-value]
+
+
+def _floats(name: str, x: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Take float32 numbers of a shape, one after the other."""
+    numbers = arguments.any_array(name, x)
+    if numbers.dtype != np.float32:
+        raise DtypeError(f"{name} is {numbers.dtype}; expected float32")
+    if numbers.shape != shape:
+        raise ShapeError(f"{name} has shape {numbers.shape}; expected {shape}")
+    return np.ravel(numbers)
 
 
 def _bias(x: object) -> NDArray[np.float32]:

@@ -1,7 +1,8 @@
 """The memory side: what the bank answers for a query, and the gradient of that answer with respect to the query.
 
 Entries are constants, so the query is all that receives a gradient. The forward pass keeps the ids that were read and
-the version they were read from; the backward pass gathers those entries again, a stretch of queries at a time.
+the version they were read from; on the way back the bank reads those entries again. float64, for checks by differences,
+gathers them, a stretch of queries at a time.
 """
 
 from __future__ import annotations
@@ -175,6 +176,11 @@ def query_gradient(
     k = ids.shape[-1]
     if k == 0 or ids.size == 0:
         return torch.zeros(query.shape, dtype=dtype, device=home)
+    if wide == torch.float32:
+        found = snapshot.attend_backward(
+            query, hits, grad, delta=delta, lse=lse, scale=scoring.scale, softcap=scoring.softcap
+        )
+        return torch.from_numpy(found).to(home, dtype)
     parts = []
     for span in _spans(query.shape, k, snapshot):
         keys, values = (torch.from_numpy(x).to(wide) for x in snapshot.gather(_stretch(hits, span)))  # [.., q, k, dim]

@@ -29,6 +29,7 @@ pub mod index;
 pub mod write;
 
 pub mod attend;
+pub mod backward;
 pub mod bank;
 pub mod change;
 pub mod commit;

@@ -27,6 +27,19 @@ impl Logit {
             None => z,
         }
     }
+
+    /// The same, and how it grows with the score.
+    #[inline(always)]
+    pub fn with_slope(&self, score: f32) -> (f32, f32) {
+        let z = self.scale * score;
+        match self.softcap {
+            Some(cap) => {
+                let bent = tanh(z / cap);
+                (cap * bent, self.scale * (1.0 - bent * bent))
+            }
+            None => (z, self.scale),
+        }
+    }
 }
 
 /// Below it, e^x is taken for 0: it is near the least normal number.
@@ -181,6 +194,22 @@ unsafe fn exp_down<L: Lanes>(x: L) -> L {
     }
 }
 
+/// A float32 inner product, in an order that depends on the length alone.
+#[inline(always)]
+pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    const LANES: usize = 32;
+    assert_eq!(x.len(), y.len());
+    let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let rest: f32 = xs.remainder().iter().zip(ys.remainder()).map(|(x, y)| x * y).sum();
+    let mut sums = [0.0f32; LANES];
+    for (x, y) in xs.zip(ys) {
+        for i in 0..LANES {
+            sums[i] += x[i] * y[i];
+        }
+    }
+    sums.iter().sum::<f32>() + rest
+}
+
 /// `out += weight * row`.
 #[inline(always)]
 pub(crate) fn add_scaled(weight: f32, row: &[f32], out: &mut [f32]) {
@@ -215,6 +244,30 @@ mod tests {
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(f32::INFINITY), f32::INFINITY);
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn a_product_of_any_length_is_near_the_exact_one() {
+        for n in 0..200 {
+            let numbers = |seed: usize| (0..n).map(|i| ((i * seed) as f32 * 0.37).sin()).collect::<Vec<f32>>();
+            let (x, y) = (numbers(3), numbers(7));
+            let want: f64 = x.iter().zip(&y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
+            assert!((f64::from(dot(&x, &y)) - want).abs() <= 1e-6 * n as f64, "{n} numbers");
+        }
+    }
+
+    #[test]
+    fn slopes_are_those_of_the_logits() {
+        for softcap in [None, Some(3.0)] {
+            let logit = Logit { scale: 0.7, softcap };
+            for score in [-9.0, -1.0, 0.0, 0.3, 4.0] {
+                let (z, slope) = logit.with_slope(score);
+                assert_eq!(z, logit.of(score));
+                let step = 1e-2;
+                let rise = (logit.of(score + step) - logit.of(score - step)) / (2.0 * step);
+                assert!((slope - rise).abs() < 1e-3, "{softcap:?} at {score}: {slope} not {rise}");
+            }
+        }
     }
 
     #[test]

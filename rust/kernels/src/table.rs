@@ -41,6 +41,8 @@ pub struct Kernels {
     pub weigh_few: fn(weights: &[f32], rows: usize, values: Stored, n: usize, out: &mut [f32]),
     /// Vectors as they are stored, in float32, `stride` numbers from row to row: a multiple of [`PANEL`].
     pub widen: fn(from: Stored, out: &mut [f32], stride: usize),
+    /// A float32 inner product: see [`crate::softmax`].
+    pub dot: fn(x: &[f32], y: &[f32]) -> f32,
     /// `out += weight * row`.
     pub add_scaled: fn(weight: f32, row: &[f32], out: &mut [f32]),
     /// `out = keep * out + add * row`.
@@ -108,6 +110,7 @@ macro_rules! kernel_table {
             weigh: entry::weigh,
             weigh_few: entry::weigh_few,
             widen: entry::widen,
+            dot: entry::dot,
             add_scaled: entry::add_scaled,
             blend: entry::blend,
             score: entry::score,
@@ -144,6 +147,7 @@ macro_rules! kernel_table {
                 weigh_few(weights: &[f32], rows: usize, values: Stored, n: usize, out: &mut [f32])
                     => weigh::weigh_few::<L>;
                 widen(from: Stored, out: &mut [f32], stride: usize) => few::widen::<L>;
+                dot(x: &[f32], y: &[f32]) -> f32 => softmax::dot;
                 add_scaled(weight: f32, row: &[f32], out: &mut [f32]) => softmax::add_scaled;
                 blend(keep: f32, out: &mut [f32], add: f32, row: &[f32]) => softmax::blend;
                 score(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f32 => canonical::score;

@@ -1,6 +1,7 @@
 //! Reads, of a bank's version.
 
 use mnemex_core::attend::Attention;
+use mnemex_core::backward::Given;
 use mnemex_core::bias::Bias;
 use mnemex_core::config::NonFinite;
 use mnemex_core::gather::{Vectors as Gathered, Wanted};
@@ -136,6 +137,28 @@ impl NativeSnapshot {
         };
         let out = array(py, partial.out, [r, h, t, self.0.config().value_dim()])?;
         Ok((out, array(py, partial.lse, [r, h, t])?, hits))
+    }
+
+    /// Gradient of queries through the entries that they read: see [`mnemex_core::backward`].
+    #[pyo3(signature = (queries, ids, grad, delta, lse, scale, softcap, threads))]
+    #[expect(clippy::too_many_arguments, reason = "the arguments of the Python call")]
+    fn query_gradient<'py>(
+        &self,
+        py: Python<'py>,
+        queries: Vectors,
+        ids: Flat<'py, i64>,
+        grad: Flat<'py, f32>,
+        delta: Flat<'py, f32>,
+        lse: Flat<'py, f32>,
+        scale: f32,
+        softcap: Option<f32>,
+        threads: Option<usize>,
+    ) -> PyResult<Bound<'py, PyArray4<f32>>> {
+        let query = query(&queries, None, (None, None, &[]), Some("keep"))?;
+        let shape = query.queries.shape();
+        let (grad, delta, lse) = (grad.as_slice()?, delta.as_slice()?, lse.as_slice()?);
+        let given = Given { ids: ids.as_slice()?, grad, delta, lse, logit: Logit { scale, softcap } };
+        array(py, run(py, threads, |work| self.0.query_gradient(&query, &given, work))?, shape)
     }
 
     /// Keys and values `[n, dim]` of n places.
