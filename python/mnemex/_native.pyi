@@ -171,6 +171,10 @@ class NativeSnapshot:
         """
         Bytes of memory, each shared part counted once.
         """
+    def query_gradient(self, /, queries: tuple[Incomplete, str], ids: Incomplete, grad: Incomplete, delta: Incomplete, lse: Incomplete, scale: SupportsFloat | SupportsIndex, softcap: SupportsFloat | SupportsIndex | None, threads: SupportsIndex | None) -> Incomplete:
+        """
+        Gradient of queries through the entries that they read: see [`mnemex_core::backward`].
+        """
     @property
     def rows(self, /) -> int:
         """
@@ -184,6 +188,11 @@ class NativeSnapshot:
         """
         Blocks, rows in them, dead rows of these; bytes of keys, of values, of everything; commits, evictions; touches and
         the mass that they told of.
+        """
+    def tally(self, /, queries: tuple[Incomplete, str], k: SupportsIndex, threads: SupportsIndex) -> tuple[int, int, float, float]:
+        """
+        What such a search costs beyond its first pass: entries that passed, canonical scores, and the seconds of all
+        threads spent scanning and deciding.
         """
     @property
     def version(self, /) -> int:
