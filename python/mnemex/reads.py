@@ -208,11 +208,11 @@ class Reads(Facts):
         shape = query[0].shape[2:3] if flat else query[0].shape[:3]
         ids = arguments.any_array("hits", hits.ids)
         of_out = _floats("grad", grad, (*shape, self.value_dim or 0))
-        of_lse = [_floats(name, x, shape) for name, x in (("delta", delta), ("lse", lse))]
+        delta, lse = _floats("delta", delta, shape), _floats("lse", lse, shape)
         if ids.shape[:-1] != shape or ids.dtype != np.int64:
             raise ShapeError(f"hits have ids of shape {ids.shape}; expected {shape} and k")
         found = self._native_snapshot().query_gradient(
-            query, np.ravel(ids), of_out, *of_lse, scale, softcap, self._threads_of(threads)
+            query, np.ravel(ids), of_out, delta, lse, scale, softcap, self._threads_of(threads)
         )
         return found[0, 0] if flat else found
 
