@@ -4,6 +4,7 @@
     reason = "the vector trait is unsafe for the sets that need enabling; plain arrays need nothing"
 )]
 
+use crate::codes::{QUAD, Quads, Query};
 use crate::lanes::Lanes;
 use crate::table::kernel_table;
 use crate::tile::PANEL;
@@ -85,6 +86,43 @@ impl Lanes for F32x8 {
     #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN must pass the filter")]
     unsafe fn not_less(self, other: Self) -> u32 {
         (0..8).fold(0, |bits, i| bits | (u32::from(!(self.0[i] < other.0[i])) << i))
+    }
+}
+
+/// The four products of a row apart, so that lanes stay side by side.
+impl Quads for F32x8 {
+    const N: usize = 8;
+    type Sums = [[i32; QUAD]; 8];
+    type Weights = [i16; QUAD];
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::Sums {
+        [[0; QUAD]; 8]
+    }
+
+    #[inline(always)]
+    unsafe fn weights(query: &Query, quad: usize) -> Self::Weights {
+        // SAFETY: the caller's promise.
+        unsafe { *query.weights().add(quad) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(mut sums: Self::Sums, codes: *const u8, weights: Self::Weights) -> Self::Sums {
+        // SAFETY: the caller's pointer is valid for 32 codes.
+        let codes = unsafe { codes.cast::<[[u8; QUAD]; 8]>().read() };
+        for (sums, codes) in sums.iter_mut().zip(codes) {
+            for i in 0..QUAD {
+                sums[i] = sums[i].wrapping_add(i32::from(codes[i]) * i32::from(weights[i]));
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn store(sums: Self::Sums, out: *mut i32) {
+        let sums = sums.map(|[a, b, c, d]| a.wrapping_add(b).wrapping_add(c).wrapping_add(d));
+        // SAFETY: the caller's pointer is valid for eight numbers.
+        unsafe { out.cast::<[i32; 8]>().write_unaligned(sums) }
     }
 }
 
