@@ -180,7 +180,7 @@ impl<'s> Scan<'s> {
             queries,
             unit,
             floors: vec![f32::NEG_INFINITY; unit.n],
-            pass: FirstPass::new(snapshot.shared.kernels, schema, packed)?,
+            pass: FirstPass::new(snapshot.shared.kernels, schema, packed, true)?,
             blank_bad,
             k,
             reservoirs: (0..unit.n).map(|_| Reservoir::new(k)).collect(),
@@ -212,7 +212,7 @@ impl<'s> Scan<'s> {
             if self.unit.n >= MANY {
                 keys.then(order.peek().map_or(&[], |&next| self.unit.refs[next].r.block.scanned()));
             }
-            let block = Seen { at, reach: r.block.reach(), lost: r.block.lost(), by_all: r.id_hi() <= first_seen };
+            let block = Seen { at, reach: r.block.reach(), lost: self.pass.lost(&r.block), by_all: r.id_hi() <= first_seen };
             for first in (0..self.unit.n).step_by(self.pass.group()) {
                 self.thresholds(first, &block, &mut thresholds);
                 self.pass.select(&keys, live, first, &thresholds, &mut passes);
@@ -251,7 +251,7 @@ impl<'s> Scan<'s> {
         let reach = blocks.iter().map(|r| r.block.reach()).fold(0.0, f32::max);
         let lanes = self.unit.n.next_multiple_of(PANEL);
         let mut maxima = filled(f32::NEG_INFINITY, groups * lanes)?;
-        let lost = blocks.iter().map(|r| r.block.lost()).fold(0.0, f32::max);
+        let lost = blocks.iter().map(|r| self.pass.lost(&r.block)).fold(0.0, f32::max);
         let mut at = 0;
         for r in blocks {
             let keys = self.pass.load(r, scratch)?;

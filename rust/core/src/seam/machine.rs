@@ -154,6 +154,7 @@ impl Machine {
             metric: setting.metric.0,
             key_codec: Some(setting.codec),
             value_codec: Some(setting.codec),
+            scan_codec: None,
             evict: Evict::Fifo,
             nonfinite: NonFinite::Raise,
             columns: Vec::new(),
