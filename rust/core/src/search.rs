@@ -29,6 +29,11 @@ const NEWEST_BLOCKS: usize = 4;
 /// than it saves, since the processor foresees rows that are read in order.
 const MANY: usize = 64;
 
+/// The copy of keys in codes is not worth reading where more than one in so many of its scores passes, beside a few times
+/// as many as a reservoir holds: keys of which one number is far larger than the others lose all of these in codes.
+const LOOSE_SHARE: usize = 32;
+const LOOSE_PASSES: usize = 8;
+
 /// What an allocation takes beside what was asked for, about.
 pub(crate) const PIECE_BYTES: usize = 32;
 
@@ -152,6 +157,9 @@ struct Scan<'s> {
     reservoirs: Vec<Reservoir>,
     /// The floor of each reservoir.
     floors: Vec<f32>,
+    /// Scores from the copy in codes, and how many of them passed.
+    scored: usize,
+    passed: usize,
     key: Vec<f32>,
 }
 
@@ -183,6 +191,8 @@ impl<'s> Scan<'s> {
             pass: FirstPass::new(snapshot.shared.kernels, schema, packed, true)?,
             blank_bad,
             k,
+            scored: 0,
+            passed: 0,
             reservoirs: (0..unit.n).map(|_| Reservoir::new(k)).collect(),
             key: vec![0.0; schema.key.dim],
         })
@@ -217,7 +227,15 @@ impl<'s> Scan<'s> {
                 self.thresholds(first, &block, &mut thresholds);
                 self.pass.select(&keys, live, first, &thresholds, &mut passes);
                 keys.then(&[]);
+                self.passed += passes.len();
                 self.take(first, &block, &mut passes);
+            }
+            if self.pass.reads_copy() {
+                self.scored += self.unit.n * r.block.len();
+                if self.passed > self.unit.n * LOOSE_PASSES * (self.k + 64) + self.scored / LOOSE_SHARE {
+                    self.read_keys()?;
+                    thresholds.resize(self.pass.group(), f32::INFINITY);
+                }
             }
         }
         let mut reservoirs = std::mem::take(&mut self.reservoirs);
@@ -230,6 +248,13 @@ impl<'s> Scan<'s> {
             best.push(reservoirs[query].decide(&mut |place| self.exact(query, place)));
         }
         Ok(best)
+    }
+
+    /// Reads the keys from here on, not their copy in codes: it says too little of these.
+    fn read_keys(&mut self) -> Result<()> {
+        let packed = std::mem::take(&mut self.pass.packed);
+        self.pass = FirstPass::new(self.kernels, self.schema, packed, false)?;
+        Ok(())
     }
 
     /// Sets the first floors from the newest blocks that all queries see whole: without, the first blocks would pass
