@@ -125,8 +125,7 @@ impl<'s> FirstPass<'s> {
         let few = by_codes || n <= few(kernels, schema.key.scanned());
         let singles = if few { singles(&packed, dim) } else { Vec::new() };
         let each = singles.chunks_exact(dim.next_multiple_of(PANEL)).map(|query| &query[..dim]);
-        let coded: Vec<codes::Query> =
-            if by_codes { each.map(codes::Query::new).collect() } else { Vec::new() };
+        let coded: Vec<codes::Query> = if by_codes { each.map(codes::Query::new).collect() } else { Vec::new() };
         let short = kernels.short.filter(|_| metric != Metric::L2 && !few);
         let (mut shorts, mut lost) = (Plane::default(), vec![0.0; packed.norms.len()]);
         if short.is_some() {
@@ -134,9 +133,8 @@ impl<'s> FirstPass<'s> {
             shorts = Plane::zeroed(numbers * size_of::<u16>())?;
             short::pack(packed.panels.floats(), dim, shorts.shorts_mut(), &mut lost);
         }
-        let parted = kernels.short.filter(|_| {
-            metric != Metric::L2 && few && !by_codes && schema.key.scanned() == Codec::Bf16
-        });
+        let parted =
+            kernels.short.filter(|_| metric != Metric::L2 && few && !by_codes && schema.key.scanned() == Codec::Bf16);
         let parted = parted.map(|short| {
             let each = 2 * short::padded(dim);
             let mut parts = vec![0; lost.len() * each];

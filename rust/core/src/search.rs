@@ -222,7 +222,8 @@ impl<'s> Scan<'s> {
             if self.unit.n >= MANY {
                 keys.then(order.peek().map_or(&[], |&next| self.unit.refs[next].r.block.scanned()));
             }
-            let block = Seen { at, reach: r.block.reach(), lost: self.pass.lost(&r.block), by_all: r.id_hi() <= first_seen };
+            let block =
+                Seen { at, reach: r.block.reach(), lost: self.pass.lost(&r.block), by_all: r.id_hi() <= first_seen };
             for first in (0..self.unit.n).step_by(self.pass.group()) {
                 self.thresholds(first, &block, &mut thresholds);
                 self.pass.select(&keys, live, first, &thresholds, &mut passes);
