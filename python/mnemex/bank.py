@@ -62,9 +62,9 @@ class Bank(Writes):
     key_codec, value_codec
         "f32", "f16", "bf16", or "auto": the first write's type, bit for bit.
     scan_codec
-        None: the first pass of a search reads the keys themselves. "int8": it reads a smaller copy of them where queries
-        are few, a byte for each number: a quarter more memory than float32 keys take, the same answers, sooner where
-        memory sets the pace. For metric "dot" and "cos".
+        None: the first pass of a search reads the keys themselves. "int8": where queries are few
+        it reads a smaller copy of them, a byte for each number: a quarter more memory than float32 keys take, the same
+        answers, sooner where memory sets the pace. For metric "dot" and "cos".
     index
         "flat": every entry is looked at.
     write
