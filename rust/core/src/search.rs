@@ -182,18 +182,20 @@ impl<'s> Scan<'s> {
         blank_bad: bool,
     ) -> Result<Scan<'s>> {
         let packed = Packed::new(snapshot, queries, unit, blank_bad)?;
+        let pass = FirstPass::new(snapshot.shared.kernels, schema, packed, true)?;
+        let loose = pass.reads_copy();
         Ok(Scan {
             kernels: snapshot.shared.kernels,
             schema,
             queries,
             unit,
             floors: vec![f32::NEG_INFINITY; unit.n],
-            pass: FirstPass::new(snapshot.shared.kernels, schema, packed, true)?,
+            pass,
             blank_bad,
             k,
             scored: 0,
             passed: 0,
-            reservoirs: (0..unit.n).map(|_| Reservoir::new(k)).collect(),
+            reservoirs: (0..unit.n).map(|_| Reservoir::new(k, loose)).collect(),
             key: vec![0.0; schema.key.dim],
         })
     }

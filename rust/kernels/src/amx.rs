@@ -25,6 +25,7 @@ pub(crate) static TABLE: Kernels = Kernels {
     isa: Isa::Amx,
     short: Some(Short { select: entry::select, maxima: entry::maxima, ..avx512bf16::SHORT }),
     select_codes: crate::vnni::SELECT,
+    coarse: true,
     ..crate::avx512::TABLE
 };
 

@@ -6,7 +6,9 @@
 //! side by side, then the next four: lanes are rows, so that nothing is summed across, and a block is read in the order of
 //! addresses. The layout follows the instruction of AVX-512 VNNI, which adds four products of bytes to each lane; of its
 //! factors one has no sign, so codes are stored plus 128 and that is taken off the sums. It takes a query's number apart
-//! into 128 a + b. Sets without it multiply pairs of 16-bit numbers.
+//! into 128 a + b, or leaves b out where queries are many enough for arithmetic to count. Sets without it multiply pairs of
+//! 16-bit numbers. Measured on Zen 4: 65,536 keys of 128 numbers meet one query in 0.26 instead of 0.42 milliseconds, four
+//! in 0.5 instead of 2.1; a million one in 4.8 instead of 8.5.
 #![expect(unsafe_code, reason = "unchecked loads in the innermost loops; lengths are asserted at each entry")]
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "the operations of one step rest on the same assertion")]
 
@@ -114,20 +116,24 @@ pub struct Query {
     /// What the sum over [`EXACT`] numbers at a time is too large by, since codes are.
     offsets: Vec<i32>,
     factor: f32,
+    coarse: bool,
     /// The norm of what the query loses.
     pub lost: f64,
 }
 
 impl Query {
-    /// Of one query; of one that is not finite nothing is promised.
-    pub fn new(query: &[f32]) -> Query {
+    /// Of one query; of one that is not finite nothing is promised. `coarse`: in multiples of 128, as much as a byte
+    /// holds; it then loses about as much as a key does.
+    pub fn new(query: &[f32], coarse: bool) -> Query {
         let most = query.iter().fold(0.0f32, |most, x| most.max(x.abs()));
         let factor = most / MOST_WEIGHT;
         let factor = if factor.is_normal() { factor } else { 0.0 };
+        let step = if coarse { 128.0 } else { 1.0 };
         let mut weights = vec![[0; QUAD]; query.len().div_ceil(QUAD)];
         let mut square = 0.0;
         for (weight, &x) in weights.as_flattened_mut().iter_mut().zip(query) {
-            *weight = if factor == 0.0 { 0 } else { (x / factor).round().clamp(-MOST_WEIGHT, MOST_WEIGHT) as i16 };
+            let whole = if factor == 0.0 { 0.0 } else { (x / factor / step).round() * step };
+            *weight = whole.clamp(-MOST_WEIGHT, MOST_WEIGHT) as i16;
             square += (f64::from(x) - f64::from(factor) * f64::from(*weight)).powi(2);
         }
         let apart = |quad: &[i16; QUAD]| {
@@ -140,9 +146,15 @@ impl Query {
             offsets: weights.chunks(EXACT / QUAD).map(sum).collect(),
             weights,
             factor,
+            coarse,
             // Room for the roundings of the sum.
             lost: f64::sqrt(square) * (1.0 + 1e-9),
         }
+    }
+
+    /// Whether the second parts are 0.
+    pub(crate) fn is_coarse(&self) -> bool {
+        self.coarse
     }
 
     /// The whole numbers, four at a time.
@@ -159,9 +171,10 @@ impl Query {
 }
 
 impl Codes<'_> {
-    fn check(&self, query: &Query) {
+    fn check(&self, query: &Query, quads: usize) {
         assert!(self.n <= self.rows && matches!(self.rows, 16 | 32 | ROWS), "a block has room for 16, 32 or 64 rows");
-        assert!(self.bytes.len() >= query.weights.len() * QUAD * self.rows, "codes of whole rows");
+        assert!(query.weights.len() == quads && query.parts.len() == quads, "queries of one length");
+        assert!(self.bytes.len() >= quads * QUAD * self.rows, "codes of whole rows");
         assert!(self.scale.len() >= self.rows, "one factor per row");
     }
 }
@@ -183,16 +196,7 @@ pub(crate) trait Quads {
     unsafe fn store(sums: Self::Sums, out: *mut i32);
 }
 
-/// Which query is asked, and from which score on.
-#[derive(Clone, Copy)]
-pub struct Wanted {
-    /// Its number among the caller's queries.
-    pub at: u32,
-    /// Scores below are not wanted.
-    pub threshold: f32,
-}
-
-/// Appends the scores of live rows that are not below the threshold, in row order.
+/// Appends the scores of live rows that are not below their query's threshold, query by query, in row order.
 ///
 /// # Safety
 /// The instructions of `L` and `Q` are enabled.
@@ -200,64 +204,93 @@ pub struct Wanted {
 pub(crate) unsafe fn select<L: Lanes, Q: Quads>(
     keys: Codes,
     live: u64,
-    query: &Query,
-    wanted: Wanted,
+    queries: &[Query],
+    thresholds: &[f32],
     out: &mut Vec<Pass>,
 ) {
-    keys.check(query);
-    let (mut scores, mut sums) = ([0.0; ROWS], [0; ROWS]);
-    let quads = query.weights.len();
-    for (first, &offset) in (0..quads).step_by(EXACT / QUAD).zip(&query.offsets) {
+    for at in 0..queries.len() {
+        // SAFETY: the caller's promise.
+        unsafe { together::<L, Q, 1>(keys, live, queries, thresholds, at, out) };
+    }
+}
+
+/// The same for M of the queries from `first` on, which share the reading of codes.
+///
+/// # Safety
+/// The instructions of `L` and `Q` are enabled.
+#[inline(always)]
+pub(crate) unsafe fn together<L: Lanes, Q: Quads, const M: usize>(
+    keys: Codes,
+    live: u64,
+    queries: &[Query],
+    thresholds: &[f32],
+    first: usize,
+    out: &mut Vec<Pass>,
+) {
+    let (queries, thresholds) = (&queries[first..first + M], &thresholds[first..first + M]);
+    queries.iter().for_each(|query| keys.check(query, queries[0].weights.len()));
+    let mut scores = [[0.0; ROWS]; M];
+    let n = queries[0].weights.len();
+    for (chunk, start) in (0..n).step_by(EXACT / QUAD).enumerate() {
+        let mut sums = [[0; ROWS]; M];
         let mut row = 0;
         while row < keys.rows {
-            let quads = first..quads.min(first + EXACT / QUAD);
+            let quads = start..n.min(start + EXACT / QUAD);
             // SAFETY: lengths were asserted: there are whole vectors of rows, and `sums` has room for as many.
             row += unsafe {
                 match (keys.rows - row) / Q::N {
-                    4.. => strip::<Q, 4>(&keys, row, query, quads, &mut sums),
-                    2.. => strip::<Q, 2>(&keys, row, query, quads, &mut sums),
-                    _ => strip::<Q, 1>(&keys, row, query, quads, &mut sums),
+                    4.. => strip::<Q, 4, M>(&keys, row, queries, quads, &mut sums),
+                    2.. => strip::<Q, 2, M>(&keys, row, queries, quads, &mut sums),
+                    _ => strip::<Q, 1, M>(&keys, row, queries, quads, &mut sums),
                 }
             };
         }
-        for (score, sum) in scores.iter_mut().zip(&sums) {
-            *score += sum.wrapping_sub(offset) as f32;
+        for ((scores, sums), query) in scores.iter_mut().zip(&sums).zip(queries) {
+            for (score, sum) in scores.iter_mut().zip(sums) {
+                *score += sum.wrapping_sub(query.offsets[chunk]) as f32;
+            }
         }
     }
-    let mut passed = 0;
-    for row in (0..keys.rows).step_by(L::N) {
-        // SAFETY: there is a factor for each row that there is room for, and `scores` has room for more.
-        unsafe {
-            let score = L::load(scores.as_ptr().add(row)).mul(L::splat(query.factor));
-            let score = score.mul(L::load(keys.scale.as_ptr().add(row)));
-            score.store(scores.as_mut_ptr().add(row));
-            passed |= u64::from(score.not_less(L::splat(wanted.threshold))) << row;
+    for (m, scores) in scores.iter_mut().enumerate() {
+        let mut passed = 0;
+        for row in (0..keys.rows).step_by(L::N) {
+            // SAFETY: there is a factor for each row that there is room for, and `scores` has room for more.
+            unsafe {
+                let score = L::load(scores.as_ptr().add(row)).mul(L::splat(queries[m].factor));
+                let score = score.mul(L::load(keys.scale.as_ptr().add(row)));
+                score.store(scores.as_mut_ptr().add(row));
+                passed |= u64::from(score.not_less(L::splat(thresholds[m]))) << row;
+            }
         }
+        append(passed & live, keys.n, scores, (first + m) as u32, out);
     }
-    append(passed & live, keys.n, &scores, wanted.at, out);
 }
 
-/// Sums over some quads of G vectors of rows from `row` on. Returns how many rows these are.
+/// Sums over some quads of G vectors of rows from `row` on, for M queries. Returns how many rows these are.
 #[inline(always)]
-unsafe fn strip<Q: Quads, const G: usize>(
+unsafe fn strip<Q: Quads, const G: usize, const M: usize>(
     keys: &Codes,
     row: usize,
-    query: &Query,
+    queries: &[Query],
     quads: std::ops::Range<usize>,
-    out: &mut [i32; ROWS],
+    out: &mut [[i32; ROWS]; M],
 ) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sums = [Q::zero(); G];
+        let mut sums = [[Q::zero(); G]; M];
         for quad in quads {
             let codes = keys.bytes.as_ptr().add((quad * keys.rows + row) * QUAD);
-            let weights = Q::weights(query, quad);
-            for (g, sums) in sums.iter_mut().enumerate() {
-                *sums = Q::add(*sums, codes.add(g * Q::N * QUAD), weights);
+            for (sums, query) in sums.iter_mut().zip(queries) {
+                let weights = Q::weights(query, quad);
+                for (g, sums) in sums.iter_mut().enumerate() {
+                    *sums = Q::add(*sums, codes.add(g * Q::N * QUAD), weights);
+                }
             }
         }
-        for (g, sums) in sums.into_iter().enumerate() {
-            Q::store(sums, out.as_mut_ptr().add(row + g * Q::N));
+        for (sums, out) in sums.into_iter().zip(out) {
+            for (g, sums) in sums.into_iter().enumerate() {
+                Q::store(sums, out.as_mut_ptr().add(row + g * Q::N));
+            }
         }
     }
     G * Q::N

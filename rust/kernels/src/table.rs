@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::canonical::Metric;
-use crate::codes::{Coded, Codes, Query, Wanted};
+use crate::codes::{Coded, Codes, Query};
 use crate::isa::{Isa, IsaError};
 use crate::select::Maxima;
 use crate::short::Short;
@@ -22,8 +22,10 @@ pub struct Kernels {
     pub select: fn(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>),
     /// The same for one query, over keys as they are stored: see [`crate::single`].
     pub select_one: fn(rule: Rule, keys: Stored, live: u64, query: One, out: &mut Vec<Pass>),
-    /// The same over keys in codes: see [`crate::codes`].
-    pub select_codes: fn(keys: Codes, live: u64, query: &Query, wanted: Wanted, out: &mut Vec<Pass>),
+    /// The same for any number of queries, over keys in codes: see [`crate::codes`].
+    pub select_codes: fn(keys: Codes, live: u64, queries: &[Query], thresholds: &[f32], out: &mut Vec<Pass>),
+    /// Whether that is twice as fast for coarse queries.
+    pub coarse: bool,
     /// A key times `unit` in codes: see [`crate::codes`].
     pub code: fn(key: &[f32], unit: f64, out: &mut [u8]) -> Coded,
     /// All first-pass scores of a block, stored at row `first` of panels of `rows` rows.
@@ -92,6 +94,7 @@ macro_rules! kernel_table {
             select: entry::select,
             select_one: entry::select_one,
             select_codes: entry::select_codes,
+            coarse: false,
             code: entry::code,
             scores: entry::scores,
             maxima: entry::maxima,
@@ -108,7 +111,7 @@ macro_rules! kernel_table {
         mod entry {
             use super::$lanes as L;
             use crate::canonical::{self, Metric};
-            use crate::codes::{self, Coded, Codes, Query, Wanted};
+            use crate::codes::{self, Coded, Codes, Query};
             use crate::{kth, short};
             use crate::softmax::{self, Logit};
             use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
@@ -120,7 +123,7 @@ macro_rules! kernel_table {
                 select(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>)
                     => select::select::<L>;
                 select_one(rule: Rule, keys: Stored, live: u64, query: One, out: &mut Vec<Pass>) => single::select::<L>;
-                select_codes(keys: Codes, live: u64, query: &Query, wanted: Wanted, out: &mut Vec<Pass>)
+                select_codes(keys: Codes, live: u64, queries: &[Query], thresholds: &[f32], out: &mut Vec<Pass>)
                     => codes::select::<L, L>;
                 code(key: &[f32], unit: f64, out: &mut [u8]) -> Coded => codes::code;
                 scores(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize)

@@ -6,11 +6,11 @@
 use std::arch::x86_64::*;
 
 use crate::avx512::F32x16;
-use crate::codes::{Codes, QUAD, Quads, Query, Wanted, select};
+use crate::codes::{Codes, QUAD, Quads, Query, together};
 use crate::tile::Pass;
 
 /// [`crate::Kernels::select_codes`].
-pub(crate) const SELECT: fn(Codes, u64, &Query, Wanted, &mut Vec<Pass>) = entry::select_codes;
+pub(crate) const SELECT: fn(Codes, u64, &[Query], &[f32], &mut Vec<Pass>) = entry::select_codes;
 
 /// Sums with a and with b of a query's numbers 128 a + b.
 struct Parts;
@@ -53,14 +53,76 @@ impl Quads for Parts {
     }
 }
 
+/// Sums with a alone, of queries of which b is 0.
+struct High;
+
+impl Quads for High {
+    const N: usize = 16;
+    type Sums = __m512i;
+    type Weights = __m512i;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::Sums {
+        // SAFETY: AVX-512F is enabled.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn weights(query: &Query, quad: usize) -> Self::Weights {
+        // SAFETY: AVX-512F is enabled; the caller's promise.
+        unsafe { _mm512_set1_epi32(query.parts().add(quad).cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(sums: Self::Sums, codes: *const u8, weights: Self::Weights) -> Self::Sums {
+        // SAFETY: AVX-512 VNNI is enabled and the pointer is valid for 64 codes.
+        unsafe { _mm512_dpbusd_epi32(sums, _mm512_loadu_si512(codes.cast()), weights) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(sums: Self::Sums, out: *mut i32) {
+        // SAFETY: AVX-512F is enabled and the pointer is valid for sixteen numbers.
+        unsafe { _mm512_storeu_si512(out.cast(), _mm512_slli_epi32::<7>(sums)) }
+    }
+}
+
+/// Coarse queries four at a time, others one by one.
+///
+/// # Safety
+/// AVX-512 VNNI is enabled.
+#[inline(always)]
+unsafe fn select(keys: Codes, live: u64, queries: &[Query], thresholds: &[f32], out: &mut Vec<Pass>) {
+    const TOGETHER: usize = 4;
+    let coarse = queries.iter().all(Query::is_coarse);
+    let mut at = 0;
+    while at < queries.len() {
+        // SAFETY: the caller's promise.
+        at += unsafe {
+            match (coarse, queries.len() - at) {
+                (true, TOGETHER..) => {
+                    together::<F32x16, High, TOGETHER>(keys, live, queries, thresholds, at, out);
+                    TOGETHER
+                }
+                (true, _) => {
+                    together::<F32x16, High, 1>(keys, live, queries, thresholds, at, out);
+                    1
+                }
+                (false, _) => {
+                    together::<F32x16, Parts, 1>(keys, live, queries, thresholds, at, out);
+                    1
+                }
+            }
+        };
+    }
+}
+
 /// Safe entries of the table's types.
 mod entry {
-    use super::{F32x16, Parts};
-    use crate::codes::{Codes, Query, Wanted};
+    use crate::codes::{Codes, Query};
     use crate::tile::Pass;
 
     crate::table::kernel_table!(@entries (enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
-        select_codes(keys: Codes, live: u64, query: &Query, wanted: Wanted, out: &mut Vec<Pass>)
-            => super::select::<F32x16, Parts>;
+        select_codes(keys: Codes, live: u64, queries: &[Query], thresholds: &[f32], out: &mut Vec<Pass>)
+            => super::select;
     );
 }

@@ -2,7 +2,7 @@
 
 use mnemex_kernels::bound::{Precision, QueryBound, reach};
 use mnemex_kernels::canonical::Metric;
-use mnemex_kernels::codes::{Codes, QUAD, Query, Wanted, padded};
+use mnemex_kernels::codes::{Codes, QUAD, Query, padded};
 use mnemex_kernels::{Kernels, Pass, Rule};
 use mnemex_oracle as oracle;
 
@@ -38,20 +38,39 @@ impl Coded {
         Coded { keys, bytes, scale, rows, lost }
     }
 
+    /// What passes of a query, alone and as the last of several that let nothing pass.
     fn select(&self, kernels: &Kernels, live: u64, query: &Query, threshold: f32) -> Vec<Pass> {
         let Coded { ref keys, ref bytes, ref scale, rows, .. } = *self;
-        let mut passed = vec![Pass { score: 1.0, row: 2, query: 3 }];
         let codes = Codes { bytes, scale, rows, n: keys.len() };
-        (kernels.select_codes)(codes, live, query, Wanted { at: 7, threshold }, &mut passed);
-        assert_eq!(passed.remove(0), Pass { score: 1.0, row: 2, query: 3 }, "what was there stays");
-        assert!(passed.iter().all(|pass| pass.query == 7));
-        passed
+        let [alone, last] = [1, 8].map(|n| {
+            let mut passed = vec![Pass { score: 1.0, row: 2, query: 3 }];
+            let mut thresholds = vec![f32::INFINITY; n + 1];
+            thresholds[n - 1] = threshold;
+            (kernels.select_codes)(codes, live, &vec![query.clone(); n], &thresholds, &mut passed);
+            assert_eq!(passed.remove(0), Pass { score: 1.0, row: 2, query: 3 }, "what was there stays");
+            assert!(passed.iter().all(|pass| pass.query as usize == n - 1));
+            passed
+        });
+        assert_eq!(bits(&alone), bits(&last));
+        alone
     }
 
     /// That every score is within its bound.
     fn check(&self, kernels: &Kernels, (metric, meaning): (Metric, oracle::Metric), live: u64, q: &[f32]) {
-        let query = coded(metric, q);
-        let passed = self.select(kernels, live, &query, f32::NEG_INFINITY);
+        for coarse in [false, true] {
+            self.check_one(kernels, (metric, meaning), live, q, &coded(metric, q, coarse));
+        }
+    }
+
+    fn check_one(
+        &self,
+        kernels: &Kernels,
+        (metric, meaning): (Metric, oracle::Metric),
+        live: u64,
+        q: &[f32],
+        query: &Query,
+    ) {
+        let passed = self.select(kernels, live, query, f32::NEG_INFINITY);
         let rows: Vec<u32> = (0..self.keys.len() as u32).filter(|r| live >> r & 1 == 1).collect();
         assert_eq!(passed.iter().map(|pass| pass.row).collect::<Vec<_>>(), rows, "all that live, in order");
         for pass in passed {
@@ -66,12 +85,16 @@ impl Coded {
     }
 }
 
+/// What a score is to be the same in.
+fn bits(passed: &[Pass]) -> Vec<(u32, u32)> {
+    passed.iter().map(|p| (p.row, p.score.to_bits())).collect()
+}
+
 /// A query as the kernels take it.
-fn coded(metric: Metric, q: &[f32]) -> Query {
+fn coded(metric: Metric, q: &[f32], coarse: bool) -> Query {
     let unit = unit(metric, q);
-    Query::new(
-        &q.iter().map(|&x| if metric == Metric::Cos { (f64::from(x) * unit) as f32 } else { x }).collect::<Vec<_>>(),
-    )
+    let q: Vec<f32> = q.iter().map(|&x| if metric == Metric::Cos { (f64::from(x) * unit) as f32 } else { x }).collect();
+    Query::new(&q, coarse)
 }
 
 fn for_every_query(check: impl Fn(&Kernels, &Coded, (Metric, oracle::Metric), u64, &[f32])) {
@@ -150,9 +173,8 @@ fn sums_of_the_longest_and_largest_keys_are_right() {
 fn what_is_below_the_threshold_does_not_pass_and_all_sets_agree() {
     let first = tables().next().unwrap();
     for_every_query(|kernels, block, (metric, _), seed, q| {
-        let query = coded(metric, q);
+        let query = coded(metric, q, seed % 2 == 0);
         let all = block.select(kernels, u64::MAX, &query, f32::NEG_INFINITY);
-        let bits = |passed: &[Pass]| passed.iter().map(|p| (p.row, p.score.to_bits())).collect::<Vec<_>>();
         assert_eq!(bits(&all), bits(&block.select(first, u64::MAX, &query, f32::NEG_INFINITY)), "{:?}", kernels.isa);
         let threshold = all[seed as usize % all.len()].score;
         let live = Random(seed).bits();
