@@ -4,7 +4,7 @@
 //! two versions, or two beams, can share a block and disagree about what is alive in it. Within one version a block only
 //! grows at its end or has a row rewritten by a merge, and both go through `Arc::make_mut`.
 
-use bytemuck::{cast_slice, cast_slice_mut};
+use bytemuck::{bytes_of, cast_slice, cast_slice_mut};
 use mnemex_kernels::canonical::Metric;
 use mnemex_kernels::codes::Codes;
 use mnemex_kernels::{Kernels, bound};
@@ -181,7 +181,7 @@ fn key_facts(schema: &Schema, kernels: &Kernels, key: &[f32], row: &mut [u8]) ->
     if schema.key.scan.is_some() {
         let (codes, factor) = schema.key.codes(row);
         let coded = (kernels.code)(key, if cosine && norm > 0.0 { 1.0 / norm } else { 1.0 }, codes);
-        factor.copy_from_slice(&coded.scale.to_ne_bytes());
+        factor.copy_from_slice(bytes_of(&coded.scale));
         code_lost = coded.lost;
     }
     let lost = if cosine { lost * scale } else { lost };

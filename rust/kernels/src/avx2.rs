@@ -131,7 +131,7 @@ impl Quads for F32x8 {
     #[inline(always)]
     unsafe fn weights(query: &Query, quad: usize) -> Self::Weights {
         // SAFETY: AVX is enabled; the caller's promise.
-        unsafe { _mm256_set1_epi64x(query.weights().add(quad).cast::<i64>().read_unaligned()) }
+        unsafe { _mm256_set1_epi64x(query.weights(quad).as_ptr().cast::<i64>().read_unaligned()) }
     }
 
     #[inline(always)]

@@ -163,7 +163,7 @@ impl Quads for F32x16 {
     #[inline(always)]
     unsafe fn weights(query: &Query, quad: usize) -> Self::Weights {
         // SAFETY: AVX-512F is enabled; the caller's promise.
-        unsafe { _mm512_set1_epi64(query.weights().add(quad).cast::<i64>().read_unaligned()) }
+        unsafe { _mm512_set1_epi64(query.weights(quad).as_ptr().cast::<i64>().read_unaligned()) }
     }
 
     #[inline(always)]

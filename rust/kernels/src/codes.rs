@@ -157,16 +157,24 @@ impl Query {
         self.coarse
     }
 
-    /// The whole numbers, four at a time.
+    /// Four of the whole numbers.
+    ///
+    /// # Safety
+    /// There are so many.
     #[inline(always)]
-    pub(crate) fn weights(&self) -> *const [i16; QUAD] {
-        self.weights.as_ptr()
+    pub(crate) unsafe fn weights(&self, quad: usize) -> &[i16; QUAD] {
+        // SAFETY: the caller's promise.
+        unsafe { self.weights.get_unchecked(quad) }
     }
 
     /// The same in parts.
+    ///
+    /// # Safety
+    /// There are so many.
     #[inline(always)]
-    pub(crate) fn parts(&self) -> *const [i8; 2 * QUAD] {
-        self.parts.as_ptr()
+    pub(crate) unsafe fn parts(&self, quad: usize) -> &[i8; 2 * QUAD] {
+        // SAFETY: the caller's promise.
+        unsafe { self.parts.get_unchecked(quad) }
     }
 }
 

@@ -103,7 +103,7 @@ impl Quads for F32x8 {
     #[inline(always)]
     unsafe fn weights(query: &Query, quad: usize) -> Self::Weights {
         // SAFETY: the caller's promise.
-        unsafe { *query.weights().add(quad) }.map(i32::from)
+        unsafe { query.weights(quad) }.map(i32::from)
     }
 
     #[inline(always)]

@@ -31,7 +31,7 @@ impl Quads for Parts {
     unsafe fn weights(query: &Query, quad: usize) -> Self::Weights {
         // SAFETY: AVX-512F is enabled; the caller's promise.
         unsafe {
-            let parts = query.parts().add(quad).cast::<i32>();
+            let parts = query.parts(quad).as_ptr().cast::<i32>();
             [_mm512_set1_epi32(parts.read_unaligned()), _mm512_set1_epi32(parts.add(1).read_unaligned())]
         }
     }
@@ -70,7 +70,7 @@ impl Quads for High {
     #[inline(always)]
     unsafe fn weights(query: &Query, quad: usize) -> Self::Weights {
         // SAFETY: AVX-512F is enabled; the caller's promise.
-        unsafe { _mm512_set1_epi32(query.parts().add(quad).cast::<i32>().read_unaligned()) }
+        unsafe { _mm512_set1_epi32(query.parts(quad).as_ptr().cast::<i32>().read_unaligned()) }
     }
 
     #[inline(always)]
