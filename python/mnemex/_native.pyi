@@ -12,13 +12,13 @@ class NativeBank:
     """
     The key/value memory of one attention layer.
     """
-    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | None, metric: str, key_codec: str | None, value_codec: str | None, evict: str, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]]) -> NativeBank: ...
+    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | None, metric: str, key_codec: str | None, value_codec: str | None, scan_codec: str | None, evict: str, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]]) -> NativeBank: ...
     def commit(self, /, threads: SupportsIndex | None) -> NativeReceipt:
         """
         Publish what is staged.
         """
     @property
-    def config(self, /) -> tuple[int, int, int | None, bool, int | None, str, str, str]:
+    def config(self, /) -> tuple[int, int, int | None, bool, int | None, str, str, str, str | None]:
         """
         What the bank is, as the keyword arguments that make it.
         """

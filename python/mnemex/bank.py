@@ -62,7 +62,9 @@ class Bank(Writes):
     key_codec, value_codec
         "f32", "f16", "bf16", or "auto": the first write's type, bit for bit.
     scan_codec
-        None: the first pass of a search reads the keys themselves.
+        None: the first pass of a search reads the keys themselves. "int8": where queries are few
+        it reads a smaller copy of them, a byte for each number: a quarter more memory than float32 keys take, the same
+        answers, sooner where memory sets the pace. For metric "dot" and "cos".
     index
         "flat": every entry is looked at.
     write
@@ -117,7 +119,7 @@ class Bank(Writes):
         metric: str = "dot",
         key_codec: str | parts.Codec = "auto",
         value_codec: str | parts.Codec = "auto",
-        scan_codec: None = None,
+        scan_codec: str | None = None,
         index: str | parts.Flat = "flat",
         write: str | parts.Append = "append",
         evict: str | parts.Fifo = "fifo",
@@ -132,10 +134,6 @@ class Bank(Writes):
             raise ArgumentError(f"path={path!r} must be None: save(path) keeps a bank, mnemex.open(path) reads it back")
         if isinstance(value_dim, str) and value_dim != "key":
             raise ArgumentError(f"value_dim={value_dim!r} must be a number, 'key' or None")
-        if scan_codec is not None:
-            raise ArgumentError(
-                f"scan_codec={scan_codec!r} is not known; expected None: searches read the keys themselves"
-            )
         arguments.part("index", index, parts.INDEXES)
         arguments.part("write", write, parts.WRITES)
         native = NativeBank(
@@ -148,6 +146,7 @@ class Bank(Writes):
             metric=arguments.word("metric", metric, ("dot", "cos", "l2")),
             key_codec=_codec("key_codec", key_codec),
             value_codec=_codec("value_codec", value_codec),
+            scan_codec=None if scan_codec is None else arguments.word("scan_codec", scan_codec, ("int8",)),
             evict="error"
             if isinstance(evict, str) and evict == "error"
             else arguments.part("evict", evict, parts.EVICTS),

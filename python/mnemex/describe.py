@@ -23,6 +23,8 @@ class Stats:
         What the bank is; `value_dim` is None without values.
     key_codec, value_codec
         Names; None until the first write decides, and where there is nothing to store.
+    scan_codec
+        Name of what the copy of the keys for first passes is stored as; None where there is none.
     entries
         Live entries, over all lanes.
     live_min, live_median, live_max
@@ -32,7 +34,8 @@ class Stats:
     used
         Share of the capacity that live entries take, over all lanes; None without a capacity.
     key_bytes, value_bytes
-        Bytes of blocks for keys and for values of their own, room for more rows included.
+        Bytes of blocks for keys, their copy for first passes included, and for values of their own, with room for more
+        rows.
     side_bytes
         Bytes of all that finds entries and belongs to them: references, norms, labels, positions, usage.
     staged_bytes
@@ -60,6 +63,7 @@ class Stats:
     evict: str
     key_codec: str | None
     value_codec: str | None
+    scan_codec: str | None
     entries: int
     live_min: int
     live_median: float
@@ -171,6 +175,7 @@ def _facts(stats: Stats) -> list[tuple[str, str]]:
         values = "the keys"
     else:
         values = f"{stats.value_dim} numbers, {stats.value_codec or 'auto'}, {_size(stats.value_bytes)}"
+    scans = f", {stats.scan_codec} copy for first passes" if stats.scan_codec else ""
     full = "none" if stats.used is None else f"{stats.capacity:,} entries per lane, {_percent(stats.used)} used"
     median = f"{stats.live_median:,.10g}"
     return [
@@ -181,7 +186,7 @@ def _facts(stats: Stats) -> list[tuple[str, str]]:
         ("per lane", f"{stats.live_min:,} to {stats.live_max:,}, median {median}"),
         ("capacity", f"{full}; beyond it: {stats.evict}" if stats.used is not None else full),
         ("metric", stats.metric),
-        ("keys", f"{stats.key_dim} numbers, {stats.key_codec or 'auto'}, {_size(stats.key_bytes)}"),
+        ("keys", f"{stats.key_dim} numbers, {stats.key_codec or 'auto'}{scans}, {_size(stats.key_bytes)}"),
         ("values", values),
         ("side data", f"{_size(stats.side_bytes)}, and {_size(stats.staged_bytes)} staged"),
         ("together", _size(stats.nbytes)),

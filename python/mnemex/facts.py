@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 class Facts(Described):
     """Shape, parts and counts of one version."""
 
-    _config: tuple[int, int, int | None, bool, int | None, str, str, str]
+    _config: tuple[int, int, int | None, bool, int | None, str, str, str, str | None]
     _threads: int | None
 
     def _native_snapshot(self) -> NativeSnapshot:
         raise NotImplementedError
 
     def _describe(
-        self, config: tuple[int, int, int | None, bool, int | None, str, str, str], threads: int | None
+        self, config: tuple[int, int, int | None, bool, int | None, str, str, str, str | None], threads: int | None
     ) -> None:
         self._config, self._threads = config, threads
 
@@ -89,6 +89,7 @@ class Facts(Described):
         key, value = (codec or "auto" for codec in native.codecs)
         values = "" if self.value_dim is None else f", value_dim={'key' if self._config[3] else self.value_dim}"
         stored = key if self._config[2] is None else f"{key} keys, {value} values"
+        stored += f", {self._config[8]} scans" if self._config[8] else ""
         return (
             f"<{type(self).__name__}: {len(self)} entries, rows={native.rows}, heads={self.heads}, "
             f"key_dim={self.key_dim}{values}, metric={self.metric}, {stored}, {native.nbytes:,} bytes>"
@@ -113,6 +114,7 @@ class Facts(Described):
             evict=self._config[6],
             key_codec=codecs[0],
             value_codec=codecs[1] if has_values else None,
+            scan_codec=self._config[8],
             entries=entries,
             live_min=int(live.min()) if live.size else 0,
             live_median=float(np.median(live)) if live.size else 0.0,

@@ -4,8 +4,9 @@
 //! two versions, or two beams, can share a block and disagree about what is alive in it. Within one version a block only
 //! grows at its end or has a row rewritten by a merge, and both go through `Arc::make_mut`.
 
-use bytemuck::{cast_slice, cast_slice_mut};
+use bytemuck::{bytes_of, cast_slice, cast_slice_mut};
 use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::codes::Codes;
 use mnemex_kernels::{Kernels, bound};
 
 use crate::codec::Codec;
@@ -39,7 +40,7 @@ impl Schema {
     pub fn of(config: &Config, key: Codec, value: Codec) -> Schema {
         Schema {
             metric: config.metric,
-            key: Layout::of_keys(config.metric, key, config.key_dim),
+            key: Layout::of_keys(config.metric, key, config.key_dim, config.scan_codec),
             value: match config.values {
                 Values::Dim(dim) => Some(Layout::whole(value, dim)),
                 _ => None,
@@ -60,6 +61,8 @@ pub struct Encoded {
     pub(crate) reach: Vec<f32>,
     /// What each key loses by rounding for a first pass.
     pub(crate) lost: Vec<f32>,
+    /// What each key loses in codes; empty where there are none.
+    pub(crate) code_lost: Vec<f32>,
     n: usize,
 }
 
@@ -72,6 +75,7 @@ impl Encoded {
             scale: if schema.metric == Metric::Cos { vec![0.0; n] } else { Vec::new() },
             reach: vec![0.0; n],
             lost: vec![0.0; n],
+            code_lost: if schema.key.scan.is_some() { vec![0.0; n] } else { Vec::new() },
             n,
         })
     }
@@ -102,10 +106,13 @@ impl Encoded {
         &mut self.value.bytes_mut()[row * bytes..][..bytes]
     }
 
-    /// Notes what the first pass needs to know of a key: called with the key as it will be decoded.
+    /// Notes what the first pass needs to know of a key, its codes included: called with the key as it will be decoded.
     pub(crate) fn note_key(&mut self, schema: &Schema, kernels: &Kernels, row: usize, key: &[f32]) {
-        let facts = key_facts(schema, kernels, key);
+        let facts = key_facts(schema, kernels, key, self.key_row(schema, row));
         (self.reach[row], self.lost[row]) = (facts.reach, facts.lost);
+        if let Some(at) = self.code_lost.get_mut(row) {
+            *at = facts.code_lost;
+        }
         if let Some(at) = self.scale.get_mut(row) {
             *at = facts.scale;
         }
@@ -128,6 +135,7 @@ impl Encoded {
         self.scale.extend(more.scale);
         self.reach.extend(more.reach);
         self.lost.extend(more.lost);
+        self.code_lost.extend(more.code_lost);
         self.n += more.n;
     }
 
@@ -136,7 +144,7 @@ impl Encoded {
         for plane in [&mut self.key, &mut self.value] {
             plane.truncate(plane.bytes().len() / self.n.max(1) * n);
         }
-        for numbers in [&mut self.scale, &mut self.reach, &mut self.lost] {
+        for numbers in [&mut self.scale, &mut self.reach, &mut self.lost, &mut self.code_lost] {
             numbers.truncate(n);
             numbers.shrink_to_fit();
         }
@@ -145,8 +153,8 @@ impl Encoded {
 
     /// Bytes of memory held.
     pub(crate) fn nbytes(&self) -> usize {
-        let facts = self.scale.capacity() + self.reach.capacity() + self.lost.capacity();
-        self.key.nbytes() + self.value.nbytes() + 4 * facts
+        let facts = [&self.scale, &self.reach, &self.lost, &self.code_lost].map(Vec::capacity);
+        self.key.nbytes() + self.value.nbytes() + 4 * facts.iter().sum::<usize>()
     }
 }
 
@@ -157,16 +165,27 @@ struct Facts {
     reach: f32,
     /// The norm of what rounding to bfloat16 loses, where a first pass sees it so; for cosine as a share of the key's.
     lost: f32,
+    /// The same of what its codes lose.
+    code_lost: f32,
 }
 
-fn key_facts(schema: &Schema, kernels: &Kernels, key: &[f32]) -> Facts {
+/// Finds them, and writes the key's codes, if any, to its staged row.
+fn key_facts(schema: &Schema, kernels: &Kernels, key: &[f32], row: &mut [u8]) -> Facts {
     let norm = (kernels.square_norm)(key).sqrt();
     let cosine = schema.metric == Metric::Cos;
     let scale = if !cosine || norm == 0.0 { 0.0 } else { (1.0 / norm) as f32 };
     let shortened = kernels.short.is_some() && schema.key.codec == Codec::F16 && schema.metric != Metric::L2;
     let rounds = schema.key.is_split() || shortened;
     let lost = if rounds { (kernels.lost)(key) } else { 0.0 };
-    Facts { scale, reach: bound::reach(schema.metric, norm), lost: if cosine { lost * scale } else { lost } }
+    let mut code_lost = 0.0;
+    if schema.key.scan.is_some() {
+        let (codes, factor) = schema.key.codes(row);
+        let coded = (kernels.code)(key, if cosine && norm > 0.0 { 1.0 / norm } else { 1.0 }, codes);
+        factor.copy_from_slice(bytes_of(&coded.scale));
+        code_lost = coded.lost;
+    }
+    let lost = if cosine { lost * scale } else { lost };
+    Facts { scale, reach: bound::reach(schema.metric, norm), lost, code_lost }
 }
 
 /// Rows of keys and values.
@@ -174,10 +193,13 @@ pub struct Block {
     key: Extent,
     /// The second plane of keys, where they are split.
     low: Extent,
+    /// The copy of keys in codes, if there is one.
+    codes: Extent,
     value: Extent,
     scale: Vec<f32>,
     reach: f32,
     lost: f32,
+    code_lost: f32,
     n: usize,
     capacity: usize,
 }
@@ -187,14 +209,16 @@ impl Block {
     pub(crate) fn for_lane(schema: &Schema, before: Option<&Block>, demand: Demand) -> Result<Block> {
         let capacity = demand.in_all.next_power_of_two().clamp(FIRST_ROWS, BLOCK_ROWS);
         let value_bytes = schema.value.map_or(0, |layout| layout.row_bytes());
-        let [key, low, value] = [0, 1, 2].map(|at| before.map(|block| [&block.key, &block.low, &block.value][at]));
+        let [key, low, codes, value] = [0, 1, 2, 3].map(|at| before.map(|block| block.extents()[at]));
         Ok(Block {
             key: Extent::zeroed(capacity, schema.key.row_bytes(), key, demand)?,
             low: Extent::zeroed(capacity, schema.key.low_bytes(), low, demand)?,
+            codes: Extent::zeroed(capacity, schema.key.code_bytes(), codes, demand)?,
             value: Extent::zeroed(capacity, value_bytes, value, demand)?,
             scale: if schema.metric == Metric::Cos { vec![0.0; capacity] } else { Vec::new() },
             reach: 0.0,
             lost: 0.0,
+            code_lost: 0.0,
             n: 0,
             capacity,
         })
@@ -202,13 +226,18 @@ impl Block {
 
     /// A copy with the same room, where memory for it is to be had.
     pub(crate) fn try_clone(&self) -> Result<Block> {
-        Ok(self.with([self.key.try_clone()?, self.low.try_clone()?, self.value.try_clone()?]))
+        let Block { key, low, codes, value, .. } = self;
+        Ok(self.with([key.try_clone()?, low.try_clone()?, codes.try_clone()?, value.try_clone()?]))
+    }
+
+    fn extents(&self) -> [&Extent; 4] {
+        [&self.key, &self.low, &self.codes, &self.value]
     }
 
     /// The block with its bytes elsewhere.
-    fn with(&self, [key, low, value]: [Extent; 3]) -> Block {
-        let Block { ref scale, reach, lost, n, capacity, .. } = *self;
-        Block { key, low, value, scale: scale.clone(), reach, lost, n, capacity }
+    fn with(&self, [key, low, codes, value]: [Extent; 4]) -> Block {
+        let Block { ref scale, reach, lost, code_lost, n, capacity, .. } = *self;
+        Block { key, low, codes, value, scale: scale.clone(), reach, lost, code_lost, n, capacity }
     }
 
     /// Rows written.
@@ -231,14 +260,16 @@ impl Block {
         let staged = |plane: &'f Plane, layout: Layout| &plane.bytes()[first * layout.staged_row_bytes()..];
         let planes = [self.key.bytes_mut(), self.low.bytes_mut()];
         schema.key.place(staged(&from.key, schema.key), n, planes, self.n);
+        schema.key.place_codes(staged(&from.key, schema.key), n, self.codes.bytes_mut(), self.n);
         if let Some(layout) = schema.value {
             layout.place(staged(&from.value, layout), n, [self.value.bytes_mut(), &mut []], self.n);
         }
         if schema.metric == Metric::Cos {
             self.scale[self.n..][..n].copy_from_slice(&from.scale[first..][..n]);
         }
-        let most = |of: &[f32], before: f32| of[first..][..n].iter().fold(before, |a, &b| a.max(b));
+        let most = |of: &[f32], before: f32| of.iter().skip(first).take(n).fold(before, |a, &b| a.max(b));
         (self.reach, self.lost) = (most(&from.reach, self.reach), most(&from.lost, self.lost));
+        self.code_lost = most(&from.code_lost, self.code_lost);
         self.n += n;
     }
 
@@ -249,16 +280,18 @@ impl Block {
             layout.encode(x, cast_slice_mut(&mut row));
             row
         };
-        let row = staged(schema.key, key);
-        schema.key.place(cast_slice(&row), 1, [self.key.bytes_mut(), self.low.bytes_mut()], slot);
+        let mut row = staged(schema.key, key);
         // The bound is about the key as it will be decoded.
         let mut stored = vec![0.0; schema.key.dim];
         schema.key.staged(cast_slice(&row)).decode(&mut stored);
-        let facts = key_facts(schema, kernels, &stored);
+        let facts = key_facts(schema, kernels, &stored, cast_slice_mut(&mut row));
+        schema.key.place(cast_slice(&row), 1, [self.key.bytes_mut(), self.low.bytes_mut()], slot);
+        schema.key.place_codes(cast_slice(&row), 1, self.codes.bytes_mut(), slot);
         if let Some(at) = self.scale.get_mut(slot) {
             *at = facts.scale;
         }
         (self.reach, self.lost) = (self.reach.max(facts.reach), self.lost.max(facts.lost));
+        self.code_lost = self.code_lost.max(facts.code_lost);
         if let Some(layout) = schema.value {
             let row = staged(layout, value);
             layout.place(cast_slice(&row), 1, [self.value.bytes_mut(), &mut []], slot);
@@ -273,6 +306,11 @@ impl Block {
     /// The most that one of its keys loses by rounding to bfloat16: see [`bound::QueryBound::at`].
     pub(crate) fn lost(&self) -> f32 {
         self.lost
+    }
+
+    /// The copy of keys in codes, if there is one, and the most that one of them loses by it.
+    pub(crate) fn coded(&self, schema: &Schema) -> Option<(Codes<'_>, f32)> {
+        schema.key.scan.map(|_| (schema.key.coded(self.codes.bytes(), self.n), self.code_lost))
     }
 
     /// One over each key's norm, for cosine; empty otherwise.
@@ -334,20 +372,22 @@ impl Block {
         (scratch, stride)
     }
 
-    /// Bytes of keys and of values of their own, room for more rows included.
+    /// Bytes of keys, their copy included, and of values of their own, with room for more rows.
     pub(crate) fn plane_bytes(&self) -> (usize, usize) {
-        (self.key.bytes().len() + self.low.bytes().len(), self.value.bytes().len())
+        let [key, low, codes, value] = self.extents().map(|extent| extent.bytes().len());
+        (key + low + codes, value)
     }
 
     /// What the block holds, by address, and the bytes of each; several blocks may hold the same.
-    pub(crate) fn parts(&self) -> [(*const u8, usize); 4] {
+    pub(crate) fn parts(&self) -> [(*const u8, usize); 5] {
         let own = size_of::<Block>() + 4 * self.scale.capacity();
-        [(std::ptr::from_ref(self).cast(), own), self.key.holder(), self.low.holder(), self.value.holder()]
+        let [key, low, codes, value] = self.extents().map(Extent::holder);
+        [(std::ptr::from_ref(self).cast(), own), key, low, codes, value]
     }
 }
 
 impl Clone for Block {
     fn clone(&self) -> Block {
-        self.with([&self.key, &self.low, &self.value].map(Extent::clone))
+        self.with(self.extents().map(Extent::clone))
     }
 }

@@ -28,6 +28,30 @@ pub enum NonFinite {
     Skip,
 }
 
+/// What an extra copy of the keys is stored as, which first passes read instead of the keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScanCodec {
+    /// A byte for each number: see [`mnemex_kernels::codes`].
+    Int8,
+}
+
+impl ScanCodec {
+    /// Every one of them.
+    pub const ALL: [ScanCodec; 1] = [ScanCodec::Int8];
+
+    /// Its name in Python and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            ScanCodec::Int8 => "int8",
+        }
+    }
+
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<ScanCodec> {
+        ScanCodec::ALL.into_iter().find(|codec| codec.name() == name)
+    }
+}
+
 /// What happens to a write beyond the capacity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evict {
@@ -54,6 +78,8 @@ pub struct Config {
     pub key_codec: Option<Codec>,
     /// None: the first write's type, bit for bit.
     pub value_codec: Option<Codec>,
+    /// None: first passes read the keys.
+    pub scan_codec: Option<ScanCodec>,
     /// What happens to a write beyond the capacity.
     pub evict: Evict,
     /// What to do about NaN and infinity where a call does not say.
@@ -92,6 +118,9 @@ impl Config {
         }
         ensure(self.heads >= 1, Kind::Argument, || "heads=0 must be at least 1".into())?;
         ensure(self.capacity != Some(0), Kind::Argument, || "capacity=0 must be at least 1, or None".into())?;
+        ensure(self.scan_codec.is_none() || self.metric != Metric::L2, Kind::Argument, || {
+            "scan_codec=\"int8\" serves metric=\"dot\" and \"cos\": with \"l2\" expected None".into()
+        })?;
         check_declared(&self.columns)?;
         check_lanes(rows, self.heads)
     }

@@ -1,14 +1,16 @@
-//! Fast scores of blocks of keys, with a proven error: in float32, or in bfloat16 where the processor is faster at it.
+//! Fast scores of blocks of keys, with a proven error: in float32, in bfloat16 where the processor is faster at it, or
+//! from a copy of the keys in codes where the bank has one and queries are few.
 
 use mnemex_kernels::bound::{Bound, Precision, QueryBound};
 use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::codes::{self, Codes};
 use mnemex_kernels::select::Maxima;
 use mnemex_kernels::short::{self, Short, ShortKeys, ShortOne, ShortQueries};
 use mnemex_kernels::single::{Format, One, Stored};
 use mnemex_kernels::tile::Queries as Panels;
 use mnemex_kernels::{Kernels, Keys, PANEL, Pass, Rule};
 
-use crate::block::Schema;
+use crate::block::{Block, Schema};
 use crate::codec::Codec;
 use crate::error::Result;
 use crate::list::Ref;
@@ -27,6 +29,13 @@ fn few(kernels: &Kernels, scanned: Codec) -> usize {
         _ => 12,
     }
 }
+
+/// Most queries that read the copy in codes: from about 14 on, panels of sixteen are as fast. Measured.
+const FEW_CODED: usize = 12;
+
+/// Fewest queries that meet codes rounded to as much as a byte holds, where products are faster then: with fewer, memory
+/// sets the pace.
+const COARSE: usize = 4;
 
 /// How row scores come from keys and queries.
 pub(crate) fn rule(metric: Metric) -> Rule {
@@ -51,7 +60,8 @@ pub(crate) fn singles(packed: &Packed, dim: usize) -> Vec<f32> {
     let padded = dim.next_multiple_of(PANEL);
     let mut singles = vec![0.0; packed.norms.len() * padded];
     for (lane, query) in singles.chunks_exact_mut(padded).enumerate() {
-        let numbers = packed.panels.floats().iter().skip(lane).step_by(PANEL);
+        let panel = &packed.panels.floats()[lane / PANEL * PANEL * dim..];
+        let numbers = panel.iter().skip(lane % PANEL).step_by(PANEL);
         query.iter_mut().zip(numbers).take(dim).for_each(|(x, &number)| *x = number);
     }
     singles
@@ -72,6 +82,8 @@ pub(crate) struct FirstPass<'s> {
     singles: Vec<f32>,
     /// What scores such queries, and their parts in bfloat16, where keys are scanned in it.
     parted: Option<(Short, Vec<u16>)>,
+    /// The queries as they meet codes, where the copy is read.
+    coded: Vec<codes::Query>,
     /// The error bound of each query.
     bounds: Vec<QueryBound>,
 }
@@ -89,6 +101,8 @@ pub(crate) enum Loaded<'a> {
     /// As they are stored, for few queries.
     Stored(Stored<'a>),
     Short(Short, ShortKeys<'a>),
+    /// The copy in codes, for few queries.
+    Coded(Codes<'a>),
 }
 
 impl<'a> Loaded<'a> {
@@ -96,17 +110,29 @@ impl<'a> Loaded<'a> {
     pub(crate) fn then(&mut self, bytes: &'a [u8]) {
         match self {
             Loaded::Panels(keys) => keys.next = bytes,
-            Loaded::Stored(_) => {}
+            Loaded::Stored(_) | Loaded::Coded(_) => {}
             Loaded::Short(_, keys) => keys.next = bytes,
         }
     }
 }
 
 impl<'s> FirstPass<'s> {
-    pub(crate) fn new(kernels: &'static Kernels, schema: &'s Schema, packed: Packed) -> Result<FirstPass<'s>> {
+    /// `copy`: whether a copy in codes may be read, where there is one.
+    pub(crate) fn new(
+        kernels: &'static Kernels,
+        schema: &'s Schema,
+        packed: Packed,
+        copy: bool,
+    ) -> Result<FirstPass<'s>> {
         let (metric, dim) = (schema.metric, schema.key.dim);
-        let few = packed.norms.len() <= few(kernels, schema.key.scanned());
+        let n = packed.norms.len();
+        let by_codes = copy && schema.key.scan.is_some() && n <= FEW_CODED;
+        let few = by_codes || n <= few(kernels, schema.key.scanned());
         let singles = if few { singles(&packed, dim) } else { Vec::new() };
+        let coarse = kernels.coarse && n >= COARSE;
+        let each = singles.chunks_exact(dim.next_multiple_of(PANEL)).map(|query| &query[..dim]);
+        let coded: Vec<codes::Query> =
+            if by_codes { each.map(|query| codes::Query::new(query, coarse)).collect() } else { Vec::new() };
         let short = kernels.short.filter(|_| metric != Metric::L2 && !few);
         let (mut shorts, mut lost) = (Plane::default(), vec![0.0; packed.norms.len()]);
         if short.is_some() {
@@ -114,7 +140,8 @@ impl<'s> FirstPass<'s> {
             shorts = Plane::zeroed(numbers * size_of::<u16>())?;
             short::pack(packed.panels.floats(), dim, shorts.shorts_mut(), &mut lost);
         }
-        let parted = kernels.short.filter(|_| metric != Metric::L2 && few && schema.key.scanned() == Codec::Bf16);
+        let parted =
+            kernels.short.filter(|_| metric != Metric::L2 && few && !by_codes && schema.key.scanned() == Codec::Bf16);
         let parted = parted.map(|short| {
             let each = 2 * short::padded(dim);
             let mut parts = vec![0; lost.len() * each];
@@ -124,22 +151,28 @@ impl<'s> FirstPass<'s> {
             }
             (short, parts)
         });
-        let bound = |(&norm, square): (&f64, &f64)| {
-            let precision = match (&short, &parted) {
-                (Some(_), _) => Precision::Bf16 { lost: square.sqrt(), parts: 1 },
-                (_, Some(_)) => Precision::Bf16 { lost: square.sqrt(), parts: 2 },
-                (None, None) => Precision::Single,
+        let bound = |(at, (&norm, square)): (usize, (&f64, &f64))| {
+            let precision = match (&short, &parted, coded.get(at)) {
+                (_, _, Some(query)) => Precision::Codes { lost: query.lost },
+                (Some(_), _, _) => Precision::Bf16 { lost: square.sqrt(), parts: 1 },
+                (_, Some(_), _) => Precision::Bf16 { lost: square.sqrt(), parts: 2 },
+                _ => Precision::Single,
             };
             QueryBound::of(metric, dim, norm, precision)
         };
-        let bounds = packed.norms.iter().zip(&lost).map(bound).collect();
+        let bounds = packed.norms.iter().zip(&lost).enumerate().map(bound).collect();
         let rounds = schema.key.is_split() || short.is_some();
-        Ok(FirstPass { kernels, schema, packed, short, shorts, rounds, singles, parted, bounds })
+        Ok(FirstPass { kernels, schema, packed, short, shorts, rounds, singles, parted, coded, bounds })
     }
 
     /// Whether the queries meet blocks one by one, which knows no [`FirstPass::maxima`].
     pub(crate) fn is_few(&self) -> bool {
         !self.singles.is_empty()
+    }
+
+    /// Whether the copy in codes is read instead of the keys.
+    pub(crate) fn reads_copy(&self) -> bool {
+        !self.coded.is_empty()
     }
 
     /// Most queries of one [`FirstPass::select`]: where a block is rounded first, all queries had best share that.
@@ -151,16 +184,30 @@ impl<'s> FirstPass<'s> {
         }
     }
 
-    /// How far the scores of one query can be off; `lost` is the most that a key loses where it is scored rounded.
+    /// The most that a key of a block loses by the form in which it is scored.
+    pub(crate) fn lost(&self, block: &Block) -> f32 {
+        match block.coded(self.schema) {
+            Some((_, lost)) if self.reads_copy() => lost,
+            _ if self.rounds => block.lost(),
+            _ => 0.0,
+        }
+    }
+
+    /// How far the scores of one query can be off; `lost` is that of [`FirstPass::lost`].
     #[inline]
     pub(crate) fn bound(&self, query: usize, reach: f32, lost: f32) -> Bound {
-        self.bounds[query].at(reach, if self.rounds { lost } else { 0.0 })
+        self.bounds[query].at(reach, lost)
     }
 
     /// The keys of a block.
     pub(crate) fn load<'a>(&self, r: &'a Ref, scratch: &'a mut Scratch) -> Result<Loaded<'a>> {
         let (block, layout) = (&r.block, self.schema.key);
         let (n, scale, next) = (block.len(), block.scale(), &[][..]);
+        if let Some((codes, _)) = block.coded(self.schema)
+            && self.reads_copy()
+        {
+            return Ok(Loaded::Coded(codes));
+        }
         if self.is_few() {
             let (bytes, stride) = (block.scanned(), layout.row_bytes());
             return Ok(Loaded::Stored(Stored { bytes, format: format(layout.scanned()), stride, n, scale, next }));
@@ -195,6 +242,9 @@ impl<'s> FirstPass<'s> {
                 let rule = rule(self.schema.metric);
                 (self.kernels.select)(rule, *keys, live, self.floats(first), thresholds, out);
             }
+            Loaded::Coded(keys) => {
+                (self.kernels.select_codes)(*keys, live, &self.coded, thresholds, out);
+            }
             Loaded::Stored(keys) if self.parted.is_some() => {
                 let Some((short, parts)) = &self.parted else { return };
                 let queries = parts.chunks_exact(parts.len() / self.bounds.len());
@@ -220,7 +270,7 @@ impl<'s> FirstPass<'s> {
             Loaded::Short(short, keys) => (short.maxima)(*keys, self.shorts(first), out),
             Loaded::Panels(keys) => (self.kernels.maxima)(rule(self.schema.metric), *keys, self.floats(first), out),
             // Nobody asks: see `is_few`.
-            Loaded::Stored(_) => {}
+            Loaded::Stored(_) | Loaded::Coded(_) => {}
         }
     }
 

@@ -2,14 +2,17 @@
 //!
 //! Rows of a codec's bytes, padded to cache lines. float32 keys lie in two planes: the upper halves of all numbers, which
 //! are the keys in bfloat16, rounded to nearest, and the lower halves. A first pass reads the first plane alone, half of the
-//! bytes, and the exact key is there when it is wanted, for no byte more. The planes of neighbouring blocks lie side by
+//! bytes, and the exact key is there when it is wanted, for no byte more. Keys may also have a copy in codes of eight bits
+//! ([`mnemex_kernels::codes`]), each number once more and a factor per row. The planes of neighbouring blocks lie side by
 //! side (see [`crate::extent`]), not those of one block: memory is read twice as fast in one run.
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::codes::{self, Codes, QUAD};
 use mnemex_kernels::{convert, prefetch};
 
 use crate::codec::Codec;
+use crate::config::ScanCodec;
 use crate::plane::LINE;
 
 /// How vectors of one kind are laid out.
@@ -21,17 +24,22 @@ pub struct Layout {
     pub dim: usize,
     /// Whether the halves of its numbers lie in two planes.
     split: bool,
+    /// What a copy for first passes is stored as, if there is one.
+    pub scan: Option<ScanCodec>,
 }
+
+/// Bytes of the factor of a row's codes.
+const FACTOR: usize = size_of::<f32>();
 
 impl Layout {
     /// Rows of whole numbers.
     pub fn whole(codec: Codec, dim: usize) -> Layout {
-        Layout { codec, dim, split: false }
+        Layout { codec, dim, split: false, scan: None }
     }
 
     /// Keys: float32 is split, except for distances, of which rounded keys say too little.
-    pub fn of_keys(metric: Metric, codec: Codec, dim: usize) -> Layout {
-        Layout { codec, dim, split: codec == Codec::F32 && metric != Metric::L2 }
+    pub fn of_keys(metric: Metric, codec: Codec, dim: usize, scan: Option<ScanCodec>) -> Layout {
+        Layout { codec, dim, split: codec == Codec::F32 && metric != Metric::L2, scan }
     }
 
     /// The codec whose numbers stand in the first plane.
@@ -54,9 +62,14 @@ impl Layout {
         if self.split { (2 * self.dim).next_multiple_of(LINE / 16) } else { 0 }
     }
 
-    /// Bytes from row to row where rows are staged: the halves of a row, if any, stand side by side.
+    /// Bytes of a row's codes and their factor; 0 where there is no copy.
+    pub(crate) fn code_bytes(&self) -> usize {
+        if self.scan.is_some() { codes::padded(self.dim) + FACTOR } else { 0 }
+    }
+
+    /// Bytes from row to row where rows are staged: the halves of a row and its codes, if any, stand side by side.
     pub(crate) fn staged_row_bytes(&self) -> usize {
-        self.row_bytes() + self.low_bytes().next_multiple_of(LINE)
+        self.row_bytes() + self.low_bytes().next_multiple_of(LINE) + self.code_bytes().next_multiple_of(LINE)
     }
 
     /// Bytes of a vector as the codec writes it, without padding.
@@ -97,12 +110,45 @@ impl Layout {
         }
     }
 
+    /// A staged row's codes, and the bytes of their factor behind them.
+    pub(crate) fn codes<'a>(&self, row: &'a mut [u8]) -> (&'a mut [u8], &'a mut [u8]) {
+        let codes = &mut row[self.row_bytes() + self.low_bytes().next_multiple_of(LINE)..][..self.code_bytes()];
+        codes.split_at_mut(codes::padded(self.dim))
+    }
+
+    /// The copy in codes out of the plane of a block of `n` rows: all codes, then the factors.
+    pub(crate) fn coded<'a>(&self, plane: &'a [u8], n: usize) -> Codes<'a> {
+        let rows = plane.len() / self.code_bytes();
+        let (bytes, factors) = plane.split_at(rows * codes::padded(self.dim));
+        Codes { bytes, scale: cast_slice(factors), rows, n }
+    }
+
+    /// Copies the codes of `n` staged rows to the plane of a block, from row `at` on.
+    pub(crate) fn place_codes(&self, staged: &[u8], n: usize, plane: &mut [u8], at: usize) {
+        if self.scan.is_none() {
+            return;
+        }
+        let width = codes::padded(self.dim);
+        let rows = plane.len() / self.code_bytes();
+        let (quads, factors) = plane.split_at_mut(rows * width);
+        let before = self.row_bytes() + self.low_bytes().next_multiple_of(LINE);
+        for (row, staged) in (at..at + n).zip(staged.chunks_exact(self.staged_row_bytes())) {
+            let (codes, factor) = staged[before..][..self.code_bytes()].split_at(width);
+            for (all, quad) in quads.chunks_exact_mut(rows * QUAD).zip(codes.chunks_exact(QUAD)) {
+                all[row * QUAD..][..QUAD].copy_from_slice(quad);
+            }
+            factors[row * FACTOR..][..FACTOR].copy_from_slice(factor);
+        }
+    }
+
     /// Copies `n` staged rows to the planes of a block, from row `at` on.
     pub(crate) fn place(&self, staged: &[u8], n: usize, [first, second]: [&mut [u8]; 2], at: usize) {
         let (row_bytes, low_bytes) = (self.row_bytes(), self.low_bytes());
         let first = &mut first[at * row_bytes..][..n * row_bytes];
         if low_bytes == 0 {
-            first.copy_from_slice(&staged[..n * row_bytes]);
+            for (row, staged) in first.chunks_exact_mut(row_bytes).zip(staged.chunks_exact(self.staged_row_bytes())) {
+                row.copy_from_slice(&staged[..row_bytes]);
+            }
             return;
         }
         let second = second[at * low_bytes..].chunks_exact_mut(low_bytes);

@@ -207,6 +207,7 @@ fn visible<'v>(lane: &'v Lane, masks: Option<&[u64]>) -> Vec<Vec<Visible<'v>>> {
 }
 
 /// The queries of one unit as kernels take them.
+#[derive(Default)]
 pub(crate) struct Packed {
     pub(crate) panels: Plane,
     /// Norm of each query.

@@ -51,10 +51,12 @@ pub(crate) struct Reservoir {
 }
 
 impl Reservoir {
-    pub(crate) fn new(k: usize) -> Reservoir {
+    /// `loose`: bounds are wide, so that more of what has to be kept is not among the best; to rescore it again and again
+    /// costs more than room.
+    pub(crate) fn new(k: usize, loose: bool) -> Reservoir {
         Reservoir {
             k,
-            full: k + k.clamp(64, 4096),
+            full: k + k.clamp(64, 4096) * if loose { 2 } else { 1 },
             floor: f32::NEG_INFINITY,
             candidates: Vec::with_capacity(k.min(64) + 64),
             lowers: Vec::new(),

@@ -38,6 +38,11 @@ const NEWEST_BLOCKS: usize = 4;
 /// than it saves, since the processor foresees rows that are read in order.
 const MANY: usize = 64;
 
+/// The copy of keys in codes is not worth reading where more than one in so many of its scores passes, beside a few times
+/// as many as a reservoir holds: keys of which one number is far larger than the others lose all of these in codes.
+const LOOSE_SHARE: usize = 32;
+const LOOSE_PASSES: usize = 8;
+
 /// What an allocation takes beside what was asked for, about.
 pub(crate) const PIECE_BYTES: usize = 32;
 
@@ -162,6 +167,9 @@ struct Scan<'s> {
     reservoirs: Vec<Reservoir>,
     /// The floor of each reservoir.
     floors: Vec<f32>,
+    /// Scores from the copy in codes, and how many of them passed.
+    scored: usize,
+    passed: usize,
     key: Vec<f32>,
     /// Entries that passed, and that were scored canonically.
     counts: [u64; 2],
@@ -186,16 +194,20 @@ impl<'s> Scan<'s> {
         blank_bad: bool,
     ) -> Result<Scan<'s>> {
         let packed = Packed::new(snapshot, queries, unit, blank_bad)?;
+        let pass = FirstPass::new(snapshot.shared.kernels, schema, packed, true)?;
+        let loose = pass.reads_copy();
         Ok(Scan {
             kernels: snapshot.shared.kernels,
             schema,
             queries,
             unit,
             floors: vec![f32::NEG_INFINITY; unit.n],
-            pass: FirstPass::new(snapshot.shared.kernels, schema, packed)?,
+            pass,
             blank_bad,
             k,
-            reservoirs: (0..unit.n).map(|_| Reservoir::new(k)).collect(),
+            scored: 0,
+            passed: 0,
+            reservoirs: (0..unit.n).map(|_| Reservoir::new(k, loose)).collect(),
             key: vec![0.0; schema.key.dim],
             counts: [0; 2],
         })
@@ -229,12 +241,21 @@ impl<'s> Scan<'s> {
             if self.unit.n >= MANY {
                 keys.then(order.peek().map_or(&[], |&next| self.unit.refs[next].r.block.scanned()));
             }
-            let block = Seen { at, reach: r.block.reach(), lost: r.block.lost(), by_all: r.id_hi() <= first_seen };
+            let block =
+                Seen { at, reach: r.block.reach(), lost: self.pass.lost(&r.block), by_all: r.id_hi() <= first_seen };
             for first in (0..self.unit.n).step_by(self.pass.group()) {
                 self.thresholds(first, &block, &mut thresholds);
                 self.pass.select(&keys, live, first, &thresholds, &mut passes);
                 keys.then(&[]);
+                self.passed += passes.len();
                 self.take(first, &block, &mut passes);
+            }
+            if self.pass.reads_copy() {
+                self.scored += self.unit.n * r.block.len();
+                if self.passed > self.unit.n * LOOSE_PASSES * (self.k + 64) + self.scored / LOOSE_SHARE {
+                    self.read_keys()?;
+                    thresholds.resize(self.pass.group(), f32::INFINITY);
+                }
             }
         }
         let times = began.map(|began| [began, Instant::now()]);
@@ -251,6 +272,13 @@ impl<'s> Scan<'s> {
             tally.add(self.counts[0], self.counts[1], times);
         }
         Ok(best)
+    }
+
+    /// Reads the keys from here on, not their copy in codes: it says too little of these.
+    fn read_keys(&mut self) -> Result<()> {
+        let packed = std::mem::take(&mut self.pass.packed);
+        self.pass = FirstPass::new(self.kernels, self.schema, packed, false)?;
+        Ok(())
     }
 
     /// Sets the first floors from the newest blocks that all queries see whole: without, the first blocks would pass
@@ -272,7 +300,7 @@ impl<'s> Scan<'s> {
         let reach = blocks.iter().map(|r| r.block.reach()).fold(0.0, f32::max);
         let lanes = self.unit.n.next_multiple_of(PANEL);
         let mut maxima = filled(f32::NEG_INFINITY, groups * lanes)?;
-        let lost = blocks.iter().map(|r| r.block.lost()).fold(0.0, f32::max);
+        let lost = blocks.iter().map(|r| self.pass.lost(&r.block)).fold(0.0, f32::max);
         let mut at = 0;
         for r in blocks {
             let keys = self.pass.load(r, scratch)?;

@@ -5,7 +5,7 @@
 
 use mnemex_core::block::Schema;
 use mnemex_core::cells::{ColumnType, Declared};
-use mnemex_core::config::{Evict, NonFinite, Values};
+use mnemex_core::config::{Evict, NonFinite, ScanCodec, Values};
 use mnemex_core::{Codec, Config, Metric};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -122,6 +122,9 @@ pub(crate) struct ConfigEntry {
     metric: Metric,
     key_codec: String,
     value_codec: String,
+    /// What first passes read instead of the keys; the copy itself is made again when a bank is opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scan_codec: Option<String>,
     #[serde(with = "EvictEntry")]
     evict: Evict,
     #[serde(with = "NonFiniteEntry")]
@@ -177,6 +180,10 @@ fn codec_named(name: &str) -> Result<Codec, String> {
     Codec::named(name).ok_or_else(|| format!("{name:?} is not a codec that this version of mnemex knows"))
 }
 
+fn scan_named(name: &str) -> Result<ScanCodec, String> {
+    ScanCodec::named(name).ok_or_else(|| format!("{name:?} is not a scan codec that this version of mnemex knows"))
+}
+
 impl ConfigEntry {
     pub(crate) fn of(config: &Config) -> ConfigEntry {
         let name = |codec: Option<Codec>| codec.map_or(AUTO, Codec::name).to_owned();
@@ -188,6 +195,7 @@ impl ConfigEntry {
             metric: config.metric,
             key_codec: name(config.key_codec),
             value_codec: name(config.value_codec),
+            scan_codec: config.scan_codec.map(|codec| codec.name().to_owned()),
             evict: config.evict,
             nonfinite: config.nonfinite,
             columns: (config.columns.iter())
@@ -206,6 +214,7 @@ impl ConfigEntry {
             metric: self.metric,
             key_codec: codec(&self.key_codec)?,
             value_codec: codec(&self.value_codec)?,
+            scan_codec: self.scan_codec.as_deref().map(scan_named).transpose()?,
             evict: self.evict,
             nonfinite: self.nonfinite,
             columns: self.columns.iter().map(ColumnEntry::declared).collect::<Result<_, _>>()?,

@@ -90,6 +90,7 @@ fn manifests_that_lie_are_refused() {
         ("/banks/0/config/metric", json!("hamming")),
         ("/banks/0/config/key_codec", json!("f16")),
         ("/banks/0/config/key_codec", json!("pq8")),
+        ("/banks/0/config/scan_codec", json!("int4")),
         ("/banks/0/config/columns", json!([])),
         ("/banks/0/config/columns/0/name", json!("page")),
         ("/banks/0/config/columns/0/name", json!("other")),

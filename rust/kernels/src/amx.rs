@@ -20,10 +20,12 @@ use crate::short::{self, NUMBERS, Short, ShortKeys, ShortQueries};
 use crate::tile::{PANEL, Pass, Sink};
 use crate::{Isa, Kernels};
 
-/// AVX-512 BF16 and AMX for the first pass; AVX-512 for the rest.
+/// AVX-512 BF16, VNNI and AMX for first passes; AVX-512 for the rest.
 pub(crate) static TABLE: Kernels = Kernels {
     isa: Isa::Amx,
     short: Some(Short { select: entry::select, maxima: entry::maxima, ..avx512bf16::SHORT }),
+    select_codes: crate::vnni::SELECT,
+    coarse: true,
     ..crate::avx512::TABLE
 };
 

@@ -4,6 +4,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::codes::{Quads, Query};
 use crate::lanes::Lanes;
 use crate::table::kernel_table;
 use crate::tile::PANEL;
@@ -131,6 +132,41 @@ impl Lanes for F32x8 {
 unsafe fn halves(v: &[F32x8; PANEL], at: usize) -> __m256 {
     // SAFETY: AVX is enabled.
     unsafe { _mm256_hadd_ps(_mm256_hadd_ps(v[at].0, v[at + 1].0), _mm256_hadd_ps(v[at + 2].0, v[at + 3].0)) }
+}
+
+/// Pairs of products: two lanes a row.
+impl Quads for F32x8 {
+    const N: usize = 8;
+    type Sums = [__m256i; 2];
+    type Weights = __m256i;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::Sums {
+        // SAFETY: AVX is enabled.
+        [unsafe { _mm256_setzero_si256() }; 2]
+    }
+
+    #[inline(always)]
+    unsafe fn weights(query: &Query, quad: usize) -> Self::Weights {
+        // SAFETY: AVX is enabled; the caller's promise.
+        unsafe { _mm256_set1_epi64x(query.weights(quad).as_ptr().cast::<i64>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn add([a, b]: Self::Sums, codes: *const u8, weights: Self::Weights) -> Self::Sums {
+        // SAFETY: AVX2 is enabled and the pointer is valid for 32 codes.
+        unsafe {
+            let x = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.cast()));
+            let y = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.add(16).cast()));
+            [_mm256_add_epi32(a, _mm256_madd_epi16(x, weights)), _mm256_add_epi32(b, _mm256_madd_epi16(y, weights))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store([a, b]: Self::Sums, out: *mut i32) {
+        // SAFETY: AVX2 is enabled and the pointer is valid for eight numbers.
+        unsafe { _mm256_storeu_si256(out.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(a, b))) }
+    }
 }
 
 kernel_table! {

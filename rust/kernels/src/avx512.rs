@@ -4,6 +4,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::codes::{Quads, Query};
 use crate::lanes::Lanes;
 use crate::table::kernel_table;
 use crate::tile::PANEL;
@@ -163,6 +164,47 @@ unsafe fn pairs(a: __m512, b: __m512) -> __m512 {
 unsafe fn single(a: __m512, b: __m512) -> __m512 {
     // SAFETY: AVX-512F is enabled.
     unsafe { _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xDD>(a, b)) }
+}
+
+/// Pairs of products: two lanes a row.
+impl Quads for F32x16 {
+    const N: usize = 16;
+    type Sums = [__m512i; 2];
+    type Weights = __m512i;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::Sums {
+        // SAFETY: AVX-512F is enabled.
+        [unsafe { _mm512_setzero_si512() }; 2]
+    }
+
+    #[inline(always)]
+    unsafe fn weights(query: &Query, quad: usize) -> Self::Weights {
+        // SAFETY: AVX-512F is enabled; the caller's promise.
+        unsafe { _mm512_set1_epi64(query.weights(quad).as_ptr().cast::<i64>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn add([a, b]: Self::Sums, codes: *const u8, weights: Self::Weights) -> Self::Sums {
+        // SAFETY: AVX-512BW is enabled and the pointer is valid for 64 codes.
+        unsafe {
+            let x = _mm512_cvtepu8_epi16(_mm256_loadu_si256(codes.cast()));
+            let y = _mm512_cvtepu8_epi16(_mm256_loadu_si256(codes.add(32).cast()));
+            [_mm512_add_epi32(a, _mm512_madd_epi16(x, weights)), _mm512_add_epi32(b, _mm512_madd_epi16(y, weights))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store([a, b]: Self::Sums, out: *mut i32) {
+        // SAFETY: AVX-512F is enabled and the pointer is valid for sixteen numbers.
+        unsafe {
+            let first = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let second = _mm512_add_epi32(first, _mm512_set1_epi32(1));
+            let sums =
+                _mm512_add_epi32(_mm512_permutex2var_epi32(a, first, b), _mm512_permutex2var_epi32(a, second, b));
+            _mm512_storeu_si512(out.cast(), sums);
+        }
+    }
 }
 
 kernel_table! {

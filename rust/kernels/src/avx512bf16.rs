@@ -17,8 +17,14 @@ use crate::single::{self, Stored};
 use crate::tile::{Keys, PANEL, Pass, Rule, Sink};
 use crate::{Isa, Kernels};
 
-/// AVX-512 BF16 for the first pass; AVX-512 for the rest.
-pub(crate) static TABLE: Kernels = Kernels { isa: Isa::Avx512Bf16, short: Some(SHORT), ..crate::avx512::TABLE };
+/// AVX-512 BF16 and VNNI for first passes; AVX-512 for the rest.
+pub(crate) static TABLE: Kernels = Kernels {
+    isa: Isa::Avx512Bf16,
+    short: Some(SHORT),
+    select_codes: crate::vnni::SELECT,
+    coarse: true,
+    ..crate::avx512::TABLE
+};
 
 /// Its first pass.
 pub(crate) const SHORT: Short =

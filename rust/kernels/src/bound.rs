@@ -4,9 +4,12 @@
 //! u = 2^-24 (Higham 2002, section 3.1), and sum |x_j q_j| <= |x| |q|. For l2 the same holds with three more roundings
 //! per term, relative to the result itself, since no term is negative. Products that underflow add at most 2^-149 each.
 //! In bfloat16 ([`Precision::Bf16`]) the factors are rounded first, and what is below the least normal number, factor,
-//! product or sum, may become 0: 2^-126 each. `MARGIN` further roundings are granted to the float32 arithmetic of this file and to float64's own rounding.
+//! product or sum, may become 0: 2^-126 each. In codes ([`Precision::Codes`]) x = x^ + e and q = q^ + f with whole numbers
+//! times a factor each, x^ and q^, so |<x, q> - <x^, q^>| <= |e| |q| + |x^| |f|, and |x^| <= |x| + |e|; <x^, q^> is a sum of
+//! whole numbers, exact over a thousand dimensions at a time, then rounded, added and multiplied by both factors. `MARGIN` further roundings are granted to the float32 arithmetic of this file and to float64's own rounding.
 
 use crate::canonical::Metric;
+use crate::codes;
 
 /// Roundings granted beyond those of the sum itself.
 const MARGIN: usize = 8;
@@ -29,6 +32,11 @@ pub enum Precision {
         lost: f64,
         /// Into how many numbers each of the query's is split.
         parts: usize,
+    },
+    /// Codes of [`crate::codes`], keys and queries. What a key loses is given to [`QueryBound::at`].
+    Codes {
+        /// The norm of what the query loses.
+        lost: f64,
     },
 }
 
@@ -74,6 +82,8 @@ impl QueryBound {
         let tiny = f64::from(f32::MIN_POSITIVE) * dim as f64;
         // A reach is finite and harmless (0) or infinite where `per_reach` need only be positive.
         let any = f64::from(f32::MIN_POSITIVE);
+        // Roundings of a score from codes.
+        let steps = 2 * dim.div_ceil(codes::EXACT) + 2;
         // The query of a cosine is scaled to norm 1 and the row's scale is one over its norm: four more roundings.
         let (relative, per_reach, constant) = match (metric, precision) {
             // A key that is taken rounded is longer by U at most.
@@ -88,11 +98,22 @@ impl QueryBound {
                 (0.0, any, rounded(1.0, lost, g(2 * parts * dim + 4)) + 4.0 * parts as f64 * tiny / SMALL)
             }
             (Metric::L2, Precision::Single) => (g(dim + 3), any, tiny),
+            (Metric::Dot, Precision::Codes { lost }) => {
+                // The first product may be flushed before the key's factor, no more than its norm, multiplies it.
+                (0.0, (lost + g(steps) * (query_norm + lost)) * ROOM + any, 2.0 * any)
+            }
+            (Metric::Cos, Precision::Codes { lost }) => {
+                (0.0, any, (lost + g(steps + 4) * (1.0 + lost)) * ROOM + 4.0 * any)
+            }
             // Differences of rounded numbers promise nothing.
-            (Metric::L2, Precision::Bf16 { .. }) => (0.0, any, f64::INFINITY),
+            (Metric::L2, Precision::Bf16 { .. } | Precision::Codes { .. }) => (0.0, any, f64::INFINITY),
         };
         let constant = if query_norm < HUGE { constant } else { f64::INFINITY };
-        let per_lost = if metric == Metric::Cos { ROOM } else { query_norm.min(HUGE) * ROOM };
+        let length = if metric == Metric::Cos { 1.0 } else { query_norm.min(HUGE) };
+        let per_lost = match precision {
+            Precision::Codes { lost } => (length + lost) * (1.0 + g(steps + 4)) * ROOM,
+            _ => length * ROOM,
+        };
         QueryBound {
             relative: relative as f32,
             per_reach: (per_reach as f32).next_up(),
@@ -147,7 +168,9 @@ mod tests {
     fn nothing_below_the_threshold_can_reach_the_floor() {
         let short = Precision::Bf16 { lost: 0.003, parts: 2 };
         let single = [Metric::Dot, Metric::L2, Metric::Cos].map(|metric| (metric, Precision::Single));
-        for (metric, precision) in single.into_iter().chain([(Metric::Dot, short), (Metric::Cos, short)]) {
+        let codes = Precision::Codes { lost: 1e-4 };
+        let rounded = [short, codes].map(|precision| [Metric::Dot, Metric::Cos].map(|metric| (metric, precision)));
+        for (metric, precision) in single.into_iter().chain(rounded.into_iter().flatten()) {
             for dim in [1, 8, 128, 4096] {
                 for size in [1e-30, 1e-3, 1.0, 77.0, 1e12] {
                     let size = if metric == Metric::Cos { 1.0 } else { size };
@@ -173,6 +196,8 @@ mod tests {
                     QueryBound::of(metric, 8, 2.0, Precision::Single).at(reach(metric, norm), 0.0),
                     QueryBound::of(metric, 8, norm, Precision::Bf16 { lost: norm, parts: 1 })
                         .at(reach(metric, 2.0), 0.0),
+                    QueryBound::of(metric, 8, norm, Precision::Codes { lost: norm }).at(reach(metric, 2.0), 0.0),
+                    QueryBound::of(metric, 8, 2.0, Precision::Codes { lost: 0.0 }).at(reach(metric, norm), 0.0),
                     QueryBound::of(metric, 8, 0.0, Precision::Single).at(reach(metric, norm), 0.0),
                 ] {
                     let threshold = bound.threshold(5.0);

@@ -1,7 +1,8 @@
 //! "Here are slices, give me numbers, fast": the arithmetic of mnemex, and nothing else.
 //!
-//! No lane, id or policy is known here, and nothing is allocated but the list of passing scores.
-//! Each operation is written once ([`tile`], [`select`], [`single`], `few`, `weigh`, [`softmax`], [`canonical`]) over the small [`lanes::Lanes`] trait, and
+//! No lane, id or policy is known here, and nothing is allocated but the list of passing scores and a query in whole
+//! numbers.
+//! Each operation is written once ([`tile`], [`select`], [`single`], [`codes`], `few`, `weigh`, [`softmax`], [`canonical`]) over the small [`lanes::Lanes`] trait, and
 //! instantiated once per instruction set by the [`table::kernel_table`] macro: one file per set holds its vectors and
 //! its table. `Kernels::best()` chooses at run time; tests walk `Isa::available()`, so no path can be fast and untested.
 //!
@@ -13,6 +14,7 @@ pub mod table;
 
 pub mod bound;
 pub mod canonical;
+pub mod codes;
 pub mod convert;
 pub mod kth;
 pub mod prefetch;
@@ -36,6 +38,8 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 pub use isa::{Isa, IsaError};
 pub use table::Kernels;

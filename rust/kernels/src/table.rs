@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::canonical::Metric;
+use crate::codes::{Coded, Codes, Query};
 use crate::isa::{Isa, IsaError};
 use crate::select::Maxima;
 use crate::short::Short;
@@ -21,6 +22,12 @@ pub struct Kernels {
     pub select: fn(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>),
     /// The same for one query, over keys as they are stored: see [`crate::single`].
     pub select_one: fn(rule: Rule, keys: Stored, live: u64, query: One, out: &mut Vec<Pass>),
+    /// The same for any number of queries, over keys in codes: see [`crate::codes`].
+    pub select_codes: fn(keys: Codes, live: u64, queries: &[Query], thresholds: &[f32], out: &mut Vec<Pass>),
+    /// Whether that is twice as fast for coarse queries.
+    pub coarse: bool,
+    /// A key times `unit` in codes: see [`crate::codes`].
+    pub code: fn(key: &[f32], unit: f64, out: &mut [u8]) -> Coded,
     /// All first-pass scores of a block, stored at row `first` of panels of `rows` rows.
     pub scores: fn(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize),
     /// The same for `n` queries that stand one after the other, over keys as they are stored: each query has `rows` of `out`.
@@ -100,6 +107,9 @@ macro_rules! kernel_table {
             short: None,
             select: entry::select,
             select_one: entry::select_one,
+            select_codes: entry::select_codes,
+            coarse: false,
+            code: entry::code,
             scores: entry::scores,
             scores_few: entry::scores_few,
             maxima: entry::maxima,
@@ -122,6 +132,7 @@ macro_rules! kernel_table {
         mod entry {
             use super::$lanes as L;
             use crate::canonical::{self, Metric};
+            use crate::codes::{self, Coded, Codes, Query};
             use crate::{convert, few, kth, short};
             use crate::softmax::{self, Logit};
             use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
@@ -133,6 +144,9 @@ macro_rules! kernel_table {
                 select(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>)
                     => select::select::<L>;
                 select_one(rule: Rule, keys: Stored, live: u64, query: One, out: &mut Vec<Pass>) => single::select::<L>;
+                select_codes(keys: Codes, live: u64, queries: &[Query], thresholds: &[f32], out: &mut Vec<Pass>)
+                    => codes::select::<L, L>;
+                code(key: &[f32], unit: f64, out: &mut [u8]) -> Coded => codes::code;
                 scores(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize)
                     => select::scores::<L>;
                 scores_few(rule: Rule, keys: Stored, queries: &[f32], n: usize, out: &mut [f32], rows: usize)

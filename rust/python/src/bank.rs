@@ -1,6 +1,6 @@
 //! Writes, and what a bank is made of.
 
-use mnemex_core::config::{Config, Evict, NonFinite, Values};
+use mnemex_core::config::{Config, Evict, NonFinite, ScanCodec, Values};
 use mnemex_core::error::{Error, Kind};
 use mnemex_core::labels::OnDuplicate;
 use mnemex_core::stage::{StagedIds, Tokens};
@@ -17,6 +17,10 @@ use crate::error::raised;
 use crate::receipt::{NativeReceipt, ids_array};
 use crate::snapshot::NativeSnapshot;
 
+/// What a bank is, as far as it never changes.
+type Described =
+    (usize, usize, Option<usize>, bool, Option<u64>, &'static str, &'static str, &'static str, Option<&'static str>);
+
 /// The key/value memory of one attention layer.
 #[pyclass(frozen, module = "mnemex._native")]
 pub(crate) struct NativeBank(pub(crate) Bank);
@@ -29,6 +33,11 @@ fn codec_named(argument: &str, name: Option<&str>) -> PyResult<Option<Codec>> {
     let known = || Codec::ALL.map(Codec::name).join(", ");
     name.map(|name| Codec::named(name).ok_or_else(|| unknown(argument, name, &format!("auto, {}", known()))))
         .transpose()
+}
+
+fn scan_named(name: &str) -> PyResult<ScanCodec> {
+    let known = ScanCodec::ALL.map(ScanCodec::name).join(", ");
+    ScanCodec::named(name).ok_or_else(|| unknown("scan_codec", name, &format!("None, {known}")))
 }
 
 pub(crate) fn nonfinite_named(word: &str) -> PyResult<NonFinite> {
@@ -94,7 +103,7 @@ impl Given<'_> {
 #[pymethods]
 impl NativeBank {
     #[new]
-    #[pyo3(signature = (*, rows, heads, key_dim, value_dim, key_is_value, capacity, metric, key_codec, value_codec, evict, nonfinite, columns))]
+    #[pyo3(signature = (*, rows, heads, key_dim, value_dim, key_is_value, capacity, metric, key_codec, value_codec, scan_codec, evict, nonfinite, columns))]
     #[expect(clippy::too_many_arguments, reason = "what a bank is made of")]
     fn new(
         rows: usize,
@@ -106,6 +115,7 @@ impl NativeBank {
         metric: &str,
         key_codec: Option<&str>,
         value_codec: Option<&str>,
+        scan_codec: Option<&str>,
         evict: &str,
         nonfinite: &str,
         columns: Vec<(String, String)>,
@@ -127,6 +137,7 @@ impl NativeBank {
             },
             key_codec: codec_named("key_codec", key_codec)?,
             value_codec: codec_named("value_codec", value_codec)?,
+            scan_codec: scan_codec.map(scan_named).transpose()?,
             evict: match evict {
                 "fifo" => Evict::Fifo,
                 "error" => Evict::Error,
@@ -140,7 +151,7 @@ impl NativeBank {
 
     /// What the bank is, as the keyword arguments that make it.
     #[getter]
-    fn config(&self) -> (usize, usize, Option<usize>, bool, Option<u64>, &'static str, &'static str, &'static str) {
+    fn config(&self) -> Described {
         let config = self.0.config();
         let value_dim = match config.values {
             Values::Dim(dim) => Some(dim),
@@ -161,7 +172,8 @@ impl NativeBank {
             NonFinite::Skip => "skip",
         };
         let key_is_value = config.values == Values::Key;
-        (config.heads, config.key_dim, value_dim, key_is_value, config.capacity, metric, evict, nonfinite)
+        let scan = config.scan_codec.map(ScanCodec::name);
+        (config.heads, config.key_dim, value_dim, key_is_value, config.capacity, metric, evict, nonfinite, scan)
     }
 
     /// Stage tokens; the ids `[rows, T]`.

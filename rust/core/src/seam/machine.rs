@@ -11,7 +11,7 @@ use super::plain::{Entry, Landed, Plain, PlainRow, Token};
 use crate::bank::{Bank, Snapshot};
 use crate::codec::Codec;
 use crate::commit::Receipt;
-use crate::config::{Config, Evict, NonFinite, Values};
+use crate::config::{Config, Evict, NonFinite, ScanCodec, Values};
 use crate::evict::Fifo;
 use crate::index::{Flat, Index};
 use crate::input::Input;
@@ -82,6 +82,7 @@ pub(super) struct Setting {
     pub(super) capacity: Option<u64>,
     pub(super) codec: Codec,
     pub(super) metric: (Metric, oracle::Metric),
+    pub(super) scan: Option<ScanCodec>,
 }
 
 impl Setting {
@@ -91,6 +92,7 @@ impl Setting {
         capacity: None,
         codec: Codec::F32,
         metric: (Metric::Dot, oracle::Metric::Dot),
+        scan: None,
     };
 }
 
@@ -101,13 +103,12 @@ pub(super) fn setting(scale: u64) -> impl Strategy<Value = Setting> {
     let capacity = prop::sample::select(vec![Some(1), Some(4 * scale), Some(9 * scale), None]);
     let pages = prop::option::of(Just(7 * scale as i64));
     let (codec, metric) = (prop::sample::select(Codec::ALL.to_vec()), prop::sample::select(METRICS.to_vec()));
-    (pages, any::<bool>(), capacity, codec, metric).prop_map(|(pages, consolidate, capacity, codec, metric)| Setting {
-        pages,
-        consolidate,
-        capacity,
-        codec,
-        metric,
-    })
+    (pages, any::<bool>(), capacity, codec, metric, any::<bool>()).prop_map(
+        |(pages, consolidate, capacity, codec, metric, scan)| {
+            let scan = (scan && metric.0 != Metric::L2).then_some(ScanCodec::Int8);
+            Setting { pages, consolidate, capacity, codec, metric, scan }
+        },
+    )
 }
 
 /// The receipt tells of each token where the model has it.
@@ -154,6 +155,7 @@ impl Machine {
             metric: setting.metric.0,
             key_codec: Some(setting.codec),
             value_codec: Some(setting.codec),
+            scan_codec: setting.scan,
             evict: Evict::Fifo,
             nonfinite: NonFinite::Raise,
             columns: Vec::new(),

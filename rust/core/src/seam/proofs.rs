@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::codes::QUAD;
 use mnemex_kernels::{Kernels, bound};
 use ndarray::Array4;
 use proptest::prelude::*;
@@ -13,7 +14,7 @@ use crate::arena::Arena;
 use crate::bank::Bank;
 use crate::block::{Block, Encoded, Schema};
 use crate::codec::Codec;
-use crate::config::Config;
+use crate::config::{Config, ScanCodec};
 use crate::extent::Demand;
 use crate::input::Input;
 use crate::predicate::{Op, Predicate, Value};
@@ -68,7 +69,9 @@ fn filled(n: usize) -> Machine {
 fn a_rewritten_key_is_bounded_as_it_is_stored() {
     for (metric, codec) in [Metric::Dot, Metric::Cos, Metric::L2].into_iter().zip([Codec::F16, Codec::Bf16, Codec::F16])
     {
-        let config = Config { metric, key_codec: Some(codec), ..Machine::new(Setting::PLAIN).bank.config().clone() };
+        let scan_codec = (metric != Metric::L2).then_some(ScanCodec::Int8);
+        let plain = Machine::new(Setting::PLAIN).bank.config().clone();
+        let config = Config { metric, key_codec: Some(codec), scan_codec, ..plain };
         let schema = Schema::of(&config, codec, Codec::F32);
         let kernels = Kernels::best().unwrap();
         let mut block =
@@ -87,6 +90,13 @@ fn a_rewritten_key_is_bounded_as_it_is_stored() {
         let rounds = kernels.short.is_some() && codec == Codec::F16 && metric != Metric::L2;
         let lost = if rounds { (kernels.lost)(&stored) * scale.first().unwrap_or(&1.0) } else { 0.0 };
         assert_eq!(block.lost(), lost);
+        let Some((codes, lost)) = block.coded(&schema) else { continue };
+        let mut want = [0; KEY_DIM];
+        let unit = if metric == Metric::Cos { 1.0 / norm } else { 1.0 };
+        let coded = (kernels.code)(&stored, unit, &mut want);
+        assert_eq!((codes.scale[0], lost), (coded.scale, coded.lost));
+        let at = |j: usize| codes.bytes[(j / QUAD * codes.rows) * QUAD + j % QUAD];
+        assert_eq!((0..KEY_DIM).map(at).collect::<Vec<_>>(), want);
     }
 }
 

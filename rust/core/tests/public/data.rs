@@ -51,11 +51,20 @@ pub(crate) enum Data {
     HugeAndTiny,
     /// Scores that differ below float32's rounding of a sum.
     NearTies,
+    /// One number of each vector is far larger than the others: codes of it lose all of these.
+    Spiked,
 }
 
 impl Data {
-    pub(crate) const ALL: [Data; 6] =
-        [Data::Gaussian, Data::Clustered, Data::Duplicated, Data::Constant, Data::HugeAndTiny, Data::NearTies];
+    pub(crate) const ALL: [Data; 7] = [
+        Data::Gaussian,
+        Data::Clustered,
+        Data::Duplicated,
+        Data::Constant,
+        Data::HugeAndTiny,
+        Data::NearTies,
+        Data::Spiked,
+    ];
 
     /// `n` vectors.
     pub(crate) fn vectors(self, random: &mut Random, n: usize, dim: usize) -> Vec<Vec<f32>> {
@@ -76,6 +85,11 @@ impl Data {
                     random.normals(dim).iter().map(|x| x * size).collect()
                 }
                 Data::NearTies => (0..dim).map(|_| 1.0 + random.below(4) as f32 * f32::EPSILON).collect(),
+                Data::Spiked => {
+                    let mut vector = random.normals(dim);
+                    vector[random.below(dim.min(2))] *= 1e4;
+                    vector
+                }
             };
             made.push(vector);
         }

@@ -31,6 +31,7 @@ pub(crate) fn config(metric: Metric, key_dim: usize, values: Values) -> Config {
         metric,
         key_codec: None,
         value_codec: None,
+        scan_codec: None,
         evict: Evict::Fifo,
         nonfinite: NonFinite::Raise,
         columns: Vec::new(),

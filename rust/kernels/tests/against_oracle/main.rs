@@ -8,6 +8,7 @@ use mnemex_kernels::{PANEL, Pass};
 use mnemex_oracle as oracle;
 
 mod block;
+mod codes;
 mod few;
 mod short;
 mod single;

@@ -1,0 +1,305 @@
+//! A first pass over keys in eight bits each number: a copy of the keys of a quarter of float32's bytes, for few queries,
+//! where memory is what takes time.
+//!
+//! A key is a factor of its own times whole numbers from -127 to 127, a query one times whole numbers from -16256 to 16256:
+//! what a query loses is nothing beside a key, and the sums of products are exact. Four numbers of every row of a block lie
+//! side by side, then the next four: lanes are rows, so that nothing is summed across, and a block is read in the order of
+//! addresses. The layout follows the instruction of AVX-512 VNNI, which adds four products of bytes to each lane; of its
+//! factors one has no sign, so codes are stored plus 128 and that is taken off the sums. It takes a query's number apart
+//! into 128 a + b, or leaves b out where queries are many enough for arithmetic to count. Sets without it multiply pairs of
+//! 16-bit numbers. Measured on Zen 4: 65,536 keys of 128 numbers meet one query in 0.26 instead of 0.42 milliseconds, four
+//! in 0.5 instead of 2.1; a million one in 4.8 instead of 8.5.
+#![expect(unsafe_code, reason = "unchecked loads in the innermost loops; lengths are asserted at each entry")]
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "the operations of one step rest on the same assertion")]
+
+use crate::lanes::Lanes;
+use crate::single::append;
+use crate::tile::Pass;
+
+/// Numbers of a row that lie side by side.
+pub const QUAD: usize = 4;
+
+/// Most rows of a block.
+const ROWS: usize = 64;
+
+/// The largest code of a key's number.
+const MOST: f32 = 127.0;
+
+/// What is added to a code where it is stored.
+const SHIFT: i32 = 128;
+
+/// The largest of a query's whole numbers: 127 times 128.
+const MOST_WEIGHT: f32 = 16256.0;
+
+/// Numbers whose products are summed in 32 bits: 1024 * 127 * 16256 < 2^31. What leaves the range on the way comes back.
+pub(crate) const EXACT: usize = 1024;
+
+/// Bytes that the codes of a row of `dim` numbers take.
+pub const fn padded(dim: usize) -> usize {
+    dim.next_multiple_of(QUAD)
+}
+
+/// The codes of at most 64 keys.
+#[derive(Clone, Copy)]
+pub struct Codes<'a> {
+    /// Number j of row r at `(j / 4 * rows + r) * 4 + j % 4`.
+    pub bytes: &'a [u8],
+    /// The factor of each row, and room for `rows` of them.
+    pub scale: &'a [f32],
+    /// Rows that there is room for: 16, 32 or 64.
+    pub rows: usize,
+    /// Rows.
+    pub n: usize,
+}
+
+/// What a key is beside its codes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Coded {
+    /// The factor of its codes.
+    pub scale: f32,
+    /// A bound of the norm of what the key loses.
+    pub lost: f32,
+}
+
+/// A key times `unit` in codes, one after the other; `out` may be longer. A key that is not finite, or whose factor would
+/// not be a normal number, is 0.
+#[inline(always)]
+pub(crate) fn code(key: &[f32], unit: f64, out: &mut [u8]) -> Coded {
+    const LANES: usize = 16;
+    out.fill(SHIFT as u8);
+    let mut most = [0.0f32; LANES];
+    let mut odd = false;
+    for chunk in key.chunks(LANES) {
+        for (most, &x) in most.iter_mut().zip(chunk) {
+            odd |= !x.is_finite();
+            *most = if x.abs() > *most { x.abs() } else { *most };
+        }
+    }
+    let most = most.into_iter().fold(0.0, f32::max);
+    let scale = (f64::from(most) * unit / f64::from(MOST)) as f32;
+    let inverse = MOST / most;
+    if odd {
+        // It has no score to be near to.
+        return Coded { scale: 0.0, lost: 0.0 };
+    }
+    let scale = if scale >= f32::MIN_POSITIVE && inverse.is_normal() { scale } else { 0.0 };
+    let mut squares = [0.0f64; LANES];
+    for (chunk, out) in key.chunks(LANES).zip(out.chunks_mut(LANES)) {
+        for ((square, &x), out) in squares.iter_mut().zip(chunk).zip(out) {
+            let code = if scale == 0.0 { 0 } else { nearest(x * inverse) };
+            *out = (code + SHIFT) as u8;
+            let off = f64::from(x) * unit - f64::from(scale) * f64::from(code);
+            *square += off * off;
+        }
+    }
+    // Small numbers may be taken for 0, here or where scores are computed; a product with `unit` is rounded.
+    let flushed = f64::from(f32::MIN_POSITIVE) * (key.len() as f64).sqrt() * unit.max(1.0);
+    let rounded = f64::from(most) * unit * (key.len() as f64).sqrt() * f64::EPSILON;
+    let lost = squares.iter().sum::<f64>().sqrt() * (1.0 + 1e-9) + flushed + rounded;
+    Coded { scale, lost: (lost as f32).next_up() }
+}
+
+/// The whole number nearest to one of less than 2^22, without a branch: it ends the bits of a number of its own size.
+#[inline(always)]
+fn nearest(x: f32) -> i32 {
+    const LARGE: f32 = 12_582_912.0;
+    (x + LARGE).to_bits().wrapping_sub(LARGE.to_bits()).cast_signed()
+}
+
+/// A query in whole numbers.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Its whole numbers.
+    weights: Vec<[i16; QUAD]>,
+    /// The same as 128 a + b: four of a, then of b.
+    parts: Vec<[i8; 2 * QUAD]>,
+    /// What the sum over [`EXACT`] numbers at a time is too large by, since codes are.
+    offsets: Vec<i32>,
+    factor: f32,
+    coarse: bool,
+    /// The norm of what the query loses.
+    pub lost: f64,
+}
+
+impl Query {
+    /// Of one query; of one that is not finite nothing is promised. `coarse`: in multiples of 128, as much as a byte
+    /// holds; it then loses about as much as a key does.
+    pub fn new(query: &[f32], coarse: bool) -> Query {
+        let most = query.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let factor = most / MOST_WEIGHT;
+        let factor = if factor.is_normal() { factor } else { 0.0 };
+        let step = if coarse { 128.0 } else { 1.0 };
+        let mut weights = vec![[0; QUAD]; query.len().div_ceil(QUAD)];
+        let mut square = 0.0;
+        for (weight, &x) in weights.as_flattened_mut().iter_mut().zip(query) {
+            let whole = if factor == 0.0 { 0.0 } else { (x / factor / step).round() * step };
+            *weight = whole.clamp(-MOST_WEIGHT, MOST_WEIGHT) as i16;
+            square += (f64::from(x) - f64::from(factor) * f64::from(*weight)).powi(2);
+        }
+        let apart = |quad: &[i16; QUAD]| {
+            let high = quad.map(|weight| (weight + 64) >> 7);
+            std::array::from_fn(|i| if i < QUAD { high[i] } else { quad[i - QUAD] - 128 * high[i - QUAD] } as i8)
+        };
+        let sum = |chunk: &[[i16; QUAD]]| chunk.as_flattened().iter().map(|&weight| SHIFT * i32::from(weight)).sum();
+        Query {
+            parts: weights.iter().map(apart).collect(),
+            offsets: weights.chunks(EXACT / QUAD).map(sum).collect(),
+            weights,
+            factor,
+            coarse,
+            // Room for the roundings of the sum.
+            lost: f64::sqrt(square) * (1.0 + 1e-9),
+        }
+    }
+
+    /// Whether the second parts are 0.
+    pub(crate) fn is_coarse(&self) -> bool {
+        self.coarse
+    }
+
+    /// Four of the whole numbers.
+    ///
+    /// # Safety
+    /// There are so many.
+    #[inline(always)]
+    pub(crate) unsafe fn weights(&self, quad: usize) -> &[i16; QUAD] {
+        // SAFETY: the caller's promise.
+        unsafe { self.weights.get_unchecked(quad) }
+    }
+
+    /// The same in parts.
+    ///
+    /// # Safety
+    /// There are so many.
+    #[inline(always)]
+    pub(crate) unsafe fn parts(&self, quad: usize) -> &[i8; 2 * QUAD] {
+        // SAFETY: the caller's promise.
+        unsafe { self.parts.get_unchecked(quad) }
+    }
+}
+
+impl Codes<'_> {
+    fn check(&self, query: &Query, quads: usize) {
+        assert!(self.n <= self.rows && matches!(self.rows, 16 | 32 | ROWS), "a block has room for 16, 32 or 64 rows");
+        assert!(query.weights.len() == quads && query.parts.len() == quads, "queries of one length");
+        assert!(self.bytes.len() >= quads * QUAD * self.rows, "codes of whole rows");
+        assert!(self.scale.len() >= self.rows, "one factor per row");
+    }
+}
+
+/// Sums of products of codes with a query, one for each of N rows.
+///
+/// # Safety
+/// As for [`Lanes`]; N groups of four codes are readable, and numbers of the query are asked for by the number of their
+/// four.
+pub(crate) trait Quads {
+    /// Rows of one vector of sums; 8 or 16.
+    const N: usize;
+    type Sums: Copy;
+    type Weights: Copy;
+    unsafe fn zero() -> Self::Sums;
+    unsafe fn weights(query: &Query, quad: usize) -> Self::Weights;
+    /// Adds four products to each sum.
+    unsafe fn add(sums: Self::Sums, codes: *const u8, weights: Self::Weights) -> Self::Sums;
+    unsafe fn store(sums: Self::Sums, out: *mut i32);
+}
+
+/// Appends the scores of live rows that are not below their query's threshold, query by query, in row order.
+///
+/// # Safety
+/// The instructions of `L` and `Q` are enabled.
+#[inline(always)]
+pub(crate) unsafe fn select<L: Lanes, Q: Quads>(
+    keys: Codes,
+    live: u64,
+    queries: &[Query],
+    thresholds: &[f32],
+    out: &mut Vec<Pass>,
+) {
+    for at in 0..queries.len() {
+        // SAFETY: the caller's promise.
+        unsafe { together::<L, Q, 1>(keys, live, queries, thresholds, at, out) };
+    }
+}
+
+/// The same for M of the queries from `first` on, which share the reading of codes.
+///
+/// # Safety
+/// The instructions of `L` and `Q` are enabled.
+#[inline(always)]
+pub(crate) unsafe fn together<L: Lanes, Q: Quads, const M: usize>(
+    keys: Codes,
+    live: u64,
+    queries: &[Query],
+    thresholds: &[f32],
+    first: usize,
+    out: &mut Vec<Pass>,
+) {
+    let (queries, thresholds) = (&queries[first..first + M], &thresholds[first..first + M]);
+    queries.iter().for_each(|query| keys.check(query, queries[0].weights.len()));
+    let mut scores = [[0.0; ROWS]; M];
+    let n = queries[0].weights.len();
+    for (chunk, start) in (0..n).step_by(EXACT / QUAD).enumerate() {
+        let mut sums = [[0; ROWS]; M];
+        let mut row = 0;
+        while row < keys.rows {
+            let quads = start..n.min(start + EXACT / QUAD);
+            // SAFETY: lengths were asserted: there are whole vectors of rows, and `sums` has room for as many.
+            row += unsafe {
+                match (keys.rows - row) / Q::N {
+                    4.. => strip::<Q, 4, M>(&keys, row, queries, quads, &mut sums),
+                    2.. => strip::<Q, 2, M>(&keys, row, queries, quads, &mut sums),
+                    _ => strip::<Q, 1, M>(&keys, row, queries, quads, &mut sums),
+                }
+            };
+        }
+        for ((scores, sums), query) in scores.iter_mut().zip(&sums).zip(queries) {
+            for (score, sum) in scores.iter_mut().zip(sums) {
+                *score += sum.wrapping_sub(query.offsets[chunk]) as f32;
+            }
+        }
+    }
+    for (m, scores) in scores.iter_mut().enumerate() {
+        let mut passed = 0;
+        for row in (0..keys.rows).step_by(L::N) {
+            // SAFETY: there is a factor for each row that there is room for, and `scores` has room for more.
+            unsafe {
+                let score = L::load(scores.as_ptr().add(row)).mul(L::splat(queries[m].factor));
+                let score = score.mul(L::load(keys.scale.as_ptr().add(row)));
+                score.store(scores.as_mut_ptr().add(row));
+                passed |= u64::from(score.not_less(L::splat(thresholds[m]))) << row;
+            }
+        }
+        append(passed & live, keys.n, scores, (first + m) as u32, out);
+    }
+}
+
+/// Sums over some quads of G vectors of rows from `row` on, for M queries. Returns how many rows these are.
+#[inline(always)]
+unsafe fn strip<Q: Quads, const G: usize, const M: usize>(
+    keys: &Codes,
+    row: usize,
+    queries: &[Query],
+    quads: std::ops::Range<usize>,
+    out: &mut [[i32; ROWS]; M],
+) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [[Q::zero(); G]; M];
+        for quad in quads {
+            let codes = keys.bytes.as_ptr().add((quad * keys.rows + row) * QUAD);
+            for (sums, query) in sums.iter_mut().zip(queries) {
+                let weights = Q::weights(query, quad);
+                for (g, sums) in sums.iter_mut().enumerate() {
+                    *sums = Q::add(*sums, codes.add(g * Q::N * QUAD), weights);
+                }
+            }
+        }
+        for (sums, out) in sums.into_iter().zip(out) {
+            for (g, sums) in sums.into_iter().enumerate() {
+                Q::store(sums, out.as_mut_ptr().add(row + g * Q::N));
+            }
+        }
+    }
+    G * Q::N
+}
