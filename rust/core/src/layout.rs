@@ -146,6 +146,10 @@ impl Layout {
         let (row_bytes, low_bytes) = (self.row_bytes(), self.low_bytes());
         let first = &mut first[at * row_bytes..][..n * row_bytes];
         if low_bytes == 0 {
+            if self.scan.is_none() {
+                first.copy_from_slice(&staged[..n * row_bytes]);
+                return;
+            }
             for (row, staged) in first.chunks_exact_mut(row_bytes).zip(staged.chunks_exact(self.staged_row_bytes())) {
                 row.copy_from_slice(&staged[..row_bytes]);
             }
