@@ -81,7 +81,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     size.add_argument(
         "--quick", action="store_true", help="tiny inputs, to see that everything still runs; no figures to keep"
     )
-    size.add_argument("--full", action="store_true", help="all cases, with a million keys among them")
+    size.add_argument("--full", action="store_true", help="all cases, the largest among them")
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases with TEXT in task and name")
     parser.add_argument(
         "--engine", default="", metavar="TEXT", help="beside mnemex only engines with TEXT in their name"
