@@ -36,7 +36,7 @@ const NEWEST_BLOCKS: usize = 4;
 
 /// Queries whose arithmetic takes long enough to bring the next block near meanwhile; with fewer, to ask for it costs more
 /// than it saves, since the processor foresees rows that are read in order.
-const MANY: usize = 64;
+const MANY: usize = 32;
 
 /// The copy of keys in codes is not worth reading where more than one in so many of its scores passes, beside a few times
 /// as many as a reservoir holds: keys of which one number is far larger than the others lose all of these in codes.
