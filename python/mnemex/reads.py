@@ -10,7 +10,7 @@ from mnemex import _arguments as arguments
 from mnemex import _entries, _where
 from mnemex._arrays import is_flat, vectors
 from mnemex.arrow import ArrowTable
-from mnemex.errors import ArgumentError, DtypeError, ShapeError, Unsupported
+from mnemex.errors import ArgumentError, DtypeError, ShapeError, StateError, Unsupported
 from mnemex.facts import Facts
 from mnemex.results import Hits, Partial
 
@@ -166,21 +166,22 @@ class Reads(Facts):
         """Compute the gradient of the queries of an `attend`, entries being constants.
 
         With p = exp(logit - lse), it is the sum over the hits of p * (grad . value - delta) * dlogit/dscore * key (Dao
-        et al. 2022, appendix B). Where the entries took part in a larger softmax, local keys among them, `out` and
-        `lse` are that one's.
+        et al. 2022, appendix B). Where the entries took part in a larger softmax, local keys among them, `lse` and
+        `delta` are that one's.
 
         Parameters
         ----------
         queries
             As `attend` took them.
         hits
-            What each query read: of this very version, since entries that are gone have no gradient to give.
+            What each query read, and of which rows: of this very version, since entries that are gone have no gradient
+            to give.
         grad
             float32, the shape of `out`: its gradient.
         delta
             float32, the shape of `lse`: grad . out.
         lse
-            float32: log-sum-exp of the whole softmax.
+            float32: log-sum-exp of the whole softmax, less what was added to the entries' logits: a bias per head.
         scale, softcap, threads
             As for `attend`.
 
@@ -202,17 +203,23 @@ class Reads(Facts):
         """
         if self.metric != "dot":
             raise Unsupported(f"metric={self.metric!r} has no gradient here: make the bank with metric='dot'")
+        if self.value_dim is None:
+            raise StateError("this bank stores no values that were attended to: make it with value_dim=")
+        if not isinstance(hits, Hits):
+            raise DtypeError(f"hits are {type(hits).__name__}; expected what attend(hits=True) or search gave")
         scale = self.key_dim**-0.5 if scale is None else arguments.real("scale", scale)
         softcap = None if softcap is None else arguments.real("softcap", softcap, positive=True)
-        query, flat, _, _ = self._query(queries, None, None)
+        query, flat, at, _ = self._query(queries, hits.rows, None)
         shape = query[0].shape[2:3] if flat else query[0].shape[:3]
         ids = arguments.any_array("hits", hits.ids)
-        of_out = _floats("grad", grad, (*shape, self.value_dim or 0))
+        of_out = _floats("grad", grad, (*shape, self.value_dim))
         delta, lse = _floats("delta", delta, shape), _floats("lse", lse, shape)
-        if ids.shape[:-1] != shape or ids.dtype != np.int64:
+        if ids.dtype != np.int64:
+            raise DtypeError(f"hits have ids of {ids.dtype}; expected int64")
+        if ids.shape[:-1] != shape:
             raise ShapeError(f"hits have ids of shape {ids.shape}; expected {shape} and k")
         found = self._native_snapshot().query_gradient(
-            query, np.ravel(ids), of_out, delta, lse, scale, softcap, self._threads_of(threads)
+            query, at, np.ravel(ids), of_out, delta, lse, scale, softcap, self._threads_of(threads)
         )
         return found[0, 0] if flat else found
 

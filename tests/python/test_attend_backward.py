@@ -77,17 +77,57 @@ def test_one_lane_takes_flat_arrays_and_one_row_any_number_of_them():
     np.testing.assert_array_equal(again, np.stack([found[None]] * 3))
 
 
+@pytest.mark.parametrize("rows", [[1, 0], [1], [0, 0, 1]])
+def test_hits_know_the_rows_that_they_are_of(rows):
+    bank = mx.Bank(rows=2, heads=HEADS, key_dim=DIM, value_dim=VALUE_DIM)
+    bank.write(gauss(2, HEADS, 40, DIM, seed=1), gauss(2, HEADS, 40, VALUE_DIM, seed=2))
+    queries = gauss(len(rows), HEADS, TOKENS, DIM, seed=3)
+    partial = bank.attend(queries, 5, rows=rows, hits=True)
+    grad = gauss(*partial.out.shape, seed=4)
+    delta = (grad * partial.out).sum(-1)
+    found = bank.attend_backward(queries, partial.hits, grad, delta=delta, lse=partial.lse)
+    for at, row in enumerate(rows):
+        one = slice(at, at + 1)
+        alone = bank.attend(queries[one], 5, rows=[row], hits=True)
+        want = bank.attend_backward(queries[one], alone.hits, grad[one], delta=delta[one], lse=alone.lse)
+        np.testing.assert_array_equal(found[one], want)
+        keys, values = bank.gather(np.tile(np.arange(40), (2, 1)))
+        plain = reference(
+            queries[at, 0], keys[row, 0], values[row, 0], partial.hits.ids[at, 0],
+            grad[at, 0], delta[at, 0], partial.lse[at, 0], scale=DIM**-0.5, softcap=None,
+        )  # fmt: skip
+        np.testing.assert_allclose(found[at, 0], plain, rtol=0, atol=1e-5 * np.abs(plain).max())
+
+
 def test_an_empty_bank_has_no_gradient_and_a_bad_query_one_of_its_own():
-    bank = mx.Bank(key_dim=DIM, value_dim=VALUE_DIM)
+    bank = mx.Bank(key_dim=DIM, value_dim=VALUE_DIM, nonfinite="keep")
     zeros = {"delta": np.zeros(2, np.float32), "lse": np.zeros(2, np.float32)}
     queries, grad = gauss(2, DIM, seed=1), gauss(2, VALUE_DIM, seed=2)
-    assert not bank.attend_backward(queries, bank.search(queries, 3), grad, **zeros).any()
-    bank.write(gauss(9, DIM, seed=3), gauss(9, VALUE_DIM, seed=4))
-    hits = bank.search(queries, 3)
-    queries[1, 0] = np.nan
-    found = bank.attend_backward(queries, hits, grad, **zeros)
-    assert np.isfinite(found[0]).all()
-    assert np.isnan(found[1]).all()
+    for entries in (0, 9):
+        bank.write(gauss(entries, DIM, seed=3), gauss(entries, VALUE_DIM, seed=4))
+        queries[1, 0] = 1.0
+        found = bank.attend_backward(queries, bank.search(queries, 3), grad, **zeros)
+        assert np.isfinite(found).all()
+        assert found.any() == (entries > 0)
+        queries[1, 0] = np.nan
+        hits = bank.attend(queries, 3, hits=True).hits
+        found = bank.attend_backward(queries, hits, grad, **zeros)
+        assert np.isfinite(found[0]).all()
+        assert np.isnan(found[1]).all()
+
+
+def test_what_weighs_nothing_gives_nothing():
+    bank = mx.Bank(key_dim=4, value_dim=2, nonfinite="keep")
+    keys, values = np.eye(4, dtype=np.float32), np.ones((4, 2), np.float32)
+    keys[1], values[1] = [-900, 0, 0, 0], np.inf
+    bank.write(keys, values)
+    queries, grad = np.array([[1, 0, 0, 0]], np.float32), np.ones((1, 2), np.float32)
+    partial = bank.attend(queries, 4, scale=1.0, hits=True)
+    assert np.isfinite(partial.out).all()
+    given = {"delta": (grad * partial.out).sum(-1), "lse": partial.lse, "scale": 1.0}
+    assert np.isfinite(bank.attend_backward(queries, partial.hits, grad, **given)).all()
+    given["lse"] = np.full(1, -np.inf, np.float32)
+    assert not bank.attend_backward(queries, partial.hits, grad, **given).any()
 
 
 def test_what_is_refused():
@@ -107,6 +147,10 @@ def test_what_is_refused():
             bank.attend_backward(queries, hits, given.pop("grad"), **given)
     with pytest.raises(mx.ShapeError, match="hits have ids"):
         bank.attend_backward(queries, bank.search(queries[:2], 2), **good)
+    with pytest.raises(mx.DtypeError, match="hits are"):
+        bank.attend_backward(queries, None, **good)
+    with pytest.raises(mx.StateError, match="no values"):
+        mx.Bank(key_dim=DIM).attend_backward(queries, hits, **good)
     later = bank.snapshot()
     bank.delete(hits.ids[0])
     with pytest.raises(mx.IdError, match="does not hold"):

@@ -340,3 +340,24 @@ def test_examples_are_checked_where_nothing_is_learned_from_them():
         bank.train(keys, queries=values)
     with pytest.raises(mx.ArgumentError, match="values were given"):
         mx.Bank(heads=2, key_dim=4).train(keys, values)
+
+
+@pytest.mark.parametrize("key_dim", [31, 33, 40, 64])
+@pytest.mark.parametrize("n", [1, 4, 16, 20])
+def test_values_that_are_no_number_reach_only_the_queries_that_see_them(key_dim, n):
+    rng = np.random.default_rng(0)
+    keys, values = rng.standard_normal((600, key_dim), np.float32), rng.standard_normal((600, 64), np.float32)
+    values[560:564], values[554:558] = np.inf, np.nan
+    bank = mx.Bank(key_dim=key_dim, value_dim=64, nonfinite="keep")
+    bank.write(keys, values)
+    bank.delete([570])  # the last block is not read as it lies
+    queries = rng.standard_normal((n, key_dim), np.float32)
+    logits = queries.astype(np.float64) @ keys.T.astype(np.float64) * key_dim**-0.5
+    out, lse = bank.attend(queries, None)
+    logits[:, 570] = -np.inf
+    np.testing.assert_allclose(lse, np.log(np.exp(logits).sum(1)), rtol=1e-5)
+    assert not np.isfinite(out).any()
+    out, lse = bank.attend(queries, None, before=np.full(n, 550))
+    weights = np.exp(logits[:, :550])
+    np.testing.assert_allclose(lse, np.log(weights.sum(1)), rtol=1e-5)
+    np.testing.assert_allclose(out, weights @ values[:550] / weights.sum(1, keepdims=True), rtol=0, atol=1e-5)

@@ -161,7 +161,10 @@ def test_every_instruction_set_gives_the_same_bits(metric):
     def answer(isa: str) -> str | None:
         env = {**os.environ, "MNEMEX_ISA": isa}
         done = subprocess.run([sys.executable, "-c", ASK, metric], env=env, capture_output=True, text=True, check=False)
-        return done.stdout if done.returncode == 0 else None
+        if done.returncode != 0:
+            assert f"MNEMEX_ISA={isa} needs instructions" in done.stderr, done.stderr
+            return None
+        return done.stdout
 
     answers = {isa: answer(isa) for isa in ("portable", "avx2", "avx512", "avx512bf16", "amx")}
     assert len({text for text in answers.values() if text}) == 1

@@ -9,8 +9,9 @@
 #![expect(unsafe_code, reason = "slots of one chunk are disjoint, which the borrow checker cannot see")]
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -66,10 +67,11 @@ impl Chunk {
         chunk_bytes(self.slot_bytes).unwrap_or(0)
     }
 
-    /// Reserves up to `n` slots for a lane; the first.
-    fn reserve(&self, n: usize) -> Option<usize> {
-        let more = |reserved: usize| (reserved < self.slots).then_some(self.slots.min(reserved + n));
-        self.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()
+    /// Reserves up to `n` slots for a lane.
+    fn reserve(&self, n: usize) -> Option<Range<usize>> {
+        let end = |reserved: usize| self.slots.min(reserved + n);
+        let more = |reserved: usize| (reserved < self.slots).then_some(end(reserved));
+        self.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|first| first..end(first))
     }
 
     /// Some slot below the reserved ones that was given back.
@@ -83,22 +85,23 @@ impl Chunk {
     }
 }
 
-/// The chunks that lanes of one bank reserve slots of next, by the size of their slots.
+/// The chunks that lanes of one bank reserve slots of next, by the size of their slots; gone with their last slot.
 #[derive(Default)]
-pub(crate) struct Arena(Mutex<BTreeMap<usize, Arc<Chunk>>>);
+pub(crate) struct Arena(Mutex<BTreeMap<usize, Weak<Chunk>>>);
 
 impl Arena {
     /// The first slot of a run of `n` for planes of `slot_bytes`, in the open chunk or a new one; fewer where the chunk
     /// ends. None where they fit no chunk, or the system has no memory to give.
     pub(crate) fn run(&self, slot_bytes: usize, n: usize) -> Option<Slot> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let chunk = open.get(&slot_bytes);
-        if let Some(slot) = chunk.and_then(|chunk| Slot::take(chunk, chunk.reserve(n)?)) {
+        // A neighbour that goes on may be quicker with the first of them.
+        let first = |chunk: &Arc<Chunk>| chunk.reserve(n).and_then(|mut run| run.find_map(|at| Slot::take(chunk, at)));
+        if let Some(slot) = open.get(&slot_bytes).and_then(Weak::upgrade).as_ref().and_then(first) {
             return Some(slot);
         }
         let chunk = Chunk::of(slot_bytes)?;
-        let slot = Slot::take(&chunk, chunk.reserve(n)?);
-        open.insert(slot_bytes, chunk);
+        let slot = first(&chunk);
+        open.insert(slot_bytes, Arc::downgrade(&chunk));
         slot
     }
 }
@@ -124,7 +127,7 @@ impl Slot {
         Some(slot)
     }
 
-    /// The slot behind this one, where it is the lane's or nobody's, or one of the same chunk that was given back.
+    /// The slot behind this one, where nobody has it, or one of the same chunk that was given back.
     pub(crate) fn next(&self) -> Option<Slot> {
         let (chunk, next) = (&self.chunk, self.at + 1);
         let _ = chunk.reserved.compare_exchange(next, chunk.slots.min(next + 1), Ordering::Relaxed, Ordering::Relaxed);
@@ -219,9 +222,9 @@ mod tests {
         let (one, two) = (lane(3), lane(4));
         assert_eq!((places(&one), places(&two)), (vec![0, 1, 2], vec![3, 4, 5, 6]));
         assert!(Arc::ptr_eq(one[0].chunk(), two[0].chunk()));
-        assert!(one[2].next().is_none(), "what is another lane's is left to it");
+        assert!(one[2].next().is_none(), "what another lane has is left to it");
         let behind = two[3].next().unwrap();
-        assert_eq!(behind.at, 7, "what is nobody's is taken");
+        assert_eq!(behind.at, 7, "what nobody has is taken");
         let three = arena.run(bytes, 4).unwrap();
         assert_eq!(three.at, 8);
         drop(two);
@@ -243,8 +246,7 @@ mod tests {
         };
         std::thread::scope(|scope| (1..5).for_each(|mark| drop(scope.spawn(move || work(mark)))));
         let left = arena.0.lock().unwrap();
-        let taken = |chunk: &Arc<Chunk>| chunk.taken.iter().map(|bits| bits.load(Ordering::Relaxed)).sum::<u64>();
-        assert!(left.values().all(|chunk| taken(chunk) == 0), "every slot was given back");
+        assert!(left.values().all(|chunk| chunk.upgrade().is_none()), "chunks are gone with their last slot");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use mnemex_kernels::softmax::Logit;
 
 use crate::bank::Snapshot;
 use crate::error::{Error, Kind, Result, ensure, filled};
+use crate::input::all_finite;
 use crate::layout::Vector;
 use crate::query::{Queries, Query};
 use crate::work::Work;
@@ -21,7 +22,7 @@ pub struct Given<'a> {
     pub grad: &'a [f32],
     /// <dout, out> of the whole softmax, `[rows, query_heads, T]`.
     pub delta: &'a [f32],
-    /// Log-sum-exp of the whole softmax, `[rows, query_heads, T]`.
+    /// Log-sum-exp of the whole softmax, less what was added to the entries' logits: `[rows, query_heads, T]`.
     pub lse: &'a [f32],
     /// How scores became logits.
     pub logit: Logit,
@@ -44,7 +45,11 @@ impl Snapshot {
             format!("{n} queries come with {lengths:?} ids and numbers of gradient, delta and log-sum-exp")
         })?;
         let mut out = filled(0.0, n * dim)?;
-        let Some(schema) = self.version.schema.as_ref().filter(|_| k > 0) else { return Ok(out) };
+        let Some(schema) = self.version.schema.as_ref().filter(|_| k > 0) else {
+            let bad = out.chunks_mut(dim).enumerate().filter(|(at, _)| !all_finite(queries.get(*at)));
+            bad.for_each(|(_, gradient)| gradient.fill(f32::NAN));
+            return Ok(out);
+        };
         let per_row = queries.heads * queries.tokens;
         // Entry `at` of all that were read; None where nothing was.
         let entry = |at: usize| -> Result<Option<[Vector; 2]>> {
@@ -76,11 +81,19 @@ impl Snapshot {
                 ticker.tick()?;
                 // The entries of the query after this one come near meanwhile.
                 let more = if at + 1 < places.end { near(at + 1)? } else { Vec::new() };
+                if !all_finite(queries.get(at)) {
+                    gradient.fill(f32::NAN);
+                }
                 let grad = &given.grad[at * value_dim..][..value_dim];
                 for [x, v] in std::mem::replace(&mut next, more).into_iter().flatten() {
                     let x = x.floats(&mut key);
                     let (z, slope) = given.logit.with_slope((kernels.dot)(queries.get(at), x));
                     let weight = mnemex_kernels::softmax::exp(z - given.lse[at]);
+                    // What weighs nothing does not matter, whatever it is: 0 times infinity would be NaN. Nor does
+                    // anything in a softmax over nothing.
+                    if weight == 0.0 || given.lse[at] == f32::NEG_INFINITY {
+                        continue;
+                    }
                     let of_weight = (kernels.dot)(grad, v.floats(&mut value)) - given.delta[at];
                     (kernels.add_scaled)(weight * of_weight * slope, x, gradient);
                 }

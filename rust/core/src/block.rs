@@ -368,6 +368,8 @@ impl Block {
         scratch.resize(self.capacity * stride, 0.0);
         for (slot, out) in scratch.chunks_exact_mut(stride).enumerate().take(self.n) {
             layout.vector(planes.map(Extent::bytes), slot).decode(&mut out[..layout.dim]);
+            // What the room held before may be no number, and whole vectors are read.
+            out[layout.dim..].fill(0.0);
         }
         (scratch, stride)
     }

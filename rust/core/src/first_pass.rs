@@ -22,8 +22,8 @@ pub(crate) const GROUP: usize = 4 * PANEL;
 
 /// Most queries that meet blocks one by one: with more, panels of sixteen are faster although some lanes idle. Measured:
 /// tiles of bfloat16 that are read where they lie win soonest, and last what is widened for panels.
-fn few(kernels: &Kernels, scanned: Codec) -> usize {
-    match (kernels.short.is_some(), scanned) {
+fn few(kernels: &Kernels, schema: &Schema) -> usize {
+    match (kernels.short.is_some() && schema.metric != Metric::L2, schema.key.scanned()) {
         (true, Codec::Bf16) => 2,
         (false, Codec::F32) => 8,
         _ => 12,
@@ -127,7 +127,7 @@ impl<'s> FirstPass<'s> {
         let (metric, dim) = (schema.metric, schema.key.dim);
         let n = packed.norms.len();
         let by_codes = copy && schema.key.scan.is_some() && n <= FEW_CODED;
-        let few = by_codes || n <= few(kernels, schema.key.scanned());
+        let few = by_codes || n <= few(kernels, schema);
         let singles = if few { singles(&packed, dim) } else { Vec::new() };
         let coarse = kernels.coarse && n >= COARSE;
         let each = singles.chunks_exact(dim.next_multiple_of(PANEL)).map(|query| &query[..dim]);

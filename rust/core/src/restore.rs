@@ -32,12 +32,26 @@ pub struct Entries<'a> {
     pub values: &'a [u8],
 }
 
+/// What rows of one bank share while they are put together: where their lanes find room.
+#[derive(Default)]
+pub struct Together {
+    arena: Arena,
+    entries: usize,
+}
+
+impl Together {
+    /// For so many entries in all lanes of all rows.
+    pub fn of(entries: usize) -> Together {
+        Together { arena: Arena::default(), entries }
+    }
+}
+
 /// Puts a row together, lane by lane.
 pub struct RowBuilder<'s> {
     schema: &'s Schema,
     kernels: &'static Kernels,
     row: Row,
-    arena: Arena,
+    together: Arc<Together>,
     /// Largest id of each lane so far.
     last: Vec<i64>,
 }
@@ -56,9 +70,16 @@ impl<'s> RowBuilder<'s> {
             schema,
             kernels,
             row: Row::empty(heads, next_id),
-            arena: Arena::default(),
+            together: Arc::default(),
             last: vec![-1; heads],
         })
+    }
+
+    /// The same, beside other rows of its bank.
+    #[must_use]
+    pub fn beside(mut self, together: &Arc<Together>) -> Self {
+        self.together = Arc::clone(together);
+        self
     }
 
     /// Adds entries behind those that the lane has; `expected` entries will be in it in the end.
@@ -93,8 +114,8 @@ impl<'s> RowBuilder<'s> {
                 encoded.key(schema, row).decode(&mut key);
                 encoded.note_key(schema, self.kernels, row, &key);
             }
-            let in_bank = expected.saturating_mul(self.row.lanes.len());
-            let room = Room { in_bank, arena: &self.arena, held: false };
+            let in_bank = self.together.entries.max(expected);
+            let room = Room { in_bank, arena: &self.together.arena, held: false };
             append_runs(&mut self.row.lanes[head], schema, (expected, room), ids, &encoded)?;
         }
         Ok(())

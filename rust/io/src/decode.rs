@@ -14,7 +14,7 @@ use arrow_ipc::{Block, root_as_footer};
 use arrow_schema::{ArrowError, SchemaRef};
 use mnemex_core::block::Schema;
 use mnemex_core::cells::Declared;
-use mnemex_core::restore::{Entries, RowBuilder};
+use mnemex_core::restore::{Entries, RowBuilder, Together};
 use mnemex_core::version::Row;
 
 use crate::error::{Error, Result};
@@ -36,7 +36,10 @@ pub(crate) fn read_rows(
     let columns = table::columns(schema, own);
     let (decoder, blocks) = read_footer(file, &columns)?;
     let all_finite = bank.file.all_finite;
-    let mut reader = Reader { file, decoder, schema, own, all_finite, interrupt, blocks: blocks.iter().peekable() };
+    let counts = bank.stored.iter().flat_map(|row| &row.counts);
+    let entries = counts.fold(0usize, |sum, &count| sum.saturating_add(usize::try_from(count).unwrap_or(usize::MAX)));
+    let (blocks, together) = (blocks.iter().peekable(), Arc::new(Together::of(entries)));
+    let mut reader = Reader { file, decoder, schema, own, all_finite, interrupt, blocks, together };
     let rows = bank.stored.iter().enumerate().map(|(at, row)| reader.row(at, row)).collect::<Result<Vec<_>>>()?;
     match reader.blocks.peek() {
         None => Ok(rows),
@@ -88,6 +91,7 @@ struct Reader<'a> {
     all_finite: bool,
     interrupt: &'a Interrupt<'a>,
     blocks: Peekable<Iter<'a, Block>>,
+    together: Arc<Together>,
 }
 
 impl Reader<'_> {
@@ -97,8 +101,9 @@ impl Reader<'_> {
             _ => file.fail(format!("row {at}: {error}")),
         };
         let schema = self.schema;
-        let mut builder =
-            RowBuilder::new(schema, row.counts.len(), row.next_id).map_err(|error| refused(self.file, error))?;
+        let mut builder = RowBuilder::new(schema, row.counts.len(), row.next_id)
+            .map_err(|error| refused(self.file, error))?
+            .beside(&self.together);
         let mut numbers = Vec::new();
         for (head, &count) in row.counts.iter().enumerate() {
             let mut lane = Vec::new();

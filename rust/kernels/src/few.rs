@@ -7,7 +7,7 @@
 
 use crate::lanes::Lanes;
 use crate::prefetch::prefetch_next;
-use crate::single::{Format, Stored};
+use crate::single::{BF16, F16, F32, Format, Stored, load};
 use crate::tile::{PANEL, Rule};
 
 impl Stored<'_> {
@@ -17,27 +17,6 @@ impl Stored<'_> {
         if !self.next.is_empty() {
             let piece = |row: usize| self.next.len() * row.min(self.n) / self.n;
             prefetch_next(&self.next[piece(row)..piece(row + rows)]);
-        }
-    }
-}
-
-/// [`Format`] as a constant.
-pub(crate) const F32: u8 = 0;
-pub(crate) const F16: u8 = 1;
-pub(crate) const BF16: u8 = 2;
-
-/// A vector of numbers from number `j` of a row on.
-///
-/// # Safety
-/// As many numbers are readable there, and the instructions of `L` are enabled.
-#[inline(always)]
-pub(crate) unsafe fn load<L: Lanes, const FORMAT: u8>(row: *const u8, j: usize) -> L {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match FORMAT {
-            F32 => L::load(row.cast::<f32>().add(j)),
-            F16 => L::load_f16(row.cast::<u16>().add(j)),
-            _ => L::load_bf16(row.cast::<u16>().add(j)),
         }
     }
 }

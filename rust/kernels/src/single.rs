@@ -97,9 +97,25 @@ pub(crate) fn append(passed: u64, n: usize, scores: &[f32; 64], query: u32, out:
 }
 
 /// [`Format`] as a constant.
-const F32: u8 = 0;
-const F16: u8 = 1;
-const BF16: u8 = 2;
+pub(crate) const F32: u8 = 0;
+pub(crate) const F16: u8 = 1;
+pub(crate) const BF16: u8 = 2;
+
+/// A vector of numbers from number `j` of a row on.
+///
+/// # Safety
+/// As many numbers are readable there, and the instructions of `L` are enabled.
+#[inline(always)]
+pub(crate) unsafe fn load<L: Lanes, const FORMAT: u8>(row: *const u8, j: usize) -> L {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match FORMAT {
+            F32 => L::load(row.cast::<f32>().add(j)),
+            F16 => L::load_f16(row.cast::<u16>().add(j)),
+            _ => L::load_bf16(row.cast::<u16>().add(j)),
+        }
+    }
+}
 
 /// Scores every row, and says of which the score is not below the threshold; rows past the end count too.
 #[inline(always)]
@@ -184,11 +200,7 @@ unsafe fn held<L: Lanes, const FORMAT: u8, const DIFFERENCE: bool, const Q: usiz
 unsafe fn term<L: Lanes, const FORMAT: u8, const DIFFERENCE: bool>(sum: L, row: *const u8, j: usize, q: L) -> L {
     // SAFETY: the caller's promise.
     unsafe {
-        let x = match FORMAT {
-            F32 => L::load(row.cast::<f32>().add(j)),
-            F16 => L::load_f16(row.cast::<u16>().add(j)),
-            _ => L::load_bf16(row.cast::<u16>().add(j)),
-        };
+        let x = load::<L, FORMAT>(row, j);
         if DIFFERENCE {
             let d = x.sub(q);
             sum.mul_add(d, d)

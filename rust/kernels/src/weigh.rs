@@ -2,9 +2,8 @@
 #![expect(unsafe_code, reason = "unchecked loads in the innermost loops; lengths are asserted at entry")]
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "the operations of one step rest on the same assertion")]
 
-use crate::few::{BF16, F16, F32, load};
 use crate::lanes::Lanes;
-use crate::single::{Format, Stored};
+use crate::single::{BF16, F16, F32, Format, Stored, load};
 use crate::tile::{PANEL, Rule, product};
 
 /// `out[q][c] += sum over e of weights[e * 16 + q] * values[e * stride + c]`, e ascending, for the 16 queries of a panel.

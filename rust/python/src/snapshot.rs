@@ -140,12 +140,13 @@ impl NativeSnapshot {
     }
 
     /// Gradient of queries through the entries that they read: see [`mnemex_core::backward`].
-    #[pyo3(signature = (queries, ids, grad, delta, lse, scale, softcap, threads))]
+    #[pyo3(signature = (queries, rows, ids, grad, delta, lse, scale, softcap, threads))]
     #[expect(clippy::too_many_arguments, reason = "the arguments of the Python call")]
     fn query_gradient<'py>(
         &self,
         py: Python<'py>,
         queries: Vectors,
+        rows: Flat<'py, i64>,
         ids: Flat<'py, i64>,
         grad: Flat<'py, f32>,
         delta: Flat<'py, f32>,
@@ -154,7 +155,8 @@ impl NativeSnapshot {
         softcap: Option<f32>,
         threads: Option<usize>,
     ) -> PyResult<Bound<'py, PyArray4<f32>>> {
-        let query = query(&queries, None, (None, None, &[]), Some("keep"))?;
+        let rows = self::rows(Some(&rows))?;
+        let query = query(&queries, rows.as_deref(), (None, None, &[]), Some("keep"))?;
         let shape = query.queries.shape();
         let (grad, delta, lse) = (grad.as_slice()?, delta.as_slice()?, lse.as_slice()?);
         let given = Given { ids: ids.as_slice()?, grad, delta, lse, logit: Logit { scale, softcap } };
