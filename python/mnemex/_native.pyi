@@ -171,7 +171,7 @@ class NativeSnapshot:
         """
         Bytes of memory, each shared part counted once.
         """
-    def query_gradient(self, /, queries: tuple[Incomplete, str], ids: Incomplete, grad: Incomplete, delta: Incomplete, lse: Incomplete, scale: SupportsFloat | SupportsIndex, softcap: SupportsFloat | SupportsIndex | None, threads: SupportsIndex | None) -> Incomplete:
+    def query_gradient(self, /, queries: tuple[Incomplete, str], rows: Incomplete, ids: Incomplete, grad: Incomplete, delta: Incomplete, lse: Incomplete, scale: SupportsFloat | SupportsIndex, softcap: SupportsFloat | SupportsIndex | None, threads: SupportsIndex | None) -> Incomplete:
         """
         Gradient of queries through the entries that they read: see [`mnemex_core::backward`].
         """
