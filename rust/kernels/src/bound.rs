@@ -6,7 +6,8 @@
 //! In bfloat16 ([`Precision::Bf16`]) the factors are rounded first, and what is below the least normal number, factor,
 //! product or sum, may become 0: 2^-126 each. In codes ([`Precision::Codes`]) x = x^ + e and q = q^ + f with whole numbers
 //! times a factor each, x^ and q^, so |<x, q> - <x^, q^>| <= |e| |q| + |x^| |f|, and |x^| <= |x| + |e|; <x^, q^> is a sum of
-//! whole numbers, exact over a thousand dimensions at a time, then rounded, added and multiplied by both factors. `MARGIN` further roundings are granted to the float32 arithmetic of this file and to float64's own rounding.
+//! whole numbers, exact over a thousand dimensions at a time, then rounded, added and multiplied by both factors.
+//! `MARGIN` further roundings are granted to the float32 arithmetic of this file and to float64's own rounding.
 
 use crate::canonical::Metric;
 use crate::codes;

@@ -2,8 +2,8 @@
 //!
 //! No lane, id or policy is known here, and nothing is allocated but the list of passing scores and a query in whole
 //! numbers.
-//! Each operation is written once ([`tile`], [`select`], [`single`], [`codes`], `few`, `weigh`, [`softmax`], [`canonical`]) over the small [`lanes::Lanes`] trait, and
-//! instantiated once per instruction set by the [`table::kernel_table`] macro: one file per set holds its vectors and
+//! Each operation is written once ([`tile`], [`select`], [`single`], [`codes`], `few`, `weigh`, [`softmax`],
+//! [`canonical`]) over the small [`lanes::Lanes`] trait, and instantiated once per instruction set by the [`table::kernel_table`] macro: one file per set holds its vectors and
 //! its table. `Kernels::best()` chooses at run time; tests walk `Isa::available()`, so no path can be fast and untested.
 //!
 //! What the first passes compute in float32 is a filter with a proven bound ([`bound`]); what a caller sees is

@@ -36,7 +36,8 @@ pub struct Stored<'a> {
     pub n: usize,
     /// One factor per row, for cosine, up to the next multiple of [`PANEL`]; empty otherwise.
     pub scale: &'a [f32],
-    /// What the caller reads next, if known to lie in memory: see [`crate::Keys::next`]. Only what takes a few queries looks there.
+    /// What the caller reads next, if known to lie in memory: see [`crate::Keys::next`]. Only what takes a few queries
+    /// looks there.
     pub next: &'a [u8],
 }
 
