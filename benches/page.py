@@ -24,11 +24,12 @@ spread is slowest minus fastest round as a share of the median. Peers are tried 
 the limit* is what the calibrated hardware would need, divided by what was needed; the larger of two times is the
 limit, and it is said which: operations at the rate of a loop with loads and stores, in the arithmetic in which the
 engine looks at all keys (float32; bfloat16 in AMX or AVX-512; int8), or bytes really read at the rate of reading.
-mnemex looks at bfloat16 products first where the processor has them, and reads two bytes of a number of a key (one of
-an int8 copy); without selection it computes in float32. Cases "held to" an instruction set tell every engine to use
-none wider, and leave out those that cannot be told. *Recall* is against the float64 answer; *error* is |out - right|
-/ |right|, for a training step the largest of the output's and the gradients', *mass* the share of the whole softmax
-that the k entries hold. *Bytes* are per entry and count everything an engine keeps for it, values included.
+mnemex looks at products of bytes or of bfloat16 first where the processor is faster at these, and reads two bytes of a
+number of a key (one of an int8 copy); without selection it computes in float32. Cases "held to" an instruction set
+tell every engine to use none wider, and leave out those that cannot be told. *Recall* is against the float64 answer;
+*error* is |out - right| / |right|, for a training step the largest of the output's and the gradients', *mass* the
+share of the whole softmax that the k entries hold. *Bytes* are per entry and count everything an engine keeps for it,
+values included.
 """
 
 FIGURES = ("ratio", "share of the limit", "time", "spread", "throughput", "recall", "error", "mass", "bytes")

@@ -20,6 +20,9 @@ VERSION = mx.__version__
 BF16_PRODUCTS = ("amx", "avx512bf16")
 """Instruction sets with products of bfloat16."""
 
+WORTH_CODING = {"avx512vnni": 32, "avx512bf16": 64}
+"""Queries of a lane from which keys are looked at in bytes, as `rust/core/src/form.rs` decides."""
+
 
 def isa() -> str:
     """Instruction set that mnemex chose, or was told to use."""
@@ -158,4 +161,6 @@ def _scan(problem: Problem) -> Scan:
     """Without selection all is float32; with it, upper halves of float32 keys are read first, or bfloat16 keys."""
     if problem.case.k is None:
         return Scan(key_bytes=problem.case.number_bytes)
+    if problem.case.queries >= WORTH_CODING.get(isa(), math.inf):
+        return Scan(arithmetic="int8", key_bytes=2)
     return Scan(arithmetic="bf16" if isa() in BF16_PRODUCTS else "f32", key_bytes=2)

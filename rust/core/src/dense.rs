@@ -277,7 +277,7 @@ impl<'s> Reduction<'s> {
             for query in 0..self.unit.n {
                 if !self.scores.packed.bad[query] && !self.scores.at(query, row).is_finite() {
                     let q = self.queries.get(self.unit.first + query);
-                    let score = (kernels.score)(metric, &key, q, self.scores.packed.norms[query]);
+                    let score = kernels.score_one(metric, &key, q, self.scores.packed.norms[query]);
                     *self.scores.at(query, row) = score;
                     absent.extend(score.is_nan().then_some((query, row)));
                 }

@@ -120,7 +120,7 @@ impl Layout {
     pub(crate) fn coded<'a>(&self, plane: &'a [u8], n: usize) -> Codes<'a> {
         let rows = plane.len() / self.code_bytes();
         let (bytes, factors) = plane.split_at(rows * codes::padded(self.dim));
-        Codes { bytes, scale: cast_slice(factors), rows, n }
+        Codes { bytes, scale: cast_slice(factors), rows, n, next: &[] }
     }
 
     /// Copies the codes of `n` staged rows to the plane of a block, from row `at` on.

@@ -7,7 +7,7 @@ use mnemex_kernels::single::{Format, Stored};
 use crate::block::{BLOCK_ROWS, Block, Schema};
 use crate::codec::Codec;
 use crate::error::Result;
-use crate::first_pass::format;
+use crate::form::format;
 use crate::layout::{Layout, Vector};
 use crate::list::{Ref, first_rows};
 use crate::plane::Plane;

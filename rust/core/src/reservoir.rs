@@ -4,6 +4,8 @@
 //! cannot reach it is out. When candidates crowd at the floor (equal keys do), they are rescored canonically, which
 //! decides; at the end all that are left are, so what comes out is exact.
 
+use mnemex_kernels::{Kernels, PANEL};
+
 /// Where an entry stands: index of its reference times 64, plus its row.
 pub(crate) type Place = u64;
 
@@ -30,36 +32,47 @@ impl Best {
     }
 }
 
-/// An integer that orders like the float, NaN aside; integers are selected without branches.
-fn ordered(x: f32) -> i32 {
-    let bits = x.to_bits().cast_signed();
-    bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed()
+/// What decides among candidates.
+pub(crate) trait Judge {
+    /// Brings near what [`Judge::exact`] reads.
+    fn prepare(&self, places: &[Place]);
+    /// Appends the canonical score and the id of each place.
+    fn exact(&mut self, places: &[Place], out: &mut Vec<Best>);
+    /// The id of a place.
+    fn id(&self, place: Place) -> i64;
 }
 
-/// The float of [`ordered`], which is its own inverse.
-fn float(key: i32) -> f32 {
-    f32::from_bits((key ^ ((key >> 31).cast_unsigned() >> 1).cast_signed()).cast_unsigned())
+/// Room to work in, which reservoirs share.
+#[derive(Default)]
+pub(crate) struct Desk {
+    lowers: Vec<f32>,
+    places: Vec<Place>,
 }
 
 /// Candidates of one query.
 pub(crate) struct Reservoir {
     k: usize,
+    /// Candidates at which the floor is raised, and the most of them.
     full: usize,
+    most: usize,
     floor: f32,
     candidates: Vec<Candidate>,
-    lowers: Vec<i32>,
+    /// So many of the first candidates have their canonical score.
+    decided: usize,
 }
 
 impl Reservoir {
     /// `loose`: bounds are wide, so that more of what has to be kept is not among the best; to rescore it again and again
     /// costs more than room.
     pub(crate) fn new(k: usize, loose: bool) -> Reservoir {
+        let room = k.clamp(64, 4096);
         Reservoir {
             k,
-            full: k + k.clamp(64, 4096) * if loose { 2 } else { 1 },
+            full: k + room,
+            most: k + room * if loose { 4 } else { 1 },
             floor: f32::NEG_INFINITY,
             candidates: Vec::with_capacity(k.min(64) + 64),
-            lowers: Vec::new(),
+            decided: 0,
         }
     }
 
@@ -74,12 +87,11 @@ impl Reservoir {
         self.floor = self.floor.max(floor);
     }
 
-    /// Takes a candidate. Room is to be made with [`Reservoir::shrink`] when [`Reservoir::is_full`].
+    /// Takes a candidate that can reach the floor. Room is to be made with [`Reservoir::shrink`] when
+    /// [`Reservoir::is_full`].
     #[inline]
     pub(crate) fn push(&mut self, lower: f32, upper: f32, place: Place) {
-        if upper >= self.floor {
-            self.candidates.push(Candidate { lower, upper, place });
-        }
+        self.candidates.push(Candidate { lower, upper, place });
     }
 
     #[inline]
@@ -87,36 +99,67 @@ impl Reservoir {
         self.candidates.len() >= self.full
     }
 
-    /// Raises the floor; `exact` gives the canonical score and id of a place, asked where bounds do not decide enough.
-    pub(crate) fn shrink(&mut self, exact: &mut impl FnMut(Place) -> (f32, i64)) {
-        self.raise_floor();
-        if self.candidates.len() > self.full - self.full / 4 {
-            self.decide(exact);
+    /// Raises the floor; `judge` is asked where bounds do not decide enough.
+    pub(crate) fn shrink(&mut self, kernels: &Kernels, desk: &mut Desk, judge: &mut impl Judge) {
+        self.raise_floor(kernels, desk);
+        if self.candidates.len() <= self.full - self.full / 4 {
+            return;
+        }
+        if self.full < self.most {
+            self.full = self.most.min(self.full + self.full / 2);
+        } else {
+            self.list(desk);
+            judge.prepare(&desk.places);
+            self.decide(desk, judge);
         }
     }
 
-    /// Raises the floor to the k-th largest least score, and drops who cannot reach it.
-    fn raise_floor(&mut self) {
+    /// Raises the floor to about the k-th largest least score, and drops who cannot reach it.
+    pub(crate) fn raise_floor(&mut self, kernels: &Kernels, desk: &mut Desk) {
         if self.candidates.len() < self.k {
             return;
         }
-        self.lowers.clear();
-        self.lowers.extend(self.candidates.iter().map(|c| ordered(c.lower)));
-        let at = self.lowers.len() - self.k;
-        let (_, kth, _) = self.lowers.select_nth_unstable(at);
-        self.floor = self.floor.max(float(*kth));
-        self.candidates.retain(|c| c.upper >= self.floor);
+        desk.lowers.clear();
+        let mut least = self.floor;
+        if least == f32::NEG_INFINITY {
+            desk.lowers.extend(self.candidates.iter().map(|c| c.lower).filter(|&lower| lower > least));
+            if desk.lowers.len() < self.k {
+                return;
+            }
+            // All k of them reach the least.
+            least = desk.lowers.iter().copied().fold(f32::INFINITY, f32::min);
+        } else {
+            // Only what is above the floor is of interest.
+            desk.lowers.extend(self.candidates.iter().map(|c| if c.lower > least { c.lower } else { least }));
+        }
+        desk.lowers.resize(desk.lowers.len().next_multiple_of(PANEL), least);
+        self.floor = self.floor.max((kernels.reached_by_one)(&desk.lowers, self.k));
+        let (mut kept, mut decided) = (0, 0);
+        for at in 0..self.candidates.len() {
+            let candidate = self.candidates[at];
+            self.candidates[kept] = candidate;
+            let stays = usize::from(candidate.upper >= self.floor);
+            kept += stays;
+            decided += if at < self.decided { stays } else { 0 };
+        }
+        self.candidates.truncate(kept);
+        self.decided = decided;
+    }
+
+    /// The places whose canonical score is not known.
+    fn list(&self, desk: &mut Desk) {
+        desk.places.clear();
+        desk.places.extend(self.candidates[self.decided..].iter().map(|c| c.place));
     }
 
     /// Rescores what is left and keeps the best k, in order.
-    pub(crate) fn decide(&mut self, exact: &mut impl FnMut(Place) -> (f32, i64)) -> Vec<Best> {
+    pub(crate) fn decide(&mut self, desk: &mut Desk, judge: &mut impl Judge) -> Vec<Best> {
         let mut best = Vec::with_capacity(self.candidates.len());
-        for candidate in &self.candidates {
-            let (score, id) = exact(candidate.place);
-            if !score.is_nan() {
-                best.push(Best { score, id, place: candidate.place });
-            }
-        }
+        self.list(desk);
+        judge.exact(&desk.places, &mut best);
+        best.retain(|b| !b.score.is_nan());
+        let known = |c: &Candidate| Best { score: c.lower, id: judge.id(c.place), place: c.place };
+        best.extend(self.candidates[..self.decided].iter().map(known));
         if best.len() > self.k {
             best.select_nth_unstable_by(self.k, Best::order);
             best.truncate(self.k);
@@ -125,15 +168,17 @@ impl Reservoir {
         if let Some(last) = best.get(self.k - 1) {
             self.floor = self.floor.max(last.score);
         }
-        let known = |b: &Best| Candidate { lower: b.score, upper: b.score, place: b.place };
         self.candidates.clear();
-        self.candidates.extend(best.iter().map(known));
+        let exact = |b: &Best| Candidate { lower: b.score, upper: b.score, place: b.place };
+        self.candidates.extend(best.iter().map(exact));
+        self.decided = self.candidates.len();
         best
     }
 
-    /// Drops who cannot be among the best k; the places of those who are left.
-    pub(crate) fn close(&mut self) -> impl Iterator<Item = Place> {
-        self.raise_floor();
-        self.candidates.iter().map(|c| c.place)
+    /// Drops who cannot be among the best k, and brings near what decides about the others.
+    pub(crate) fn close(&mut self, kernels: &Kernels, desk: &mut Desk, judge: &impl Judge) {
+        self.raise_floor(kernels, desk);
+        self.list(desk);
+        judge.prepare(&desk.places);
     }
 }

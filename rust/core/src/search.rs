@@ -3,17 +3,16 @@
 use std::time::Instant;
 
 use mnemex_kernels::prefetch::prefetch_value;
-use mnemex_kernels::select::Maxima;
-use mnemex_kernels::{Kernels, PANEL, Pass};
+use mnemex_kernels::{Kernels, Pass};
 
 use crate::bank::Snapshot;
-use crate::block::Schema;
+use crate::block::{BLOCK_ROWS, Block, Schema};
 use crate::error::{Kind, Result, ensure, filled, room_for};
-use crate::first_pass::{FirstPass, GROUP, Scratch};
-use crate::layout::Vector;
-use crate::list::{Ref, first_rows};
+use crate::first_pass::{FirstPass, GROUP, Lost, Scratch};
+use crate::list::first_rows;
 use crate::query::{Packed, Queries, Query, Unit, Visible};
-use crate::reservoir::{Best, Reservoir};
+use crate::rescore::{Rescorer, TOGETHER};
+use crate::reservoir::{Best, Desk, Reservoir};
 use crate::tally::Tally;
 use crate::work::{Ticker, Work};
 
@@ -24,9 +23,9 @@ pub(crate) const UNIT_QUERIES: usize = 256;
 const SHARD_BLOCKS: usize = 64;
 
 /// Of the blocks to be scanned, one in so many sets the first floors, and as many as these.
-const SAMPLE_SHARE: usize = 12;
+const SAMPLE_SHARE: usize = 8;
 
-const SAMPLE_BLOCKS: std::ops::RangeInclusive<usize> = 16..=64;
+const SAMPLE_BLOCKS: std::ops::RangeInclusive<usize> = 16..=128;
 
 /// So many blocks ahead, what a block says of itself is brought near: it lies anywhere.
 const AHEAD: usize = 8;
@@ -35,10 +34,11 @@ const AHEAD: usize = 8;
 const NEWEST_BLOCKS: usize = 4;
 
 /// Queries whose arithmetic takes long enough to bring the next block near meanwhile; with fewer, to ask for it costs more
-/// than it saves, since the processor foresees rows that are read in order.
+/// than it saves where it is in a cache, as less than [`FAR`] bytes mostly are.
 const MANY: usize = 32;
+const FAR: usize = 4 << 20;
 
-/// The copy of keys in codes is not worth reading where more than one in so many of its scores passes, beside a few times
+/// Codes are not worth reading where more than one in so many of its scores passes, beside a few times
 /// as many as a reservoir holds: keys of which one number is far larger than the others lose all of these in codes.
 const LOOSE_SHARE: usize = 32;
 const LOOSE_PASSES: usize = 8;
@@ -126,6 +126,7 @@ impl Snapshot {
         let most = (queries.len() / lanes.max(1)).div_ceil(parts).next_multiple_of(GROUP).min(UNIT_QUERIES);
         let units = queries.units(self, schema, most.max(GROUP), work)?;
         let blocks = units.iter().map(|unit| unit.refs.len()).sum::<usize>();
+        let far = blocks * BLOCK_ROWS * schema.key.row_bytes() > FAR;
         let size = blocks.div_ceil(work.threads).max(SHARD_BLOCKS);
         let shards: Vec<(usize, std::ops::Range<usize>)> = (units.iter().enumerate())
             .flat_map(|(at, unit)| {
@@ -136,7 +137,7 @@ impl Snapshot {
         let tally = work.tally;
         let found = work.map(shards.len(), |at, ticker| {
             let (unit, refs) = &shards[at];
-            Scan::new(self, schema, queries, &units[*unit], k, blank_bad)?.run(refs.clone(), ticker, tally)
+            Scan::new(self, schema, queries, &units[*unit], k, (blank_bad, far))?.run(refs.clone(), ticker, tally)
         })?;
         let mut units: Vec<_> = units.into_iter().map(|unit| (unit, Vec::new())).collect();
         for ((at, _), found) in shards.iter().zip(found) {
@@ -162,15 +163,19 @@ struct Scan<'s> {
     queries: &'s Queries<'s>,
     unit: &'s Unit<'s>,
     pass: FirstPass<'s>,
-    blank_bad: bool,
+    /// Queries that are to have no hits.
+    blank: Vec<usize>,
+    /// Whether what is read is too much for caches.
+    far: bool,
     k: usize,
     reservoirs: Vec<Reservoir>,
     /// The floor of each reservoir.
     floors: Vec<f32>,
-    /// Scores from the copy in codes, and how many of them passed.
+    /// Scores from codes, and how many of them passed.
     scored: usize,
     passed: usize,
-    key: Vec<f32>,
+    keys: Vec<f32>,
+    desk: Desk,
     /// Entries that passed, and that were scored canonically.
     counts: [u64; 2],
 }
@@ -179,7 +184,7 @@ struct Scan<'s> {
 struct Seen {
     at: usize,
     reach: f32,
-    lost: f32,
+    lost: Lost,
     /// Whether every query sees all of it.
     by_all: bool,
 }
@@ -191,11 +196,12 @@ impl<'s> Scan<'s> {
         queries: &'s Queries,
         unit: &'s Unit,
         k: usize,
-        blank_bad: bool,
+        (blank_bad, far): (bool, bool),
     ) -> Result<Scan<'s>> {
         let packed = Packed::new(snapshot, queries, unit, blank_bad)?;
         let pass = FirstPass::new(snapshot.shared.kernels, schema, packed, true)?;
-        let loose = pass.reads_copy();
+        let loose = pass.is_loose();
+        let blank = (0..unit.n).filter(|&query| blank_bad && pass.packed.bad[query]).collect();
         Ok(Scan {
             kernels: snapshot.shared.kernels,
             schema,
@@ -203,28 +209,34 @@ impl<'s> Scan<'s> {
             unit,
             floors: vec![f32::NEG_INFINITY; unit.n],
             pass,
-            blank_bad,
+            blank,
+            far,
             k,
             scored: 0,
             passed: 0,
             reservoirs: (0..unit.n).map(|_| Reservoir::new(k, loose)).collect(),
-            key: vec![0.0; schema.key.dim],
+            keys: vec![0.0; TOGETHER * schema.key.dim],
+            desk: Desk::default(),
             counts: [0; 2],
         })
     }
 
     fn run(mut self, refs: std::ops::Range<usize>, ticker: &Ticker, tally: Option<&Tally>) -> Result<Vec<Vec<Best>>> {
         let began = tally.map(|_| Instant::now());
-        let (mut scratch, mut passes) = (Scratch::default(), Vec::new());
-        let mut thresholds = vec![f32::INFINITY; self.pass.group()];
+        let (mut scratch, mut passes) = (Scratch::new(), Vec::new());
+        let (mut thresholds, mut absolutes) = (Vec::new(), Vec::new());
         let last_seen = self.pass.packed.before.iter().copied().max().unwrap_or(0);
         let first_seen = self.pass.packed.before.iter().copied().min().unwrap_or(0);
-        self.sample(refs.clone(), &mut scratch)?;
-        // The newest first: neighbours in time are alike, so an early look at them raises the floors that keep the rest out.
-        // Then in the order of addresses, which memory is read fastest in.
-        let newest = refs.end - refs.len().min(NEWEST_BLOCKS);
+        let sampled = self.sample(refs.clone(), &mut scratch)?;
+        // The newest first: neighbours in time are alike, so an early look at them raises the floors that keep the rest out;
+        // and those that set the first floors, which are better known when the blocks are scanned. Then in the order of
+        // addresses, which memory is read fastest in.
+        let newest = refs.end - refs.len().min(NEWEST_BLOCKS.max(sampled));
         let mut order = (newest..refs.end).rev().chain(refs.start..newest).peekable();
         while let Some(at) = order.next() {
+            if at == refs.start && sampled > 0 {
+                self.raise_floors();
+            }
             // A block takes few queries less time than to look at the clock.
             if !self.pass.is_few() || at % 16 == 0 {
                 ticker.tick()?;
@@ -237,24 +249,22 @@ impl<'s> Scan<'s> {
             if live == 0 {
                 continue;
             }
-            let mut keys = self.pass.load(r, &mut scratch)?;
-            if self.unit.n >= MANY {
-                keys.then(order.peek().map_or(&[], |&next| self.unit.refs[next].r.block.scanned()));
+            let (mut keys, lost) = self.pass.load(&r.block, &mut scratch)?;
+            if self.unit.n >= MANY || self.far {
+                keys.then(order.peek().map_or(&[], |&next| self.pass.reads(&self.unit.refs[next].r.block)));
             }
-            let block =
-                Seen { at, reach: r.block.reach(), lost: self.pass.lost(&r.block), by_all: r.id_hi() <= first_seen };
+            let block = Seen { at, reach: r.block.reach(), lost, by_all: r.id_hi() <= first_seen };
             for first in (0..self.unit.n).step_by(self.pass.group()) {
-                self.thresholds(first, &block, &mut thresholds);
+                self.thresholds(first, &block, &mut thresholds, &mut absolutes);
                 self.pass.select(&keys, live, first, &thresholds, &mut passes);
                 keys.then(&[]);
                 self.passed += passes.len();
-                self.take(first, &block, &mut passes);
+                self.take(first, &block, &absolutes, &mut passes);
             }
-            if self.pass.reads_copy() {
+            if self.pass.reads_codes() {
                 self.scored += self.unit.n * r.block.len();
                 if self.passed > self.unit.n * LOOSE_PASSES * (self.k + 64) + self.scored / LOOSE_SHARE {
                     self.read_keys()?;
-                    thresholds.resize(self.pass.group(), f32::INFINITY);
                 }
             }
         }
@@ -262,11 +272,15 @@ impl<'s> Scan<'s> {
         let mut reservoirs = std::mem::take(&mut self.reservoirs);
         let mut best = Vec::with_capacity(reservoirs.len());
         // The keys of one query come near while the one before it is decided.
-        reservoirs.first_mut().into_iter().for_each(|first| self.close(first));
-        for query in 0..reservoirs.len() {
-            ticker.tick()?;
-            reservoirs.get_mut(query + 1).into_iter().for_each(|next| self.close(next));
-            best.push(reservoirs[query].decide(&mut |place| self.exact(query, place)));
+        let mut desk = std::mem::take(&mut self.desk);
+        for query in 0..=reservoirs.len() {
+            if let Some(next) = reservoirs.get_mut(query) {
+                next.close(self.kernels, &mut desk, &self.judge(query));
+            }
+            if let Some(before) = query.checked_sub(1) {
+                ticker.tick()?;
+                best.push(reservoirs[before].decide(&mut desk, &mut self.judge(before)));
+            }
         }
         if let (Some(tally), Some(times)) = (tally, times) {
             tally.add(self.counts[0], self.counts[1], times);
@@ -274,7 +288,7 @@ impl<'s> Scan<'s> {
         Ok(best)
     }
 
-    /// Reads the keys from here on, not their copy in codes: it says too little of these.
+    /// Reads the keys from here on, not codes: these say too little of them.
     fn read_keys(&mut self) -> Result<()> {
         let packed = std::mem::take(&mut self.pass.packed);
         self.pass = FirstPass::new(self.kernels, self.schema, packed, false)?;
@@ -282,105 +296,82 @@ impl<'s> Scan<'s> {
     }
 
     /// Sets the first floors from the newest blocks that all queries see whole: without, the first blocks would pass
-    /// whole. Rows are taken in groups, of which only the largest score is kept: what k groups reach, k rows reach, and
-    /// with many more groups than k hardly any of the best k share one.
-    fn sample(&mut self, refs: std::ops::Range<usize>, scratch: &mut Scratch) -> Result<()> {
+    /// whole.
+    /// Returns about how many.
+    fn sample(&mut self, refs: std::ops::Range<usize>, scratch: &mut Scratch) -> Result<usize> {
         if self.pass.is_few() {
             // A reservoir of its own gets there sooner.
-            return Ok(());
+            return Ok(0);
         }
         let first_seen = self.pass.packed.before.iter().copied().min().unwrap_or(0);
         let whole = |seen: &&Visible| seen.r.id_hi() <= first_seen && seen.rows == first_rows(seen.r.block.len());
         let n = (refs.len() / SAMPLE_SHARE).clamp(*SAMPLE_BLOCKS.start(), *SAMPLE_BLOCKS.end());
         let newest = self.unit.refs[refs].iter().rev().take(2 * n);
-        let blocks: Vec<&Ref> = newest.filter(whole).take(n).map(|seen| seen.r).collect();
-        let enough = |&per: &usize| blocks.iter().map(|r| r.block.len() / per).sum::<usize>() >= 4 * self.k;
-        let Some(per) = [16, 4, 1].into_iter().find(enough) else { return Ok(()) };
-        let groups = blocks.iter().map(|r| r.block.len().div_ceil(per)).sum::<usize>();
-        let reach = blocks.iter().map(|r| r.block.reach()).fold(0.0, f32::max);
-        let lanes = self.unit.n.next_multiple_of(PANEL);
-        let mut maxima = filled(f32::NEG_INFINITY, groups * lanes)?;
-        let lost = blocks.iter().map(|r| self.pass.lost(&r.block)).fold(0.0, f32::max);
-        let mut at = 0;
-        for r in blocks {
-            let keys = self.pass.load(r, scratch)?;
-            for first in (0..self.unit.n).step_by(self.pass.group()) {
-                let out = Maxima { out: &mut maxima[first * groups..], groups, first: at, per };
-                self.pass.maxima(&keys, first, out);
-            }
-            at += r.block.len().div_ceil(per);
+        let blocks: Vec<&Block> = newest.filter(whole).take(n).map(|seen| &*seen.r.block).collect();
+        let Some(reached) = self.pass.reached(&blocks, self.k, scratch)? else { return Ok(0) };
+        for (query, &score) in reached.scores.iter().enumerate() {
+            let floor = self.pass.bound_of_reached(query, &reached).lower(score);
+            self.reservoirs[query].raise_to(floor);
+            self.floors[query] = self.floors[query].max(floor);
         }
-        for (first, panel) in (0..).step_by(PANEL).zip(maxima.chunks_exact(groups * PANEL)) {
-            let mut reached = [0.0; PANEL];
-            (self.kernels.reached_by)(panel, self.k, &mut reached);
-            for (query, &score) in (first..self.unit.n).zip(&reached) {
-                let floor = self.pass.bound(query, reach, lost).lower(score);
-                self.reservoirs[query].raise_to(floor);
-                self.floors[query] = self.floors[query].max(floor);
-            }
-        }
-        Ok(())
+        Ok(blocks.len())
     }
 
-    /// The first-pass scores from which an entry of a block can still be among the best, for the queries from `first` on.
-    fn thresholds(&self, first: usize, block: &Seen, out: &mut [f32]) {
-        let floors = &self.floors[first..];
-        let (wanted, none) = out.split_at_mut(floors.len().min(out.len()));
-        for ((query, out), &floor) in (first..).zip(&mut *wanted).zip(floors) {
-            *out = self.pass.bound(query, block.reach, block.lost).threshold(floor);
-        }
-        none.fill(f32::INFINITY);
-        if self.blank_bad {
-            let blank = (first..).zip(wanted).filter(|(query, _)| self.pass.packed.bad[*query]);
-            blank.for_each(|(_, out)| *out = f32::INFINITY);
+    /// Raises every floor to what the candidates say.
+    fn raise_floors(&mut self) {
+        for (reservoir, floor) in self.reservoirs.iter_mut().zip(&mut self.floors) {
+            reservoir.raise_floor(self.kernels, &mut self.desk);
+            *floor = reservoir.floor();
         }
     }
 
-    /// Whether a query is to have no hits.
-    fn is_blank(&self, query: usize) -> bool {
-        self.blank_bad && self.pass.packed.bad[query]
+    /// The first scores from which an entry of a block can still be among the best, for the queries from `first` on, and
+    /// what their bounds take.
+    fn thresholds(&self, first: usize, block: &Seen, out: &mut Vec<f32>, absolutes: &mut Vec<f32>) {
+        out.clear();
+        out.resize(self.pass.group(), f32::INFINITY);
+        absolutes.resize(self.pass.group(), 0.0);
+        self.pass.thresholds(first, (block.reach, block.lost), &self.floors, out, absolutes);
+        for &query in &self.blank {
+            if let Some(out) = query.checked_sub(first).and_then(|at| out.get_mut(at)) {
+                *out = f32::INFINITY;
+            }
+        }
     }
 
     /// Hands what passed of a block to the reservoirs.
-    fn take(&mut self, first: usize, block: &Seen, passes: &mut Vec<Pass>) {
+    fn take(&mut self, first: usize, block: &Seen, absolutes: &[f32], passes: &mut Vec<Pass>) {
         let r = self.unit.refs[block.at].r;
         self.counts[0] += passes.len() as u64;
         let mut reservoirs = std::mem::take(&mut self.reservoirs);
+        let mut desk = std::mem::take(&mut self.desk);
         for pass in passes.drain(..) {
             let (query, slot) = (first + pass.query as usize, pass.row as usize);
+            let (lower, upper) = self.pass.bound(absolutes[pass.query as usize]).both(pass.score);
             let hidden = !block.by_all && r.id(slot) >= self.pass.packed.before[query];
-            if hidden || self.is_blank(query) {
+            if upper < self.floors[query] || hidden || self.blank.contains(&query) {
                 continue;
             }
-            let bound = self.pass.bound(query, block.reach, block.lost);
-            let (lower, upper) = (bound.lower(pass.score), bound.upper(pass.score));
             let reservoir = &mut reservoirs[query];
             reservoir.push(lower, upper, (block.at * 64 + slot) as u64);
             if reservoir.is_full() {
-                reservoir.shrink(&mut |place| self.exact(query, place));
+                reservoir.shrink(self.kernels, &mut desk, &mut self.judge(query));
                 self.floors[query] = reservoir.floor();
             }
         }
-        self.reservoirs = reservoirs;
+        (self.reservoirs, self.desk) = (reservoirs, desk);
     }
 
-    /// Leaves who can be among the best, and brings their keys near.
-    fn close(&self, reservoir: &mut Reservoir) {
-        reservoir.close().for_each(|place| self.key(place).prefetch());
-    }
-
-    /// One key.
-    fn key(&self, place: u64) -> Vector<'s> {
-        self.unit.refs[(place / 64) as usize].r.block.key(self.schema, (place % 64) as usize)
-    }
-
-    /// The canonical score of one entry, and its id.
-    fn exact(&mut self, query: usize, place: u64) -> (f32, i64) {
-        let (r, slot) = (self.unit.refs[(place / 64) as usize].r, (place % 64) as usize);
-        self.counts[1] += 1;
-        let key = self.key(place);
-        let q = self.queries.get(self.unit.first + query);
-        let norm = self.pass.packed.norms[query];
-        ((self.kernels.score)(self.schema.metric, key.floats(&mut self.key), q, norm), r.id(slot))
+    /// Who decides about one query.
+    fn judge(&mut self, query: usize) -> Rescorer<'_, 's> {
+        Rescorer {
+            kernels: self.kernels,
+            schema: self.schema,
+            unit: self.unit,
+            query: self.queries.get(self.unit.first + query),
+            norm: self.pass.packed.norms[query],
+            keys: &mut self.keys,
+            rescored: &mut self.counts[1],
+        }
     }
 }

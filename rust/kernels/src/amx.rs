@@ -24,9 +24,7 @@ use crate::{Isa, Kernels};
 pub(crate) static TABLE: Kernels = Kernels {
     isa: Isa::Amx,
     short: Some(Short { select: entry::select, maxima: entry::maxima, ..avx512bf16::SHORT }),
-    select_codes: crate::vnni::SELECT,
-    coarse: true,
-    ..crate::avx512::TABLE
+    ..crate::vnni::TABLE
 };
 
 /// Whether the processor has the unit, the system saves its registers, and Linux lets this process use them.

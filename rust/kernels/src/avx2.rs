@@ -44,6 +44,16 @@ impl Lanes for F32x8 {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16_pairs(p: *const u16) -> [Self; 2] {
+        // SAFETY: AVX2 is enabled and the pointer is valid for sixteen numbers.
+        unsafe {
+            let x = _mm256_loadu_si256(p.cast());
+            let odd = _mm256_and_si256(x, _mm256_set1_epi32(0xFFFF_0000u32.cast_signed()));
+            [Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(x))), Self(_mm256_castsi256_ps(odd))]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: AVX2 is enabled and the pointer is valid for eight floats.
         unsafe { _mm256_storeu_ps(p, self.0) }

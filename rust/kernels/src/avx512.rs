@@ -51,6 +51,16 @@ impl Lanes for F32x16 {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16_pairs(p: *const u16) -> [Self; 2] {
+        // SAFETY: AVX-512F is enabled and the pointer is valid for thirty-two numbers.
+        unsafe {
+            let x = _mm512_loadu_si512(p.cast());
+            let odd = _mm512_and_si512(x, _mm512_set1_epi32(0xFFFF_0000u32.cast_signed()));
+            [Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))), Self(_mm512_castsi512_ps(odd))]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: AVX-512F is enabled and the pointer is valid for sixteen floats.
         unsafe { _mm512_storeu_ps(p, self.0) }

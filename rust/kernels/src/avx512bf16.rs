@@ -12,23 +12,15 @@ use crate::avx512::F32x16;
 use crate::lanes::Lanes;
 use crate::prefetch::prefetch_next;
 use crate::select::{Largest, Maxima, Passing};
-use crate::short::{self, NUMBERS, Short, ShortKeys, ShortOne, ShortQueries};
-use crate::single::{self, Stored};
+use crate::short::{self, Short, ShortKeys, ShortQueries};
 use crate::tile::{Keys, PANEL, Pass, Rule, Sink};
 use crate::{Isa, Kernels};
 
-/// AVX-512 BF16 and VNNI for first passes; AVX-512 for the rest.
-pub(crate) static TABLE: Kernels = Kernels {
-    isa: Isa::Avx512Bf16,
-    short: Some(SHORT),
-    select_codes: crate::vnni::SELECT,
-    coarse: true,
-    ..crate::avx512::TABLE
-};
+/// AVX-512 BF16 for first passes, VNNI for those of codes; AVX-512 for the rest.
+pub(crate) static TABLE: Kernels = Kernels { isa: Isa::Avx512Bf16, short: Some(SHORT), ..crate::vnni::TABLE };
 
 /// Its first pass.
-pub(crate) const SHORT: Short =
-    Short { shorten: entry::shorten, select: entry::select, maxima: entry::maxima, select_one: entry::select_one };
+pub(crate) const SHORT: Short = Short { shorten: entry::shorten, select: entry::select, maxima: entry::maxima };
 
 /// Two numbers.
 const PAIR: usize = 2;
@@ -172,74 +164,10 @@ unsafe fn maxima(keys: ShortKeys, queries: ShortQueries, out: Maxima) {
     unsafe { each_tile(keys, queries, &mut largest) };
 }
 
-/// Appends the scores of live rows that are not below the query's threshold, in row order.
-///
-/// # Safety
-/// AVX-512 BF16 is enabled.
-#[inline(always)]
-unsafe fn select_one(keys: Stored, live: u64, query: ShortOne, out: &mut Vec<Pass>) {
-    query.check(&keys);
-    // SAFETY: lengths were checked; a query of two or four vectors is read as such.
-    unsafe {
-        match query.parts.len() / 2 / NUMBERS {
-            2 => rows::<2>(keys, live, query, out),
-            4 => rows::<4>(keys, live, query, out),
-            _ => rows::<0>(keys, live, query, out),
-        }
-    }
-}
-
-/// For a query of Q vectors, which stay in registers; of any number where Q is 0.
-///
-/// # Safety
-/// As for [`select_one`], which checked the lengths.
-#[inline(always)]
-unsafe fn rows<const Q: usize>(keys: Stored, live: u64, query: ShortOne, out: &mut Vec<Pass>) {
-    let vectors = query.parts.len() / 2 / NUMBERS;
-    let mut scores = [0.0; short::ROWS];
-    let mut passed = 0;
-    // SAFETY: whole groups of rows are readable, as are their scales; `scores` has room for them.
-    unsafe {
-        let first = query.parts.as_ptr().cast::<__m512bh>();
-        let second = first.add(vectors);
-        let held: [(__m512bh, __m512bh); Q] =
-            std::array::from_fn(|j| (first.add(j).read_unaligned(), second.add(j).read_unaligned()));
-        for row in (0..keys.n).step_by(PANEL) {
-            let mut sums = [F32x16::splat(0.0); PANEL];
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let key = keys.bytes.as_ptr().add((row + r) * keys.stride).cast::<__m512bh>();
-                let (mut a, mut b) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-                if Q == 0 {
-                    for j in 0..vectors {
-                        let x = key.add(j).read_unaligned();
-                        a = _mm512_dpbf16_ps(a, x, first.add(j).read_unaligned());
-                        b = _mm512_dpbf16_ps(b, x, second.add(j).read_unaligned());
-                    }
-                } else {
-                    for (j, (first, second)) in held.iter().enumerate() {
-                        let x = key.add(j).read_unaligned();
-                        a = _mm512_dpbf16_ps(a, x, *first);
-                        b = _mm512_dpbf16_ps(b, x, *second);
-                    }
-                }
-                *sum = F32x16::from(_mm512_add_ps(a, b));
-            }
-            let mut sums = F32x16::sums(&sums);
-            if !keys.scale.is_empty() {
-                sums = sums.mul(F32x16::load(keys.scale.as_ptr().add(row)));
-            }
-            sums.store(scores.as_mut_ptr().add(row));
-            passed |= u64::from(sums.not_less(F32x16::splat(query.threshold))) << row;
-        }
-    }
-    single::append(passed & live, keys.n, &scores, query.at, out);
-}
-
 /// Safe entries of the table's types.
 mod entry {
     use crate::select::Maxima;
-    use crate::short::{ShortKeys, ShortOne, ShortQueries};
-    use crate::single::Stored;
+    use crate::short::{ShortKeys, ShortQueries};
     use crate::tile::{Keys, Pass};
 
     crate::table::kernel_table!(@entries (enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
@@ -247,6 +175,5 @@ mod entry {
         select(keys: ShortKeys, live: u64, queries: ShortQueries, thresholds: &[f32], out: &mut Vec<Pass>)
             => super::select;
         maxima(keys: ShortKeys, queries: ShortQueries, out: Maxima) => super::maxima;
-        select_one(keys: Stored, live: u64, query: ShortOne, out: &mut Vec<Pass>) => super::select_one;
     );
 }

@@ -31,8 +31,6 @@ pub enum Precision {
     Bf16 {
         /// The norm of what the query loses.
         lost: f64,
-        /// Into how many numbers each of the query's is split.
-        parts: usize,
     },
     /// Codes of [`crate::codes`], keys and queries. What a key loses is given to [`QueryBound::at`].
     Codes {
@@ -55,10 +53,9 @@ pub fn reach(metric: Metric, key_norm: f64) -> f32 {
 const U: f64 = 1.0 / 256.0;
 
 /// How far a sum of products with a key of norm 1 can be off when the query loses a vector of norm `lost` and the sum is
-/// off by `sum`, relatively: |<x, q> - <x^, q^>| <= |x - x^| |q| + |x^| |q - q^|, and the first term is the key's own. The
-/// second part of a query that is split in two is smaller than U of it.
+/// off by `sum`, relatively: |<x, q> - <x^, q^>| <= |x - x^| |q| + |x^| |q - q^|, and the first term is the key's own.
 fn rounded(query_norm: f64, lost: f64, sum: f64) -> f64 {
-    ((1.0 + U) * lost + sum * (1.0 + 4.0 * U) * (query_norm + lost)) * ROOM
+    ((1.0 + U) * lost + sum * (1.0 + U) * (query_norm + lost)) * ROOM
 }
 
 /// What bounds computed here are widened by, for the roundings of their own arithmetic.
@@ -90,13 +87,12 @@ impl QueryBound {
             // A key that is taken rounded is longer by U at most.
             (Metric::Dot, Precision::Single) => (0.0, g(dim) * (1.0 + U) * query_norm * ROOM, tiny),
             (Metric::Cos, Precision::Single) => (0.0, any, g(dim + 4) * (1.0 + U) * ROOM),
-            (Metric::Dot, Precision::Bf16 { lost, parts }) => {
-                let tiny = parts as f64 * tiny;
-                let per_reach = rounded(query_norm, lost, g(2 * parts * dim)) + 2.0 * tiny;
+            (Metric::Dot, Precision::Bf16 { lost }) => {
+                let per_reach = rounded(query_norm, lost, g(2 * dim)) + 2.0 * tiny;
                 (0.0, per_reach, 4.0 * tiny + 2.0 * tiny * query_norm)
             }
-            (Metric::Cos, Precision::Bf16 { lost, parts }) => {
-                (0.0, any, rounded(1.0, lost, g(2 * parts * dim + 4)) + 4.0 * parts as f64 * tiny / SMALL)
+            (Metric::Cos, Precision::Bf16 { lost }) => {
+                (0.0, any, rounded(1.0, lost, g(2 * dim + 4)) + 4.0 * tiny / SMALL)
             }
             (Metric::L2, Precision::Single) => (g(dim + 3), any, tiny),
             (Metric::Dot, Precision::Codes { lost }) => {
@@ -131,6 +127,63 @@ impl QueryBound {
     }
 }
 
+/// The bounds of many queries, number by number: what is computed for each of them and each block is computed for several
+/// at once.
+#[derive(Clone, Debug, Default)]
+pub struct QueryBounds {
+    /// The same for all.
+    relative: f32,
+    per_reach: Vec<f32>,
+    per_lost: Vec<f32>,
+    constant: Vec<f32>,
+}
+
+impl QueryBounds {
+    /// Queries.
+    pub fn len(&self) -> usize {
+        self.constant.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.constant.is_empty()
+    }
+
+    /// [`QueryBound::at`] of one query.
+    pub fn at(&self, query: usize, reach: f32, lost: f32) -> Bound {
+        let absolute = self.per_reach[query] * reach + self.per_lost[query] * lost + self.constant[query];
+        Bound { relative: self.relative, absolute }
+    }
+
+    /// The absolute parts of the bounds of the queries from `first` on.
+    pub fn absolutes(&self, first: usize, reach: f32, lost: f32, out: &mut [f32]) {
+        let parts = self.per_reach[first..].iter().zip(&self.per_lost[first..]).zip(&self.constant[first..]);
+        for (out, ((per_reach, per_lost), constant)) in out.iter_mut().zip(parts) {
+            *out = per_reach * reach + per_lost * lost + constant;
+        }
+    }
+
+    /// The bound with an absolute part.
+    #[inline(always)]
+    pub fn with(&self, absolute: f32) -> Bound {
+        Bound { relative: self.relative, absolute }
+    }
+}
+
+impl FromIterator<QueryBound> for QueryBounds {
+    /// Of queries against the same keys in the same precision.
+    fn from_iter<I: IntoIterator<Item = QueryBound>>(bounds: I) -> QueryBounds {
+        let mut all = QueryBounds::default();
+        for QueryBound { relative, per_reach, per_lost, constant } in bounds {
+            all.relative = relative;
+            all.per_reach.push(per_reach);
+            all.per_lost.push(per_lost);
+            all.constant.push(constant);
+        }
+        all
+    }
+}
+
 /// |first-pass score s - exact score| <= `relative` |s| + `absolute`; a NaN promises nothing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bound {
@@ -153,6 +206,14 @@ impl Bound {
         if high.is_nan() { f32::INFINITY } else { high }
     }
 
+    /// Both.
+    #[inline(always)]
+    pub fn both(&self, score: f32) -> (f32, f32) {
+        let width = self.relative * score.abs() + self.absolute;
+        let (low, high) = (score - width, score + width);
+        if low.is_nan() || high.is_nan() { (self.lower(score), self.upper(score)) } else { (low, high) }
+    }
+
     /// A first-pass score below this has no exact score of `floor` or more. NaN, which nothing is below, where nothing
     /// can be said: s < floor - 2 r |floor| - a gives s + r |s| + a < floor for r < 1/4; a quarter more for roundings.
     #[inline(always)]
@@ -167,7 +228,7 @@ mod tests {
 
     #[test]
     fn nothing_below_the_threshold_can_reach_the_floor() {
-        let short = Precision::Bf16 { lost: 0.003, parts: 2 };
+        let short = Precision::Bf16 { lost: 0.003 };
         let single = [Metric::Dot, Metric::L2, Metric::Cos].map(|metric| (metric, Precision::Single));
         let codes = Precision::Codes { lost: 1e-4 };
         let rounded = [short, codes].map(|precision| [Metric::Dot, Metric::Cos].map(|metric| (metric, precision)));
@@ -195,8 +256,7 @@ mod tests {
             for metric in [Metric::Dot, Metric::L2, Metric::Cos] {
                 for bound in [
                     QueryBound::of(metric, 8, 2.0, Precision::Single).at(reach(metric, norm), 0.0),
-                    QueryBound::of(metric, 8, norm, Precision::Bf16 { lost: norm, parts: 1 })
-                        .at(reach(metric, 2.0), 0.0),
+                    QueryBound::of(metric, 8, norm, Precision::Bf16 { lost: norm }).at(reach(metric, 2.0), 0.0),
                     QueryBound::of(metric, 8, norm, Precision::Codes { lost: norm }).at(reach(metric, 2.0), 0.0),
                     QueryBound::of(metric, 8, 2.0, Precision::Codes { lost: 0.0 }).at(reach(metric, norm), 0.0),
                     QueryBound::of(metric, 8, 0.0, Precision::Single).at(reach(metric, norm), 0.0),

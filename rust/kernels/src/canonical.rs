@@ -20,47 +20,71 @@ fn fold(a: [f64; 8]) -> f64 {
     ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
 }
 
-/// Sum of `term(x_j, q_j)` in the canonical order; zeros that pad the last eight change nothing, since no term is -0
-/// where it could show: a sum that starts at +0 never becomes -0 by adding zeros.
+/// Sum of `term(x_j, q_j)` in the canonical order for each of some vectors; zeros that pad the last eight change nothing,
+/// since no term is -0 where it could show: a sum that starts at +0 never becomes -0 by adding zeros. Additions wait for
+/// those before them, so several vectors take little longer than one.
 #[inline(always)]
-fn sum(x: &[f32], q: &[f32], term: impl Fn(f64, f64) -> f64) -> f64 {
-    assert_eq!(x.len(), q.len());
-    let mut a = [0.0f64; 8];
-    let (xs, qs) = (x.chunks_exact(8), q.chunks_exact(8));
-    let (x_rest, q_rest) = (xs.remainder(), qs.remainder());
-    for (x, q) in xs.zip(qs) {
-        for i in 0..8 {
-            a[i] += term(f64::from(x[i]), f64::from(q[i]));
+fn sums<const N: usize>(x: [&[f32]; N], q: &[f32], term: impl Fn(f64, f64) -> f64) -> [f64; N] {
+    let mut a = [[0.0f64; 8]; N];
+    let whole = q.len() / 8 * 8;
+    for at in (0..whole).step_by(8) {
+        let q: [f32; 8] = std::array::from_fn(|i| q[at + i]);
+        for (a, x) in a.iter_mut().zip(x) {
+            for (i, &x) in x[at..at + 8].iter().enumerate() {
+                a[i] += term(f64::from(x), f64::from(q[i]));
+            }
         }
     }
-    for (i, (&x, &q)) in x_rest.iter().zip(q_rest).enumerate() {
-        a[i] += term(f64::from(x), f64::from(q));
+    for (a, x) in a.iter_mut().zip(x) {
+        for (i, (&x, &q)) in x[whole..].iter().zip(&q[whole..]).enumerate() {
+            a[i] += term(f64::from(x), f64::from(q));
+        }
     }
-    fold(a)
+    a.map(fold)
 }
 
 /// The canonical sum of squares of one vector.
 #[inline(always)]
 pub(crate) fn square_norm(x: &[f32]) -> f64 {
-    sum(x, x, |x, q| x * q)
+    sums([x], x, |x, q| x * q)[0]
 }
 
-/// The canonical score, rounded once to float32; there is no -0. `query_norm` is the square root of [`square_norm`] of q
-/// and is read by `Cos` alone.
+/// The canonical scores of keys that stand one after the other, rounded once to float32; there is no -0. `query_norm` is
+/// the square root of [`square_norm`] of q and is read by `Cos` alone.
 #[inline(always)]
-pub(crate) fn score(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f32 {
+pub(crate) fn scores(metric: Metric, keys: &[f32], q: &[f32], query_norm: f64, out: &mut [f32]) {
+    const TOGETHER: usize = 4;
+    assert_eq!(keys.len(), q.len() * out.len());
+    let mut keys = (0..out.len()).map(|at| &keys[at * q.len()..][..q.len()]);
+    let mut groups = out.chunks_exact_mut(TOGETHER);
+    for out in &mut groups {
+        let keys: [&[f32]; TOGETHER] = std::array::from_fn(|_| keys.next().unwrap_or(q));
+        out.copy_from_slice(&some(metric, keys, q, query_norm));
+    }
+    for (out, key) in groups.into_remainder().iter_mut().zip(keys) {
+        [*out] = some(metric, [key], q, query_norm);
+    }
+}
+
+/// The same of a few.
+#[inline(always)]
+fn some<const N: usize>(metric: Metric, keys: [&[f32]; N], q: &[f32], query_norm: f64) -> [f32; N] {
     let s = match metric {
-        Metric::Dot => sum(x, q, |x, q| x * q),
-        Metric::L2 => -sum(x, q, |x, q| {
+        Metric::Dot => sums(keys, q, |x, q| x * q),
+        Metric::L2 => sums(keys, q, |x, q| {
             let d = q - x;
             d * d
-        }),
+        })
+        .map(|s| -s),
         Metric::Cos => {
-            let norm = square_norm(x).sqrt();
-            // Whatever the other is, infinite too.
-            if norm == 0.0 || query_norm == 0.0 { 0.0 } else { sum(x, q, |x, q| x * q) / (norm * query_norm) }
+            let products = sums(keys, q, |x, q| x * q);
+            std::array::from_fn(|at| {
+                let norm = square_norm(keys[at]).sqrt();
+                // Whatever the other is, infinite too.
+                if norm == 0.0 || query_norm == 0.0 { 0.0 } else { products[at] / (norm * query_norm) }
+            })
         }
     };
     // Adding +0 turns -0 into +0 and changes nothing else.
-    s as f32 + 0.0
+    s.map(|s| s as f32 + 0.0)
 }

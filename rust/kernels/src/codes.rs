@@ -20,13 +20,13 @@ use crate::tile::Pass;
 pub const QUAD: usize = 4;
 
 /// Most rows of a block.
-const ROWS: usize = 64;
+pub(crate) const ROWS: usize = 64;
 
 /// The largest code of a key's number.
-const MOST: f32 = 127.0;
+pub(crate) const MOST: f32 = 127.0;
 
 /// What is added to a code where it is stored.
-const SHIFT: i32 = 128;
+pub(crate) const SHIFT: i32 = 128;
 
 /// The largest of a query's whole numbers: 127 times 128.
 const MOST_WEIGHT: f32 = 16256.0;
@@ -50,6 +50,8 @@ pub struct Codes<'a> {
     pub rows: usize,
     /// Rows.
     pub n: usize,
+    /// What the caller reads next, if known: see [`crate::Keys::next`]. Only what takes many queries looks there.
+    pub next: &'a [u8],
 }
 
 /// What a key is beside its codes.
@@ -116,23 +118,20 @@ pub struct Query {
     /// What the sum over [`EXACT`] numbers at a time is too large by, since codes are.
     offsets: Vec<i32>,
     factor: f32,
-    coarse: bool,
     /// The norm of what the query loses.
     pub lost: f64,
 }
 
 impl Query {
-    /// Of one query; of one that is not finite nothing is promised. `coarse`: in multiples of 128, as much as a byte
-    /// holds; it then loses about as much as a key does.
-    pub fn new(query: &[f32], coarse: bool) -> Query {
+    /// Of one query; of one that is not finite nothing is promised.
+    pub fn new(query: &[f32]) -> Query {
         let most = query.iter().fold(0.0f32, |most, x| most.max(x.abs()));
         let factor = most / MOST_WEIGHT;
         let factor = if factor.is_normal() { factor } else { 0.0 };
-        let step = if coarse { 128.0 } else { 1.0 };
         let mut weights = vec![[0; QUAD]; query.len().div_ceil(QUAD)];
         let mut square = 0.0;
         for (weight, &x) in weights.as_flattened_mut().iter_mut().zip(query) {
-            let whole = if factor == 0.0 { 0.0 } else { (x / factor / step).round() * step };
+            let whole = if factor == 0.0 { 0.0 } else { (x / factor).round() };
             *weight = whole.clamp(-MOST_WEIGHT, MOST_WEIGHT) as i16;
             square += (f64::from(x) - f64::from(factor) * f64::from(*weight)).powi(2);
         }
@@ -146,15 +145,9 @@ impl Query {
             offsets: weights.chunks(EXACT / QUAD).map(sum).collect(),
             weights,
             factor,
-            coarse,
             // Room for the roundings of the sum.
             lost: f64::sqrt(square) * (1.0 + 1e-9),
         }
-    }
-
-    /// Whether the second parts are 0.
-    pub(crate) fn is_coarse(&self) -> bool {
-        self.coarse
     }
 
     /// Four of the whole numbers.
@@ -179,9 +172,9 @@ impl Query {
 }
 
 impl Codes<'_> {
-    fn check(&self, query: &Query, quads: usize) {
+    /// That everything the kernels read for queries of so many quads is there.
+    pub(crate) fn check(&self, quads: usize) {
         assert!(self.n <= self.rows && matches!(self.rows, 16 | 32 | ROWS), "a block has room for 16, 32 or 64 rows");
-        assert!(query.weights.len() == quads && query.parts.len() == quads, "queries of one length");
         assert!(self.bytes.len() >= quads * QUAD * self.rows, "codes of whole rows");
         assert!(self.scale.len() >= self.rows, "one factor per row");
     }
@@ -216,89 +209,80 @@ pub(crate) unsafe fn select<L: Lanes, Q: Quads>(
     thresholds: &[f32],
     out: &mut Vec<Pass>,
 ) {
-    for at in 0..queries.len() {
+    for (at, (query, &threshold)) in queries.iter().zip(thresholds).enumerate() {
         // SAFETY: the caller's promise.
-        unsafe { together::<L, Q, 1>(keys, live, queries, thresholds, at, out) };
+        unsafe { select_one::<L, Q>(keys, live, query, at as u32, threshold, out) };
     }
 }
 
-/// The same for M of the queries from `first` on, which share the reading of codes.
+/// The same for one of the queries.
 ///
 /// # Safety
 /// The instructions of `L` and `Q` are enabled.
 #[inline(always)]
-pub(crate) unsafe fn together<L: Lanes, Q: Quads, const M: usize>(
+unsafe fn select_one<L: Lanes, Q: Quads>(
     keys: Codes,
     live: u64,
-    queries: &[Query],
-    thresholds: &[f32],
-    first: usize,
+    query: &Query,
+    at: u32,
+    threshold: f32,
     out: &mut Vec<Pass>,
 ) {
-    let (queries, thresholds) = (&queries[first..first + M], &thresholds[first..first + M]);
-    queries.iter().for_each(|query| keys.check(query, queries[0].weights.len()));
-    let mut scores = [[0.0; ROWS]; M];
-    let n = queries[0].weights.len();
+    let n = query.weights.len();
+    keys.check(n);
+    let mut scores = [0.0; ROWS];
     for (chunk, start) in (0..n).step_by(EXACT / QUAD).enumerate() {
-        let mut sums = [[0; ROWS]; M];
+        let mut sums = [0; ROWS];
         let mut row = 0;
         while row < keys.rows {
             let quads = start..n.min(start + EXACT / QUAD);
             // SAFETY: lengths were asserted: there are whole vectors of rows, and `sums` has room for as many.
             row += unsafe {
                 match (keys.rows - row) / Q::N {
-                    4.. => strip::<Q, 4, M>(&keys, row, queries, quads, &mut sums),
-                    2.. => strip::<Q, 2, M>(&keys, row, queries, quads, &mut sums),
-                    _ => strip::<Q, 1, M>(&keys, row, queries, quads, &mut sums),
+                    4.. => strip::<Q, 4>(&keys, row, query, quads, &mut sums),
+                    2.. => strip::<Q, 2>(&keys, row, query, quads, &mut sums),
+                    _ => strip::<Q, 1>(&keys, row, query, quads, &mut sums),
                 }
             };
         }
-        for ((scores, sums), query) in scores.iter_mut().zip(&sums).zip(queries) {
-            for (score, sum) in scores.iter_mut().zip(sums) {
-                *score += sum.wrapping_sub(query.offsets[chunk]) as f32;
-            }
+        for (score, sum) in scores.iter_mut().zip(sums) {
+            *score += sum.wrapping_sub(query.offsets[chunk]) as f32;
         }
     }
-    for (m, scores) in scores.iter_mut().enumerate() {
-        let mut passed = 0;
-        for row in (0..keys.rows).step_by(L::N) {
-            // SAFETY: there is a factor for each row that there is room for, and `scores` has room for more.
-            unsafe {
-                let score = L::load(scores.as_ptr().add(row)).mul(L::splat(queries[m].factor));
-                let score = score.mul(L::load(keys.scale.as_ptr().add(row)));
-                score.store(scores.as_mut_ptr().add(row));
-                passed |= u64::from(score.not_less(L::splat(thresholds[m]))) << row;
-            }
+    let mut passed = 0;
+    for row in (0..keys.rows).step_by(L::N) {
+        // SAFETY: there is a factor for each row that there is room for, and `scores` has room for more.
+        unsafe {
+            let score = L::load(scores.as_ptr().add(row)).mul(L::splat(query.factor));
+            let score = score.mul(L::load(keys.scale.as_ptr().add(row)));
+            score.store(scores.as_mut_ptr().add(row));
+            passed |= u64::from(score.not_less(L::splat(threshold))) << row;
         }
-        append(passed & live, keys.n, scores, (first + m) as u32, out);
     }
+    append(passed & live, keys.n, &scores, at, out);
 }
 
-/// Sums over some quads of G vectors of rows from `row` on, for M queries. Returns how many rows these are.
+/// Sums over some quads of G vectors of rows from `row` on. Returns how many rows these are.
 #[inline(always)]
-unsafe fn strip<Q: Quads, const G: usize, const M: usize>(
+unsafe fn strip<Q: Quads, const G: usize>(
     keys: &Codes,
     row: usize,
-    queries: &[Query],
+    query: &Query,
     quads: std::ops::Range<usize>,
-    out: &mut [[i32; ROWS]; M],
+    out: &mut [i32; ROWS],
 ) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sums = [[Q::zero(); G]; M];
+        let mut sums = [Q::zero(); G];
         for quad in quads {
             let codes = keys.bytes.as_ptr().add((quad * keys.rows + row) * QUAD);
-            for (sums, query) in sums.iter_mut().zip(queries) {
-                let weights = Q::weights(query, quad);
-                for (g, sums) in sums.iter_mut().enumerate() {
-                    *sums = Q::add(*sums, codes.add(g * Q::N * QUAD), weights);
-                }
+            let weights = Q::weights(query, quad);
+            for (g, sums) in sums.iter_mut().enumerate() {
+                *sums = Q::add(*sums, codes.add(g * Q::N * QUAD), weights);
             }
         }
-        for (sums, out) in sums.into_iter().zip(out) {
-            for (g, sums) in sums.into_iter().enumerate() {
-                Q::store(sums, out.as_mut_ptr().add(row + g * Q::N));
-            }
+        for (g, sums) in sums.into_iter().enumerate() {
+            Q::store(sums, out.as_mut_ptr().add(row + g * Q::N));
         }
     }
     G * Q::N

@@ -1,4 +1,5 @@
-//! A score that at least k of a panel's rows reach, for sixteen queries at once: where a search sets its first floor.
+//! A score that at least k of a panel's rows reach, for sixteen queries at once or for one: where a search sets its first
+//! floor.
 //!
 //! Bisection between the least and the greatest score: each step counts, and counting needs no branch. The answer is
 //! near the k-th largest score and never above it; which rows reach it does not matter yet.
@@ -10,6 +11,9 @@ use crate::tile::PANEL;
 
 /// Halvings of the range of scores: the answer is within a thousandth of it.
 const STEPS: usize = 10;
+
+/// The same for one query, which stops where k scores are told from the rest: a few that are far larger need more.
+const MORE_STEPS: usize = 24;
 
 /// Rows per step: sums of their own, so that no addition waits for the one before.
 const ROWS: usize = 4;
@@ -48,6 +52,55 @@ pub(crate) unsafe fn reached_by<L: Lanes>(panel: &[f32], k: usize, out: &mut [f3
             }
         }
     }
+}
+
+/// The same for the scores of one query, a multiple of [`PANEL`]; none of them is NaN.
+///
+/// # Safety
+/// The instructions of `L` are enabled.
+#[inline(always)]
+pub(crate) unsafe fn reached_by_one<L: Lanes>(scores: &[f32], k: usize) -> f32 {
+    assert!(scores.len().is_multiple_of(PANEL), "whole vectors");
+    let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
+    // SAFETY: whole vectors are read; the instructions are the caller's promise.
+    unsafe {
+        let (mut least, mut most) = (L::splat(low), L::splat(high));
+        for scores in scores.chunks_exact(L::N) {
+            let x = L::load(scores.as_ptr());
+            (least, most) = (x.min(least), x.max(most));
+        }
+        let mut ends = [[0.0; PANEL]; 2];
+        least.store(ends[0].as_mut_ptr());
+        most.store(ends[1].as_mut_ptr());
+        for (&least, &most) in ends[0].iter().zip(&ends[1]).take(L::N) {
+            (low, high) = (low.min(least), high.max(most));
+        }
+        for _ in 0..MORE_STEPS {
+            let middle = 0.5 * low + 0.5 * high;
+            let count = count_one::<L>(scores, middle);
+            if count >= k {
+                low = middle;
+            } else {
+                high = middle;
+            }
+            if count == k {
+                break;
+            }
+        }
+        // Infinite scores can lead the bisection astray, but not this count.
+        if count_one::<L>(scores, low) >= k { low } else { f32::NEG_INFINITY }
+    }
+}
+
+/// Scores of one query that are not less than `least`, NaN among them: none if that is NaN.
+#[inline(always)]
+unsafe fn count_one<L: Lanes>(scores: &[f32], least: f32) -> usize {
+    let mut count = 0;
+    for scores in scores.chunks_exact(L::N) {
+        // SAFETY: as for the caller; a whole vector is read.
+        count += unsafe { L::load(scores.as_ptr()).not_less(L::splat(least)) }.count_ones() as usize;
+    }
+    if least.is_nan() { 0 } else { count }
 }
 
 /// Rows that reach `least`, for the queries of one vector.

@@ -18,6 +18,9 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load_f16(p: *const u16) -> Self;
     /// `N` numbers of bfloat16, widened.
     unsafe fn load_bf16(p: *const u16) -> Self;
+    /// `2 N` numbers of bfloat16, widened: those with even and those with odd places, which takes no instruction that
+    /// crosses lanes.
+    unsafe fn load_bf16_pairs(p: *const u16) -> [Self; 2];
     unsafe fn store(self, p: *mut f32);
     /// `self + a * b`; whether the product is rounded first is the implementation's choice.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;

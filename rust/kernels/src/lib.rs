@@ -2,7 +2,7 @@
 //!
 //! No lane, id or policy is known here, and nothing is allocated but the list of passing scores and a query in whole
 //! numbers.
-//! Each operation is written once ([`tile`], [`select`], [`single`], [`codes`], `few`, `weigh`, [`softmax`],
+//! Each operation is written once ([`tile`], [`select`], [`single`], [`codes`], [`many`], `few`, `weigh`, [`softmax`],
 //! [`canonical`]) over the small [`lanes::Lanes`] trait, and instantiated once per instruction set by the [`table::kernel_table`] macro: one file per set holds its vectors and
 //! its table. `Kernels::best()` chooses at run time; tests walk `Isa::available()`, so no path can be fast and untested.
 //!
@@ -17,6 +17,7 @@ pub mod canonical;
 pub mod codes;
 pub mod convert;
 pub mod kth;
+pub mod many;
 pub mod prefetch;
 pub mod rounding;
 pub mod select;
@@ -38,6 +39,8 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
+#[cfg(target_arch = "x86_64")]
+mod coding;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 

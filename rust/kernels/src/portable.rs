@@ -42,6 +42,13 @@ impl Lanes for F32x8 {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16_pairs(p: *const u16) -> [Self; 2] {
+        // SAFETY: as for `load_f16`, of twice as many.
+        let pairs = unsafe { p.cast::<[[u16; 2]; 8]>().read_unaligned() };
+        [0, 1].map(|at| Self(pairs.map(|pair| f32::from_bits(u32::from(pair[at]) << 16))))
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: as for `load`.
         unsafe { p.cast::<[f32; 8]>().write_unaligned(self.0) }

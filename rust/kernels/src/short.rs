@@ -7,7 +7,6 @@
 use half::bf16;
 
 use crate::select::Maxima;
-use crate::single::{Format, Stored};
 use crate::tile::{Keys, PANEL, Pass};
 
 /// Numbers of one step: rows are padded with zeros to a multiple of it.
@@ -25,8 +24,6 @@ pub struct Short {
     pub select: fn(keys: ShortKeys, live: u64, queries: ShortQueries, thresholds: &[f32], out: &mut Vec<Pass>),
     /// [`crate::Kernels::maxima`] over such keys.
     pub maxima: fn(keys: ShortKeys, queries: ShortQueries, out: Maxima),
-    /// [`crate::Kernels::select_one`] over keys in bfloat16, by inner product.
-    pub select_one: fn(keys: Stored, live: u64, query: ShortOne, out: &mut Vec<Pass>),
 }
 
 /// At most 64 key rows in bfloat16.
@@ -53,18 +50,6 @@ pub struct ShortQueries<'a> {
     pub dim: usize,
     /// Queries.
     pub n: usize,
-}
-
-/// A query in two parts, and which of its scores are wanted: where one query meets keys, memory is what takes time, and a
-/// second product loses sixteen bits less of the query.
-#[derive(Clone, Copy)]
-pub struct ShortOne<'a> {
-    /// The parts as [`part`] leaves them, one after the other.
-    pub parts: &'a [u16],
-    /// Its number among the caller's queries.
-    pub at: u32,
-    /// Scores below are not wanted.
-    pub threshold: f32,
 }
 
 /// Numbers that a row of `dim` takes.
@@ -104,33 +89,6 @@ pub fn pack(panels: &[f32], dim: usize, out: &mut [u16], lost: &mut [f64]) {
                 }
             }
         }
-    }
-}
-
-/// Two numbers in bfloat16 for each of a query, whose sums are nearest to it, each part padded with zeros to [`padded`].
-/// Returns the square of what the query loses.
-pub fn part(query: &[f32], out: &mut [u16]) -> f64 {
-    let (first, second) = out.split_at_mut(padded(query.len()));
-    let mut lost = 0.0;
-    for ((&x, first), second) in query.iter().zip(first).zip(second) {
-        let high = bf16::from_f32(x);
-        let low = bf16::from_f32(x - high.to_f32());
-        (*first, *second) = (high.to_bits(), low.to_bits());
-        lost += (f64::from(x) - f64::from(high.to_f32()) - f64::from(low.to_f32())).powi(2);
-    }
-    lost
-}
-
-impl ShortOne<'_> {
-    /// That everything the kernels read is there.
-    pub(crate) fn check(&self, keys: &Stored) {
-        let row = self.parts.len() / 2;
-        assert!(row.is_multiple_of(NUMBERS), "a query's parts are padded to whole steps");
-        assert!(keys.n <= ROWS && row * size_of::<u16>() <= keys.stride, "a key row has at least the padded dimension");
-        assert!(keys.format == Format::Bf16, "keys are in bfloat16");
-        let rows = keys.n.next_multiple_of(PANEL);
-        assert!(keys.bytes.len() >= rows * keys.stride, "key rows must be readable in groups");
-        assert!(keys.scale.is_empty() || keys.scale.len() >= rows, "one scale per key row");
     }
 }
 

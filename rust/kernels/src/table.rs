@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use crate::canonical::Metric;
 use crate::codes::{Coded, Codes, Query};
 use crate::isa::{Isa, IsaError};
+use crate::many::Many;
 use crate::select::Maxima;
 use crate::short::Short;
 use crate::single::{One, Stored};
@@ -22,20 +23,25 @@ pub struct Kernels {
     pub select: fn(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>),
     /// The same for one query, over keys as they are stored: see [`crate::single`].
     pub select_one: fn(rule: Rule, keys: Stored, live: u64, query: One, out: &mut Vec<Pass>),
+    /// Better scores of what something coarser let pass: see [`crate::single`].
+    pub refine: fn(keys: Stored, queries: &[f32], padded: usize, passes: &mut [Pass]),
     /// The same for any number of queries, over keys in codes: see [`crate::codes`].
     pub select_codes: fn(keys: Codes, live: u64, queries: &[Query], thresholds: &[f32], out: &mut Vec<Pass>),
-    /// Whether that is twice as fast for coarse queries.
-    pub coarse: bool,
+    /// The same for many queries at once, where products of bytes are faster.
+    pub many: Option<Many>,
     /// A key times `unit` in codes: see [`crate::codes`].
     pub code: fn(key: &[f32], unit: f64, out: &mut [u8]) -> Coded,
     /// All first-pass scores of a block, stored at row `first` of panels of `rows` rows.
     pub scores: fn(rule: Rule, keys: Keys, queries: Queries, out: &mut [f32], rows: usize, first: usize),
     /// The same for `n` queries that stand one after the other, over keys as they are stored: each query has `rows` of `out`.
+    /// The same bits whatever the format, if it says the same numbers.
     pub scores_few: fn(rule: Rule, keys: Stored, queries: &[f32], n: usize, out: &mut [f32], rows: usize),
     /// The largest first-pass scores of groups of a block's rows.
     pub maxima: fn(rule: Rule, keys: Keys, queries: Queries, out: Maxima),
     /// A score that at least `k` rows of a panel `[n, 16]` reach, for each query: see [`crate::kth`].
     pub reached_by: fn(panel: &[f32], k: usize, out: &mut [f32; PANEL]),
+    /// A score that at least `k` of one query's reach.
+    pub reached_by_one: fn(scores: &[f32], k: usize) -> f32,
     /// Scores to logits, in place.
     pub logits: fn(scores: &mut [f32], logit: Logit),
     /// Logits to exponentials, with each query's maximum and sum.
@@ -54,8 +60,8 @@ pub struct Kernels {
     pub add_scaled: fn(weight: f32, row: &[f32], out: &mut [f32]),
     /// `out = keep * out + add * row`.
     pub blend: fn(keep: f32, out: &mut [f32], add: f32, row: &[f32]),
-    /// The canonical score of one key and one query: see [`crate::canonical`].
-    pub score: fn(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f32,
+    /// The canonical scores of keys that stand one after the other, for one query: see [`crate::canonical`].
+    pub score: fn(metric: Metric, keys: &[f32], q: &[f32], query_norm: f64, out: &mut [f32]),
     /// What a key loses when it is rounded to bfloat16: see [`crate::short`].
     pub lost: fn(x: &[f32]) -> f32,
     /// The canonical sum of squares.
@@ -74,12 +80,21 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &crate::avx512::TABLE,
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => &crate::vnni::TABLE,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => &crate::avx512bf16::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Amx => &crate::amx::TABLE,
             #[cfg(not(target_arch = "x86_64"))]
             _ => &crate::portable::TABLE,
         })
+    }
+
+    /// The canonical score of one key.
+    pub fn score_one(&self, metric: Metric, key: &[f32], q: &[f32], query_norm: f64) -> f32 {
+        let mut score = [0.0];
+        (self.score)(metric, key, q, query_norm, &mut score);
+        score[0]
     }
 
     /// The table that [`Isa::chosen`] names; decided at the first call.
@@ -107,13 +122,15 @@ macro_rules! kernel_table {
             short: None,
             select: entry::select,
             select_one: entry::select_one,
+            refine: entry::refine,
             select_codes: entry::select_codes,
-            coarse: false,
+            many: None,
             code: entry::code,
             scores: entry::scores,
             scores_few: entry::scores_few,
             maxima: entry::maxima,
             reached_by: entry::reached_by,
+            reached_by_one: entry::reached_by_one,
             logits: entry::logits,
             exponentials: entry::exponentials,
             exponentials_one: entry::exponentials_one,
@@ -144,6 +161,7 @@ macro_rules! kernel_table {
                 select(rule: Rule, keys: Keys, live: u64, queries: Queries, thresholds: &[f32], out: &mut Vec<Pass>)
                     => select::select::<L>;
                 select_one(rule: Rule, keys: Stored, live: u64, query: One, out: &mut Vec<Pass>) => single::select::<L>;
+                refine(keys: Stored, queries: &[f32], padded: usize, passes: &mut [Pass]) => single::refine::<L>;
                 select_codes(keys: Codes, live: u64, queries: &[Query], thresholds: &[f32], out: &mut Vec<Pass>)
                     => codes::select::<L, L>;
                 code(key: &[f32], unit: f64, out: &mut [u8]) -> Coded => codes::code;
@@ -153,6 +171,7 @@ macro_rules! kernel_table {
                     => few::scores::<L>;
                 maxima(rule: Rule, keys: Keys, queries: Queries, out: Maxima) => select::maxima::<L>;
                 reached_by(panel: &[f32], k: usize, out: &mut [f32; PANEL]) => kth::reached_by::<L>;
+                reached_by_one(scores: &[f32], k: usize) -> f32 => kth::reached_by_one::<L>;
                 logits(scores: &mut [f32], logit: Logit) => softmax::logits;
                 exponentials(panel: &mut [f32], max: &mut [f32; PANEL], sum: &mut [f32; PANEL])
                     => softmax::exponentials::<L>;
@@ -164,7 +183,8 @@ macro_rules! kernel_table {
                 dot(x: &[f32], y: &[f32]) -> f32 => softmax::dot;
                 add_scaled(weight: f32, row: &[f32], out: &mut [f32]) => softmax::add_scaled;
                 blend(keep: f32, out: &mut [f32], add: f32, row: &[f32]) => softmax::blend;
-                score(metric: Metric, x: &[f32], q: &[f32], query_norm: f64) -> f32 => canonical::score;
+                score(metric: Metric, keys: &[f32], q: &[f32], query_norm: f64, out: &mut [f32])
+                    => canonical::scores;
                 lost(x: &[f32]) -> f32 => short::lost;
                 square_norm(x: &[f32]) -> f64 => canonical::square_norm;
                 join(high: &[u16], low: &[u16], out: &mut [f32]) => convert::joined;

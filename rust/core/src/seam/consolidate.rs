@@ -89,7 +89,7 @@ impl WritePolicy for Consolidate {
         let rows = view.arrival.rows;
         let key = |token: &usize| decode(rows.key(schema, *token), schema.key);
         let arriving: Vec<_> = tokens.iter().map(key).collect();
-        let score = |x: &[f32], q: &[f32]| (view.kernels.score)(Metric::Dot, x, q, 0.0);
+        let score = |x: &[f32], q: &[f32]| view.kernels.score_one(Metric::Dot, x, q, 0.0);
         let (mut edits, mut runs) = (Vec::new(), Vec::new());
         let fates = fates(self.threshold, self.capacity, &entries, &arriving, score);
         for ((fate, token), arriving) in fates.into_iter().zip(tokens).zip(&arriving) {

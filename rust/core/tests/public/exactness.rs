@@ -114,6 +114,15 @@ fn search_is_exact_where_many_entries_crowd_at_the_last_place() {
 }
 
 #[test]
+fn search_of_many_queries_over_many_blocks_is_exact() {
+    for (seed, data) in (6..).zip(Data::ALL) {
+        for metric in METRICS {
+            Trial::new(seed, data, metric, [3000, 40, 67]).holds(&[1, 32, 200], |all| all, |_, _| true);
+        }
+    }
+}
+
+#[test]
 fn a_query_sees_ids_below_its_own_before() {
     let n = 150;
     for (seed, data) in (0..).zip(Data::ALL) {

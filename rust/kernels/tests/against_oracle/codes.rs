@@ -41,7 +41,7 @@ impl Coded {
     /// What passes of a query, alone and as the last of several that let nothing pass.
     fn select(&self, kernels: &Kernels, live: u64, query: &Query, threshold: f32) -> Vec<Pass> {
         let Coded { ref keys, ref bytes, ref scale, rows, .. } = *self;
-        let codes = Codes { bytes, scale, rows, n: keys.len() };
+        let codes = Codes { bytes, scale, rows, n: keys.len(), next: &[] };
         let [alone, last] = [1, 8].map(|n| {
             let mut passed = vec![Pass { score: 1.0, row: 2, query: 3 }];
             let mut thresholds = vec![f32::INFINITY; n + 1];
@@ -57,19 +57,7 @@ impl Coded {
 
     /// That every score is within its bound.
     fn check(&self, kernels: &Kernels, (metric, meaning): (Metric, oracle::Metric), live: u64, q: &[f32]) {
-        for coarse in [false, true] {
-            self.check_one(kernels, (metric, meaning), live, q, &coded(metric, q, coarse));
-        }
-    }
-
-    fn check_one(
-        &self,
-        kernels: &Kernels,
-        (metric, meaning): (Metric, oracle::Metric),
-        live: u64,
-        q: &[f32],
-        query: &Query,
-    ) {
+        let query = &coded(metric, q);
         let passed = self.select(kernels, live, query, f32::NEG_INFINITY);
         let rows: Vec<u32> = (0..self.keys.len() as u32).filter(|r| live >> r & 1 == 1).collect();
         assert_eq!(passed.iter().map(|pass| pass.row).collect::<Vec<_>>(), rows, "all that live, in order");
@@ -91,10 +79,10 @@ fn bits(passed: &[Pass]) -> Vec<(u32, u32)> {
 }
 
 /// A query as the kernels take it.
-fn coded(metric: Metric, q: &[f32], coarse: bool) -> Query {
+fn coded(metric: Metric, q: &[f32]) -> Query {
     let unit = unit(metric, q);
     let q: Vec<f32> = q.iter().map(|&x| if metric == Metric::Cos { (f64::from(x) * unit) as f32 } else { x }).collect();
-    Query::new(&q, coarse)
+    Query::new(&q)
 }
 
 fn for_every_query(check: impl Fn(&Kernels, &Coded, (Metric, oracle::Metric), u64, &[f32])) {
@@ -173,7 +161,7 @@ fn sums_of_the_longest_and_largest_keys_are_right() {
 fn what_is_below_the_threshold_does_not_pass_and_all_sets_agree() {
     let first = tables().next().unwrap();
     for_every_query(|kernels, block, (metric, _), seed, q| {
-        let query = coded(metric, q, seed % 2 == 0);
+        let query = coded(metric, q);
         let all = block.select(kernels, u64::MAX, &query, f32::NEG_INFINITY);
         assert_eq!(bits(&all), bits(&block.select(first, u64::MAX, &query, f32::NEG_INFINITY)), "{:?}", kernels.isa);
         let threshold = all[seed as usize % all.len()].score;

@@ -9,11 +9,10 @@ use crate::single::{Kept, for_every_query, padded};
 #[test]
 fn all_scores_are_those_that_pass_any_threshold() {
     for_every_query(|kernels, kept, (_, _, rule), _, q| {
-        if kept.short.is_some() {
-            return;
-        }
-        let (q, n) = (padded(q, rule), kept.keys.len());
-        let want = kept.select(kernels, rule, u64::MAX, &q, f32::NEG_INFINITY);
+        let (q, n) = (padded(q, rule, Format::F32), kept.keys.len());
+        // Those of the same numbers in float32.
+        let wide = kept.widened();
+        let want = wide.select(kernels, rule, u64::MAX, &q, f32::NEG_INFINITY);
         let want: Vec<u32> = want.iter().map(|pass| pass.score.to_bits()).collect();
         // The query among others, whatever the group that it falls into.
         for (queries, at) in [(1, 0), (2, 1), (3, 2), (5, 1), (7, 5)] {
@@ -40,7 +39,7 @@ fn weighed_values_are_added_in_any_format() {
             let (queries, rows, stride) = (1 + seed as usize % 7, n + 2, dim.next_multiple_of(PANEL));
             let weights: Vec<f32> = (0..queries * rows).map(|_| random.unit()).collect();
             for format in [Format::F32, Format::F16, Format::Bf16] {
-                let kept = Kept::new(&block, (format, None), dim);
+                let kept = Kept::new(&block, format, dim);
                 let before: Vec<f32> = (0..queries * stride).map(|_| random.unit()).collect();
                 let mut out = before.clone();
                 (kernels.weigh_few)(&weights, rows, kept.stored(), queries, &mut out);
@@ -95,7 +94,7 @@ fn widened_vectors_are_the_stored_ones_and_zeros_behind_them() {
         awkward(|seed, kind, n, _, dim| {
             let block = Block::new(seed, kind, n, 1, dim, Rule::Dot);
             for format in [Format::F32, Format::F16, Format::Bf16] {
-                let (kept, stride) = (Kept::new(&block, (format, None), dim), dim.next_multiple_of(PANEL));
+                let (kept, stride) = (Kept::new(&block, format, dim), dim.next_multiple_of(PANEL));
                 let mut out = vec![f32::NAN; (n + 1) * stride];
                 (kernels.widen)(kept.stored(), &mut out, stride);
                 for (key, row) in kept.keys.iter().zip(out.chunks_exact(stride)) {

@@ -10,6 +10,7 @@ use mnemex_oracle as oracle;
 mod block;
 mod codes;
 mod few;
+mod many;
 mod short;
 mod single;
 
@@ -24,7 +25,7 @@ fn canonical_scores_are_the_oracles_bits() {
                 for q in &block.queries {
                     let size = (kernels.square_norm)(q).sqrt();
                     for x in &block.keys {
-                        let (got, want) = ((kernels.score)(metric, x, q, size), oracle::score(meaning, x, q));
+                        let (got, want) = (kernels.score_one(metric, x, q, size), oracle::score(meaning, x, q));
                         assert_eq!(got.to_bits(), want.to_bits(), "{:?} {metric:?} dim {dim}", kernels.isa);
                     }
                 }
@@ -190,6 +191,14 @@ fn at_least_k_rows_reach_the_answer_and_hardly_more() {
                         let column: Vec<f32> = panel.iter().skip(i).step_by(PANEL).copied().collect();
                         let reached = column.iter().filter(|&&s| s >= out[i]).count();
                         assert!(if k > n { out[i] == f32::NEG_INFINITY } else { reached >= k });
+                        let mut of_one = column.clone();
+                        of_one.resize(n.next_multiple_of(PANEL), column.iter().copied().fold(f32::MAX, f32::min));
+                        let one = (kernels.reached_by_one)(&of_one, k);
+                        let reached = of_one.iter().filter(|&&s| s >= one).count();
+                        assert!(if k > of_one.len() { one == f32::NEG_INFINITY } else { reached >= k });
+                        if kind == 0 && k <= n && n.is_multiple_of(PANEL) {
+                            assert_eq!(reached, k, "{:?}: of {n}, none of which are equal", kernels.isa);
+                        }
                         if kind == 0 && k <= n {
                             let range = column.iter().copied().fold(f32::MIN, f32::max)
                                 - column.iter().copied().fold(f32::MAX, f32::min);

@@ -89,7 +89,7 @@ fn short_scores_are_within_the_proven_bound() {
         let (n, room) = (block.keys.len(), block.keys.len() + 3);
         let out = scores(short, rounded.keys(block), rounded.queries(block, dim), room, 2);
         for (t, q) in block.queries.iter().enumerate() {
-            let precision = Precision::Bf16 { lost: rounded.lost[t].sqrt(), parts: 1 };
+            let precision = Precision::Bf16 { lost: rounded.lost[t].sqrt() };
             for (r, x) in block.keys.iter().enumerate() {
                 let bound =
                     QueryBound::of(metric, dim, norm(q), precision).at(reach(metric, norm(x)), rounded.keys_lost);
