@@ -46,9 +46,12 @@ KINDS = {
 
 
 def same(plain: mx.Bank | mx.Snapshot, coded: mx.Bank | mx.Snapshot, queries: np.ndarray, k: int) -> None:
-    want, got = plain.search(queries, k), coded.search(queries, k)
-    np.testing.assert_array_equal(got.ids, want.ids)
-    np.testing.assert_array_equal(got.scores.view(np.int32), want.scores.view(np.int32))
+    # A few queries at a time meet keys as they are stored; many may meet them in bytes, copy or not.
+    parts = [plain.search(part, k) for part in np.array_split(queries, -(-queries.shape[2] // 8), axis=2)]
+    ids, scores = (np.concatenate([getattr(hits, name) for hits in parts], axis=2) for name in ("ids", "scores"))
+    for got in (plain.search(queries, k), coded.search(queries, k)):
+        np.testing.assert_array_equal(got.ids, ids)
+        np.testing.assert_array_equal(got.scores.view(np.int32), scores.view(np.int32))
 
 
 @given(
@@ -58,7 +61,7 @@ def same(plain: mx.Bank | mx.Snapshot, coded: mx.Bank | mx.Snapshot, queries: np
     codec=st.sampled_from(["f32", "f16", "bf16"]),
     dim=st.one_of(st.integers(1, 200), st.just(1500)),
     n=st.integers(1, 700),
-    queries=st.integers(1, 20),
+    queries=st.one_of(st.integers(1, 20), st.integers(32, 80)),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_answers_are_those_of_the_keys_through_a_banks_life(

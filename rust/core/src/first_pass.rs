@@ -24,6 +24,10 @@ pub(crate) const GROUP: usize = 4 * PANEL;
 /// So many times k groups of rows are looked at where first floors are set.
 const MORE_GROUPS: usize = 4;
 
+/// Codes say too little of keys where more than k groups and this share of all may hold one of the best k, in the mean over
+/// queries. Of normal numbers it is less than twice k of eight times k.
+const LOOSE_GROUPS: (usize, usize) = (3, 8);
+
 /// How row scores come from keys and queries.
 pub(crate) fn rule(metric: Metric) -> Rule {
     match metric {
@@ -251,6 +255,8 @@ impl<'s> FirstPass<'s> {
             (Form::Singles(queries), Loaded::Stored(keys)) => {
                 let queries = queries.chunks_exact(queries.len() / self.bounds.len());
                 for (at, (numbers, &threshold)) in queries.zip(thresholds).enumerate() {
+                    // What comes next need be asked for once.
+                    let keys = Stored { next: if at == 0 { keys.next } else { &[] }, ..keys };
                     let query = One { numbers, at: at as u32, threshold };
                     (self.kernels.select_one)(rule, keys, live, query, out);
                 }
@@ -288,9 +294,15 @@ impl<'s> FirstPass<'s> {
                 let (Loaded::Coded(keys) | Loaded::Fresh(keys, ..)) = keys else { return Ok(None) };
                 (many.maxima)(keys, queries.all(), &mut maxima[at / together * many::GROUPS..], stride);
             }
-            let of_each = maxima.chunks_exact(stride).map(|of_one| &of_one[..groups]);
-            scores.extend(of_each.map(|of_one| (self.kernels.reached_by_one)(of_one, k)));
-            return Ok(Some(Reached { scores, reach, lost }));
+            let (mut over, most) = (0, n * (k + groups * LOOSE_GROUPS.0 / LOOSE_GROUPS.1));
+            for (query, of_one) in maxima.chunks_exact(stride).map(|of_one| &of_one[..groups]).enumerate() {
+                let score = (self.kernels.reached_by_one)(of_one, k);
+                let bound = self.bounds.at(query, reach, lost);
+                let threshold = bound.threshold(bound.lower(score));
+                over += of_one.iter().map(|&score| usize::from(score >= threshold)).sum::<usize>();
+                scores.push(score);
+            }
+            return Ok(Some(Reached { scores, reach, lost, is_loose: over > most }));
         }
         let enough = |&per: &usize| blocks.iter().map(|block| block.len() / per).sum::<usize>() >= MORE_GROUPS * k;
         let Some(per) = [16, 4, 1].into_iter().find(enough) else { return Ok(None) };
@@ -321,7 +333,7 @@ impl<'s> FirstPass<'s> {
             scores.extend(reached);
         }
         scores.truncate(n);
-        Ok(Some(Reached { scores, reach, lost }))
+        Ok(Some(Reached { scores, reach, lost, is_loose: false }))
     }
 
     fn floats(&self, first: usize) -> Panels<'_> {
@@ -345,4 +357,6 @@ pub(crate) struct Reached {
     pub(crate) scores: Vec<f32>,
     pub(crate) reach: f32,
     pub(crate) lost: f32,
+    /// Whether these scores say too little to be worth reading: far more groups than k can have one of the best k.
+    pub(crate) is_loose: bool,
 }

@@ -88,11 +88,11 @@ impl Form {
             return Ok(if has_copy {
                 Form::Many(many, queries)
             } else {
-                Form::Fresh(many, queries, arranged(packed, stored, dim))
+                Form::Fresh(many, queries, arranged(&singles, stored, dim))
             });
         }
         if n <= few(kernels, schema) {
-            return Ok(Form::Singles(arranged(packed, stored, dim)));
+            return Ok(Form::Singles(arranged(&singles(packed, dim), stored, dim)));
         }
         let Some(short) = short else { return Ok(Form::Panels) };
         let mut queries = Plane::zeroed(n.next_multiple_of(PANEL) * short::padded(dim) * size_of::<u16>())?;
@@ -124,8 +124,7 @@ pub(crate) fn singles(packed: &Packed, dim: usize) -> Vec<f32> {
 }
 
 /// The same as they meet keys that are stored in a format.
-fn arranged(packed: &Packed, format: Format, dim: usize) -> Vec<f32> {
-    let singles = singles(packed, dim);
+fn arranged(singles: &[f32], format: Format, dim: usize) -> Vec<f32> {
     let singles = singles.chunks_exact(dim.next_multiple_of(PANEL));
     let len = single::arranged_len(format, dim);
     let mut arranged = vec![0.0; singles.len() * len];

@@ -231,10 +231,12 @@ impl<'s> Scan<'s> {
         // The newest first: neighbours in time are alike, so an early look at them raises the floors that keep the rest out;
         // and those that set the first floors, which are better known when the blocks are scanned. Then in the order of
         // addresses, which memory is read fastest in.
-        let newest = refs.end - refs.len().min(NEWEST_BLOCKS.max(sampled));
-        let mut order = (newest..refs.end).rev().chain(refs.start..newest).peekable();
+        let newest = refs.end - refs.len().min(NEWEST_BLOCKS);
+        let sampled = newest.min(refs.end - sampled);
+        let order = (newest..refs.end).rev().chain(sampled..newest).chain(refs.start..sampled);
+        let mut order = order.peekable();
         while let Some(at) = order.next() {
-            if at == refs.start && sampled > 0 {
+            if at == refs.start && sampled < newest {
                 self.raise_floors();
             }
             // A block takes few queries less time than to look at the clock.
@@ -258,7 +260,6 @@ impl<'s> Scan<'s> {
                 self.thresholds(first, &block, &mut thresholds, &mut absolutes);
                 self.pass.select(&keys, live, first, &thresholds, &mut passes);
                 keys.then(&[]);
-                self.passed += passes.len();
                 self.take(first, &block, &absolutes, &mut passes);
             }
             if self.pass.reads_codes() {
@@ -296,8 +297,7 @@ impl<'s> Scan<'s> {
     }
 
     /// Sets the first floors from the newest blocks that all queries see whole: without, the first blocks would pass
-    /// whole.
-    /// Returns about how many.
+    /// whole. Returns how many they are.
     fn sample(&mut self, refs: std::ops::Range<usize>, scratch: &mut Scratch) -> Result<usize> {
         if self.pass.is_few() {
             // A reservoir of its own gets there sooner.
@@ -305,9 +305,17 @@ impl<'s> Scan<'s> {
         }
         let first_seen = self.pass.packed.before.iter().copied().min().unwrap_or(0);
         let whole = |seen: &&Visible| seen.r.id_hi() <= first_seen && seen.rows == first_rows(seen.r.block.len());
-        let n = (refs.len() / SAMPLE_SHARE).clamp(*SAMPLE_BLOCKS.start(), *SAMPLE_BLOCKS.end());
+        let n = (refs.len() / SAMPLE_SHARE).clamp(*SAMPLE_BLOCKS.start(), *SAMPLE_BLOCKS.end()).min(refs.len() / 2);
         let newest = self.unit.refs[refs].iter().rev().take(2 * n);
         let blocks: Vec<&Block> = newest.filter(whole).take(n).map(|seen| &*seen.r.block).collect();
+        // A few tell whether codes are worth reading.
+        if self.pass.reads_codes()
+            && let some = &blocks[..blocks.len().min(*SAMPLE_BLOCKS.start())]
+            && let Some(reached) = self.pass.reached(some, self.k, scratch)?
+            && reached.is_loose
+        {
+            self.read_keys()?;
+        }
         let Some(reached) = self.pass.reached(&blocks, self.k, scratch)? else { return Ok(0) };
         for (query, &score) in reached.scores.iter().enumerate() {
             let floor = self.pass.bound_of_reached(query, &reached).lower(score);
@@ -348,8 +356,10 @@ impl<'s> Scan<'s> {
         for pass in passes.drain(..) {
             let (query, slot) = (first + pass.query as usize, pass.row as usize);
             let (lower, upper) = self.pass.bound(absolutes[pass.query as usize]).both(pass.score);
+            // Of a query of which nothing can be said everything passes, whatever the form.
+            self.passed += usize::from(upper < f32::INFINITY);
             let hidden = !block.by_all && r.id(slot) >= self.pass.packed.before[query];
-            if upper < self.floors[query] || hidden || self.blank.contains(&query) {
+            if upper < self.floors[query] || hidden || (!self.blank.is_empty() && self.pass.packed.bad[query]) {
                 continue;
             }
             let reservoir = &mut reservoirs[query];

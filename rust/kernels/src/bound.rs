@@ -6,7 +6,8 @@
 //! In bfloat16 ([`Precision::Bf16`]) the factors are rounded first, and what is below the least normal number, factor,
 //! product or sum, may become 0: 2^-126 each. In codes ([`Precision::Codes`]) x = x^ + e and q = q^ + f with whole numbers
 //! times a factor each, x^ and q^, so |<x, q> - <x^, q^>| <= |e| |q| + |x^| |f|, and |x^| <= |x| + |e|; <x^, q^> is a sum of
-//! whole numbers, exact over a thousand dimensions at a time, then rounded, added and multiplied by both factors.
+//! whole numbers, exact over a thousand dimensions at a time ([`crate::codes`]) or over all ([`crate::many`]), then rounded,
+//! added and multiplied by both factors.
 //! `MARGIN` further roundings are granted to the float32 arithmetic of this file and to float64's own rounding.
 
 use crate::canonical::Metric;
@@ -32,7 +33,7 @@ pub enum Precision {
         /// The norm of what the query loses.
         lost: f64,
     },
-    /// Codes of [`crate::codes`], keys and queries. What a key loses is given to [`QueryBound::at`].
+    /// Codes of [`crate::codes`] or [`crate::many`], keys and queries. What a key loses is given to [`QueryBound::at`].
     Codes {
         /// The norm of what the query loses.
         lost: f64,
@@ -96,7 +97,8 @@ impl QueryBound {
             }
             (Metric::L2, Precision::Single) => (g(dim + 3), any, tiny),
             (Metric::Dot, Precision::Codes { lost }) => {
-                // The first product may be flushed before the key's factor, no more than its norm, multiplies it.
+                // The first product may be flushed before the key's factor, no more than its norm, multiplies it; or the
+                // last, where that factor comes first: with a whole number it makes a normal one.
                 (0.0, (lost + g(steps) * (query_norm + lost)) * ROOM + any, 2.0 * any)
             }
             (Metric::Cos, Precision::Codes { lost }) => {

@@ -117,7 +117,8 @@ unsafe fn code_rows<const FORMAT: u8>(
         let mut root = _mm512_fmadd_ps(root, _mm512_set1_ps(1.001), _mm512_set1_ps(tiny));
         let mut scale = scale;
         if !keys.scale.is_empty() {
-            // As a share of the key's norm, of which one over it is rounded, and so is the product.
+            // As a share of the key's norm, of which one over it is rounded, and so is the product: twice 2^-24 of a key
+            // of codes that is longer than the key by half at most.
             let unit = _mm512_loadu_ps(keys.scale.as_ptr().add(row));
             scale = _mm512_mul_ps(scale, unit);
             root = _mm512_fmadd_ps(root, unit, _mm512_set1_ps(1.0 / (1 << 22) as f32));

@@ -93,6 +93,9 @@ pub(crate) unsafe fn reached_by_one<L: Lanes>(scores: &[f32], k: usize) -> f32 {
 }
 
 /// Scores of one query that are not less than `least`, NaN among them: none if that is NaN.
+///
+/// # Safety
+/// As for [`reached_by_one`].
 #[inline(always)]
 unsafe fn count_one<L: Lanes>(scores: &[f32], least: f32) -> usize {
     let mut count = 0;

@@ -8,7 +8,7 @@
 //! broadcast.
 
 use crate::codes::{Codes, MOST, QUAD, ROWS, SHIFT, padded};
-use crate::single::Stored;
+use crate::single::{Format, Stored};
 use crate::tile::Pass;
 
 /// The kernels of such a pass.
@@ -115,7 +115,8 @@ impl Bytes<'_> {
 impl Room<'_> {
     /// That everything the kernels write has a place.
     pub(crate) fn check(&self, keys: &Stored, dim: usize) {
-        assert!(dim * size_of::<u16>() <= keys.stride && keys.n <= ROWS, "a block is at most 64 rows of the dimension");
+        assert!(dim.div_ceil(32) * 64 <= keys.stride, "rows are padded to whole vectors");
+        assert!(keys.n <= ROWS && keys.format != Format::F32, "at most 64 rows in half precision");
         assert!(keys.bytes.len() >= keys.n.next_multiple_of(16) * keys.stride, "key rows must be readable in groups");
         assert!(keys.scale.is_empty() || keys.scale.len() >= keys.n.next_multiple_of(16), "one scale per key row");
         assert!(self.bytes.len() >= padded(dim) * ROWS, "room for 64 rows of codes");

@@ -107,7 +107,7 @@ unsafe fn select_of<const V: usize>(
         at += unsafe {
             match n - at {
                 6 | 9.. => select_tile::<6, V>(keys, live, queries, width, at, thresholds, out),
-                4 | 7.. => select_tile::<4, V>(keys, live, queries, width, at, thresholds, out),
+                4 | 5 | 7.. => select_tile::<4, V>(keys, live, queries, width, at, thresholds, out),
                 2.. => select_tile::<2, V>(keys, live, queries, width, at, thresholds, out),
                 _ => select_tile::<1, V>(keys, live, queries, width, at, thresholds, out),
             }
@@ -136,7 +136,8 @@ unsafe fn select_tile<const R: usize, const V: usize>(
         let mut hits = 0u32;
         for r in 0..R {
             let factor = _mm512_set1_ps(*queries.factors.get_unchecked(at + r));
-            // The larger operand comes second: what stands behind the last key may be no number.
+            // `max` answers its second operand where either is NaN. What stands behind the last key may be; a live score
+            // is not where a threshold is finite, since then all factors are, and without one everything passes.
             let mut most = _mm512_set1_ps(f32::NEG_INFINITY);
             for v in 0..V {
                 let score = _mm512_mul_ps(scores[r][v], factor);
@@ -235,34 +236,17 @@ unsafe fn tile<const R: usize, const V: usize>(
 #[inline(always)]
 unsafe fn maxima(keys: Codes, queries: Bytes, out: &mut [f32], stride: usize) {
     let (width, n) = (queries.check(&keys), queries.factors.len());
-    assert!(keys.n == keys.rows && stride >= GROUPS, "groups of a full block");
+    assert!(keys.n == ROWS && stride >= GROUPS, "groups of a full block");
     assert!(n == 0 || out.len() >= (n - 1) * stride + GROUPS, "room for the groups of each query");
-    // SAFETY: lengths were checked; the rest is the caller's promise.
-    unsafe {
-        match keys.rows / LANES {
-            4 => maxima_of::<4>(&keys, &queries, width, out, stride),
-            2 => maxima_of::<2>(&keys, &queries, width, out, stride),
-            _ => maxima_of::<1>(&keys, &queries, width, out, stride),
-        }
-    }
-}
-
-/// For blocks with room for V vectors of keys.
-///
-/// # Safety
-/// As for [`maxima`], which checked the lengths.
-#[inline(always)]
-unsafe fn maxima_of<const V: usize>(keys: &Codes, queries: &Bytes, width: usize, out: &mut [f32], stride: usize) {
-    let n = queries.factors.len();
     let mut at = 0;
     while at < n {
-        // SAFETY: as many queries are left as each arm takes.
+        // SAFETY: lengths were checked, and as many queries are left as each arm takes.
         at += unsafe {
             match n - at {
-                6 | 9.. => maxima_tile::<6, V>(keys, queries, width, at, out, stride),
-                4 | 7.. => maxima_tile::<4, V>(keys, queries, width, at, out, stride),
-                2.. => maxima_tile::<2, V>(keys, queries, width, at, out, stride),
-                _ => maxima_tile::<1, V>(keys, queries, width, at, out, stride),
+                6 | 9.. => maxima_tile::<6>(&keys, &queries, width, at, out, stride),
+                4 | 5 | 7.. => maxima_tile::<4>(&keys, &queries, width, at, out, stride),
+                2.. => maxima_tile::<2>(&keys, &queries, width, at, out, stride),
+                _ => maxima_tile::<1>(&keys, &queries, width, at, out, stride),
             }
         };
     }
@@ -271,9 +255,9 @@ unsafe fn maxima_of<const V: usize>(keys: &Codes, queries: &Bytes, width: usize,
 /// R queries from `at` on. Returns R.
 ///
 /// # Safety
-/// As for [`maxima_of`]; there are as many queries.
+/// As for [`maxima`], which checked the lengths; there are as many queries.
 #[inline(always)]
-unsafe fn maxima_tile<const R: usize, const V: usize>(
+unsafe fn maxima_tile<const R: usize>(
     keys: &Codes,
     queries: &Bytes,
     width: usize,
@@ -283,10 +267,10 @@ unsafe fn maxima_tile<const R: usize, const V: usize>(
 ) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
-        let scores = tile::<R, V>(keys, queries, width, at);
+        let scores = tile::<R, { ROWS / LANES }>(keys, queries, width, at);
         for r in 0..R {
             let mut most = scores[r][0];
-            for v in 1..V {
+            for v in 1..ROWS / LANES {
                 most = _mm512_max_ps(most, scores[r][v]);
             }
             let most = _mm512_mul_ps(most, _mm512_set1_ps(*queries.factors.get_unchecked(at + r)));

@@ -32,7 +32,12 @@ impl Trial {
             codec: if data == Data::HugeAndTiny && codec == Codec::F16 { Codec::Bf16 } else { codec },
             keys: data.array(&mut random, [1, 1, n, dim]),
             queries: data.array(&mut random, [1, 1, n_queries, dim]),
-            deleted: (0..random.below(4) * n / 8).map(|_| random.below(n) as i64).collect(),
+            // Here and there, or in a row, so that whole blocks stay.
+            deleted: match random.below(4) {
+                0 => Vec::new(),
+                1 => (n / 3..n / 2).map(|id| id as i64).collect(),
+                some => (0..some * n / 8).map(|_| random.below(n) as i64).collect(),
+            },
         }
     }
 

@@ -160,10 +160,10 @@ fn scores_that_float32_sums_cannot_hold_are_the_canonical_ones() {
 #[test]
 fn scores_that_are_not_numbers_are_passed_over() {
     let mut random = Random::new(3);
-    for (metric, _) in METRICS {
+    for ((metric, _), n) in METRICS.into_iter().flat_map(|metric| [20, 70].map(|n| (metric, n))) {
         let mut keys = Data::Gaussian.array(&mut random, [1, 1, N, DIM]);
         let values = Data::Gaussian.array(&mut random, [1, 1, N, VALUE_DIM]);
-        let mut queries = Data::Gaussian.array(&mut random, [1, 1, 20, DIM]);
+        let mut queries = Data::Gaussian.array(&mut random, [1, 1, n, DIM]);
         queries[[0, 0, 4, 2]] = f32::NAN;
         for t in (0..N).step_by(11) {
             keys[[0, 0, t, t % DIM]] = f32::NAN;
