@@ -96,15 +96,16 @@ class Measured:
 def contenders(case: Case, *, only: str, settings: bool, blas_core: str | None) -> list[tuple[Engine, Setting]]:
     """Engines for a case, ours first, each with every setting worth trying; `only` is a part of the peers' names.
 
-    `blas_core` is another processor that faiss's OpenBLAS should take this one for.
+    `blas_core` is another processor that faiss's OpenBLAS should take this one for, where it is not held to less.
     """
     chosen = [engine for engine in ENGINES if engine.takes(case) and (engine.ours or only in engine.name)]
     pairs = []
     for engine in chosen:
         held = INSTALLED if case.isa is None else HELD[case.isa]
         tried = [setting & held for setting in (engine.settings if settings else (INSTALLED,))]
-        if settings and engine.blas and blas_core not in (None, held.variables.get("OPENBLAS_CORETYPE")):
-            tried.append(tried[-1] & blas(blas_core))
+        core = None if case.isa == "avx2" else blas_core
+        if settings and engine.blas and core not in (None, held.variables.get("OPENBLAS_CORETYPE")):
+            tried.append(tried[-1] & blas(core))
         pairs += [(engine, setting) for setting in tried]
     return pairs
 

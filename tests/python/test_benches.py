@@ -362,3 +362,15 @@ def test_the_quick_run_measures_every_task_and_writes_lines_and_page(tmp_path: P
     peers = {line["engine"] for line in lines if line["metric"] == "ratio"}
     assert "numpy argpartition" in peers
     assert "## mnemex beside the best peer" in (tmp_path / "benchmarks.md").read_text()
+
+
+def test_who_is_held_to_avx2_is_not_told_of_wider_processors():
+    from benches import measure
+    from benches.cases import Case
+
+    case = Case(task="search", entries=64, dim=8, queries=4, k=2, isa="avx2")
+    tried = measure.contenders(case, only="", settings=True, blas_core="SKYLAKEX")
+    cores = {setting.variables["OPENBLAS_CORETYPE"] for _, setting in tried}
+    assert cores == {"HASWELL"}
+    free = measure.contenders(dataclasses.replace(case, isa=None), only="", settings=True, blas_core="SKYLAKEX")
+    assert any(setting.variables.get("OPENBLAS_CORETYPE") == "SKYLAKEX" for _, setting in free)

@@ -168,7 +168,7 @@ unsafe fn join<const FORMAT: u8>([a, b]: [__m512i; 2]) -> __m256i {
     }
 }
 
-/// Puts sixteen rows of codes where [`Codes::bytes`] has them: squares of sixteen rows of sixteen quads are turned.
+/// Puts sixteen rows of codes where [`crate::codes::Codes::bytes`] has them: squares of sixteen rows of sixteen quads are turned.
 ///
 /// # Safety
 /// AVX-512 is enabled; lengths are as [`Room`] asserts.
