@@ -1,8 +1,8 @@
 //! A first pass in eight bits each number for many queries, for processors that multiply bytes several times faster than
 //! float32 (AVX-512 VNNI does: 4 times on the Intel processors measured, 4 on Zen 4, where bfloat16 gives 2).
 //!
-//! Keys are in the codes of [`crate::codes`]: those of the bank's copy, or made of a block as it is met, which costs about
-//! as much as sixty queries' products with it and is worth it from some thirty on. Queries are rounded to bytes too, so each
+//! Keys are in the codes of [`crate::codes`]: those of the bank's copy, or made of a block as it is met, which takes about
+//! as long as thirty to forty queries' products with it and is worth it from some thirty on. Queries are rounded to bytes too, so each
 //! side loses about as much; [`crate::bound::Precision::Codes`] says how much that can be, and who might pass is rescored
 //! like everybody. Lanes are keys: what passes of a query's scores of a block is one mask, and factors of keys need no
 //! broadcast.

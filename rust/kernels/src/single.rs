@@ -55,7 +55,7 @@ pub struct One<'a> {
 }
 
 /// Numbers of bfloat16 of which the even and the odd places are kept apart.
-pub(crate) const APART: usize = 2 * PANEL;
+const APART: usize = 2 * PANEL;
 
 /// Numbers that a query takes as it meets keys in a format.
 pub fn arranged_len(format: Format, dim: usize) -> usize {
@@ -315,11 +315,8 @@ unsafe fn held<L: Lanes, const FORMAT: u8, const DIFFERENCE: bool, const Q: usiz
 }
 
 /// Adds the product of one vector of a row with one of the query, or the square of their difference.
-///
-/// # Safety
-/// The instructions of `L` are enabled.
 #[inline(always)]
-pub(crate) unsafe fn term<L: Lanes, const DIFFERENCE: bool>(sum: L, x: L, q: L) -> L {
+unsafe fn term<L: Lanes, const DIFFERENCE: bool>(sum: L, x: L, q: L) -> L {
     // SAFETY: the caller's promise.
     unsafe {
         if DIFFERENCE {
