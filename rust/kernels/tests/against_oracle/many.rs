@@ -89,7 +89,10 @@ fn each(check: impl Fn(&Kernels, Many, Block, (Metric, oracle::Metric), u64, &[V
 fn coded(metric: Metric, queries: &[Vec<f32>]) -> (Coded, Vec<f64>) {
     let mut coded = Coded::default();
     let size = |q: &[f32]| if metric == Metric::Cos && norm(q) > 0.0 { norm(q) } else { 1.0 };
-    let unit = |q: &Vec<f32>| q.iter().map(|&x| (f64::from(x) / size(q)) as f32).collect::<Vec<f32>>();
+    let unit = |q: &Vec<f32>| {
+        let size = size(q);
+        q.iter().map(|&x| (f64::from(x) / size) as f32).collect::<Vec<f32>>()
+    };
     let lost = queries.iter().map(|q| coded.push(&unit(q))).collect();
     (coded, lost)
 }
