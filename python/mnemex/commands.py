@@ -41,7 +41,7 @@ def demo(
     top_k: Annotated[list[int], typer.Option(min=1, help="Entries each query reads; repeat for several.")] = [8, 32],  # noqa: B006 - typer copies it
     tokens: Annotated[int, typer.Option(min=1, help="How much of the text to read.")] = 8192,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where report.html and the memory go.")] = Path(),
-    dtype: Annotated[DType, typer.Option(help="auto: bfloat16 where torch finds it native.")] = DType.auto,
+    dtype: Annotated[DType, typer.Option(help="auto: bfloat16 where it is faster.")] = DType.auto,
 ) -> None:
     """Read a real text with a real model: a short window, the window and a memory, full attention."""
     # PyTorch's threads spin for about a millisecond after each operation, on the processors that the memory's threads

@@ -57,7 +57,7 @@ class Settings:
     out
         Folder for `report.html` and the saved memory, `demo-memory`.
     dtype
-        "auto": bfloat16 where the processor has it.
+        "auto": bfloat16 where the processor multiplies it faster than float32.
 
     Raises
     ------

@@ -4,8 +4,7 @@
 use mnemex_kernels::bound::{Bound, Precision, QueryBound, QueryBounds};
 use mnemex_kernels::canonical::Metric;
 use mnemex_kernels::codes::{self, Codes};
-use mnemex_kernels::many;
-use mnemex_kernels::select::Maxima;
+use mnemex_kernels::many::{self, CodedKeys, Shares};
 use mnemex_kernels::short::{self, ShortKeys, ShortQueries};
 use mnemex_kernels::single::{One, Stored};
 use mnemex_kernels::tile::Queries as Panels;
@@ -13,7 +12,7 @@ use mnemex_kernels::{Kernels, Keys, PANEL, Pass, Rule};
 
 use crate::block::{BLOCK_ROWS, Block, Schema};
 use crate::codec::Codec;
-use crate::error::{Result, filled};
+use crate::error::Result;
 use crate::form::{Form, format};
 use crate::plane::Plane;
 use crate::query::Packed;
@@ -21,12 +20,9 @@ use crate::query::Packed;
 /// Queries per call in float32: their panels stay in the first-level cache beside a block of keys.
 pub(crate) const GROUP: usize = 4 * PANEL;
 
-/// So many times k groups of rows are looked at where first floors are set.
-const MORE_GROUPS: usize = 4;
-
-/// Codes say too little of keys where more than k groups and this share of all may hold one of the best k, in the mean over
-/// queries. Of normal numbers it is less than twice k of eight times k.
-const LOOSE_GROUPS: (usize, usize) = (3, 8);
+/// Queries for which it is worth to know the norm of each key of a block that is coded, not only the largest. Measured:
+/// with 32, a million keys take 58 instead of 54 milliseconds.
+const WORTH_NORMS: usize = 64;
 
 /// How row scores come from keys and queries.
 pub(crate) fn rule(metric: Metric) -> Rule {
@@ -37,22 +33,42 @@ pub(crate) fn rule(metric: Metric) -> Rule {
     }
 }
 
+/// Drops, from `first` on, what is below its query's threshold. Returns how many there were of queries with one. About half
+/// go, and which is as good as random, so nothing branches.
+fn drop_below(thresholds: &[f32], passes: &mut Vec<Pass>, first: usize) -> usize {
+    let (mut kept, mut known) = (first, 0);
+    for at in first..passes.len() {
+        let pass = passes[at];
+        passes[kept] = pass;
+        let threshold = thresholds[pass.query as usize];
+        let is_below = pass.score < threshold;
+        kept += usize::from(!is_below);
+        known += usize::from(threshold > f32::NEG_INFINITY);
+    }
+    passes.truncate(kept);
+    known
+}
+
 /// The queries of a unit, ready to meet blocks.
 pub(crate) struct FirstPass<'s> {
-    kernels: &'static Kernels,
-    schema: &'s Schema,
+    pub(crate) kernels: &'static Kernels,
+    pub(crate) schema: &'s Schema,
     pub(crate) packed: Packed,
-    form: Form,
+    pub(crate) form: Form,
     /// The error bounds of the queries, and of the scores that are made better at once, if they are.
-    bounds: QueryBounds,
+    pub(crate) bounds: QueryBounds,
     refined: Option<QueryBounds>,
 }
 
-/// What the keys of a block lose at most by the form in which they are scored: at first, and where that is made better.
-#[derive(Clone, Copy)]
-pub(crate) struct Lost {
-    pub(crate) first: f32,
-    pub(crate) refined: f32,
+/// What a block asks of scores, query by query.
+#[derive(Default)]
+pub(crate) struct Thresholds {
+    /// The first scores from which an entry of it can still reach the floor.
+    first: Vec<f32>,
+    /// The same for scores that were made better.
+    refined: Vec<f32>,
+    /// The absolute parts of the bounds of what [`FirstPass::select`] says.
+    pub(crate) absolutes: Vec<f32>,
 }
 
 /// Room to decode a block in.
@@ -63,6 +79,7 @@ pub(crate) struct Scratch {
     codes: Plane,
     rows: Plane,
     scale: [f32; BLOCK_ROWS],
+    slack: [f32; BLOCK_ROWS],
 }
 
 impl Scratch {
@@ -73,6 +90,7 @@ impl Scratch {
             codes: Plane::default(),
             rows: Plane::default(),
             scale: [0.0; BLOCK_ROWS],
+            slack: [0.0; BLOCK_ROWS],
         }
     }
 }
@@ -86,8 +104,10 @@ pub(crate) enum Loaded<'a> {
     Short(ShortKeys<'a>),
     /// In codes.
     Coded(Codes<'a>),
+    /// In codes for many queries.
+    Many(CodedKeys<'a>),
     /// In codes that were made of what is stored.
-    Fresh(Codes<'a>, Stored<'a>),
+    Fresh(CodedKeys<'a>, Stored<'a>),
 }
 
 impl<'a> Loaded<'a> {
@@ -97,7 +117,11 @@ impl<'a> Loaded<'a> {
             Loaded::Panels(keys) => keys.next = bytes,
             Loaded::Stored(keys) => keys.next = bytes,
             Loaded::Short(keys) => keys.next = bytes,
-            Loaded::Coded(keys) | Loaded::Fresh(keys, _) => keys.next = bytes,
+            Loaded::Coded(codes)
+            | Loaded::Many(CodedKeys { codes, .. })
+            | Loaded::Fresh(CodedKeys { codes, .. }, _) => {
+                codes.next = bytes;
+            }
         }
     }
 }
@@ -111,14 +135,18 @@ impl<'s> FirstPass<'s> {
         codes: bool,
     ) -> Result<FirstPass<'s>> {
         let mut lost = vec![0.0; packed.norms.len()];
-        let form = Form::of(kernels, schema, &packed, codes, &mut lost)?;
+        let mut form = Form::of(kernels, schema, &packed, codes, &mut lost)?;
         let precision = |lost| match form {
             Form::Panels | Form::Singles(_) => Precision::Single,
             Form::Short(..) => Precision::Bf16 { lost },
             Form::Coded(_) | Form::Many(..) | Form::Fresh(..) => Precision::Codes { lost },
         };
         let bound = |norm, precision| QueryBound::of(schema.metric, schema.key.dim, norm, precision);
-        let bounds = packed.norms.iter().zip(&lost).map(|(&norm, &lost)| bound(norm, precision(lost))).collect();
+        let bounds = packed.norms.iter().zip(&lost).map(|(&norm, &lost)| bound(norm, precision(lost)));
+        let bounds: QueryBounds = bounds.collect();
+        if let Form::Many(_, queries) | Form::Fresh(_, queries, _) = &mut form {
+            queries.bound(&bounds);
+        }
         let is_refined = matches!(form, Form::Fresh(..));
         let refined = is_refined.then(|| packed.norms.iter().map(|&norm| bound(norm, Precision::Single)).collect());
         Ok(FirstPass { kernels, schema, packed, form, bounds, refined })
@@ -148,27 +176,36 @@ impl<'s> FirstPass<'s> {
         }
     }
 
-    /// How far the scores of [`FirstPass::reached`] can be off.
-    pub(crate) fn bound_of_reached(&self, query: usize, reached: &Reached) -> Bound {
-        self.bounds.at(query, reached.reach, reached.lost)
-    }
-
-    /// For the queries from `first` on and one block: the first scores from which an entry of it can still reach the floor,
-    /// and the absolute parts of the bounds of what [`FirstPass::select`] says.
+    /// For the queries from `first` on and one block, of which every key loses `lost` at most by the form in which it is
+    /// loaded. Nothing reaches what `blank` queries ask.
     pub(crate) fn thresholds(
         &self,
         first: usize,
-        (reach, lost): (f32, Lost),
-        floors: &[f32],
-        out: &mut [f32],
-        absolutes: &mut [f32],
+        (reach, lost): (f32, f32),
+        (floors, blank): (&[f32], &[usize]),
+        out: &mut Thresholds,
     ) {
-        self.bounds.absolutes(first, reach, lost.first, absolutes);
-        for ((out, &absolute), &floor) in out.iter_mut().zip(&*absolutes).zip(&floors[first..]) {
-            *out = self.bounds.with(absolute).threshold(floor);
+        let (n, floors) = (self.group(), &floors[first..]);
+        out.absolutes.resize(n, 0.0);
+        out.first.clear();
+        out.first.resize(n, f32::INFINITY);
+        let bounds = self.refined.as_ref().unwrap_or(&self.bounds);
+        bounds.absolutes(first, reach, lost, &mut out.absolutes);
+        let threshold = |(&absolute, &floor): (&f32, &f32)| bounds.with(absolute).threshold(floor);
+        let thresholds = out.absolutes.iter().zip(floors).map(threshold);
+        match &self.form {
+            Form::Many(_, queries) => queries.thresholds(floors, &mut out.first),
+            Form::Fresh(_, queries, _) => {
+                queries.thresholds(floors, &mut out.first);
+                out.refined.clear();
+                out.refined.extend(thresholds);
+            }
+            _ => out.first.iter_mut().zip(thresholds).for_each(|(out, threshold)| *out = threshold),
         }
-        if let Some(refined) = &self.refined {
-            refined.absolutes(first, reach, lost.refined, absolutes);
+        for &query in blank {
+            if let Some(out) = query.checked_sub(first).and_then(|at| out.first.get_mut(at)) {
+                *out = f32::INFINITY;
+            }
         }
     }
 
@@ -186,33 +223,47 @@ impl<'s> FirstPass<'s> {
         }
     }
 
-    /// The keys of a block.
-    pub(crate) fn load<'a>(&self, block: &'a Block, scratch: &'a mut Scratch) -> Result<(Loaded<'a>, Lost)> {
+    /// The keys of a block, and what one of them loses at most until [`FirstPass::select`] has scored it.
+    pub(crate) fn load<'a>(&self, block: &'a Block, scratch: &'a mut Scratch) -> Result<(Loaded<'a>, f32)> {
         let layout = self.schema.key;
         let (n, scale, next) = (block.len(), block.scale(), &[][..]);
         let split = if layout.is_split() { block.lost() } else { 0.0 };
-        let only = |first| Lost { first, refined: first };
+        // Where nothing is promised of a block, everything passes.
+        let sure = block.reach() < f32::INFINITY;
         let stored = || {
             let (bytes, stride) = (block.scanned(), layout.row_bytes());
             Stored { bytes, format: format(layout.scanned()), stride, n, scale, next }
         };
         match (&self.form, block.coded(self.schema)) {
-            (Form::Coded(_) | Form::Many(..), Some((codes, lost))) => Ok((Loaded::Coded(codes), only(lost))),
-            (Form::Fresh(many, ..), _) => {
+            (Form::Coded(_), Some((codes, lost))) => Ok((Loaded::Coded(codes), lost)),
+            (Form::Many(_, queries), Some((codes, lost))) => {
+                scratch.slack.fill((lost + queries.per_norm() * block.reach()) * (1.0 + f32::EPSILON).powi(4));
+                Ok((Loaded::Many(CodedKeys { codes, slack: &scratch.slack }), lost))
+            }
+            (Form::Fresh(many, queries, _), _) => {
                 if scratch.codes.bytes().is_empty() {
                     scratch.codes = Plane::zeroed(codes::padded(layout.dim) * BLOCK_ROWS)?;
                     scratch.rows = Plane::zeroed(PANEL * many::row_bytes(layout.dim))?;
                 }
-                let Scratch { codes, rows, scale, .. } = scratch;
-                let room = many::Room { bytes: codes.bytes_mut(), scale, rows: rows.bytes_mut() };
-                let lost = (many.code)(stored(), layout.dim, room);
+                let Scratch { codes, rows, scale, slack, .. } = scratch;
+                let room = many::Room { bytes: codes.bytes_mut(), scale, slack, rows: rows.bytes_mut() };
+                let per_norm = queries.per_norm();
+                let shares = if queries.len() < WORTH_NORMS {
+                    Shares { before: split + per_norm * block.reach(), per_norm: 0.0 }
+                } else {
+                    Shares { before: split, per_norm }
+                };
+                (many.code)(stored(), layout.dim, shares, room);
+                if !sure {
+                    slack.fill(f32::INFINITY);
+                }
                 let codes = Codes { bytes: codes.bytes(), scale: &scale[..], rows: BLOCK_ROWS, n, next };
-                Ok((Loaded::Fresh(codes, stored()), Lost { first: (split + lost).next_up(), refined: split }))
+                Ok((Loaded::Fresh(CodedKeys { codes, slack }, stored()), split))
             }
-            (Form::Singles(_) | Form::Coded(_) | Form::Many(..), _) => Ok((Loaded::Stored(stored()), only(split))),
+            (Form::Singles(_) | Form::Coded(_) | Form::Many(..), _) => Ok((Loaded::Stored(stored()), split)),
             (Form::Panels, _) => {
                 let (rows, stride) = block.scanned_floats(self.schema, &mut scratch.floats);
-                Ok((Loaded::Panels(Keys { rows, stride, n, scale, next }), only(split)))
+                Ok((Loaded::Panels(Keys { rows, stride, n, scale, next }), split))
             }
             (Form::Short(short, _), _) => {
                 let stride = short::padded(layout.dim);
@@ -220,7 +271,7 @@ impl<'s> FirstPass<'s> {
                 let scanned = block.scanned();
                 if layout.scanned() == Codec::Bf16 && scanned.len() == bytes {
                     let rows = bytemuck::cast_slice(scanned);
-                    return Ok((Loaded::Short(ShortKeys { rows, stride, n, scale, next }), only(split)));
+                    return Ok((Loaded::Short(ShortKeys { rows, stride, n, scale, next }), split));
                 }
                 if scratch.shorts.bytes().is_empty() {
                     scratch.shorts = Plane::zeroed(bytes)?;
@@ -229,14 +280,23 @@ impl<'s> FirstPass<'s> {
                 let keys = Keys { rows, stride: from, n, scale, next };
                 (short.shorten)(keys, layout.dim, scratch.shorts.shorts_mut());
                 let keys = ShortKeys { rows: scratch.shorts.shorts(), stride, n, scale, next };
-                Ok((Loaded::Short(keys), only(block.lost())))
+                Ok((Loaded::Short(keys), block.lost()))
             }
         }
     }
 
     /// Appends the scores that reach their query's threshold, of up to [`FirstPass::group`] queries from `first` on.
-    pub(crate) fn select(&self, keys: &Loaded, live: u64, first: usize, thresholds: &[f32], out: &mut Vec<Pass>) {
-        let rule = rule(self.schema.metric);
+    /// Returns how many passed at first of those of which something can be said.
+    pub(crate) fn select(
+        &self,
+        keys: &Loaded,
+        live: u64,
+        first: usize,
+        thresholds: &Thresholds,
+        out: &mut Vec<Pass>,
+    ) -> usize {
+        let (rule, before) = (rule(self.schema.metric), out.len());
+        let Thresholds { first: thresholds, refined, .. } = thresholds;
         match (&self.form, *keys) {
             (Form::Short(short, queries), Loaded::Short(keys)) => {
                 (short.select)(keys, live, self.shorts(queries, first), thresholds, out);
@@ -244,13 +304,13 @@ impl<'s> FirstPass<'s> {
             (Form::Coded(queries), Loaded::Coded(keys)) => {
                 (self.kernels.select_codes)(keys, live, queries, thresholds, out);
             }
-            (Form::Many(many, queries), Loaded::Coded(keys)) => {
+            (Form::Many(many, queries), Loaded::Many(keys)) => {
                 (many.select)(keys, live, queries.all(), thresholds, out);
             }
             (Form::Fresh(many, queries, singles), Loaded::Fresh(keys, stored)) => {
-                let before = out.len();
                 (many.select)(keys, live, queries.all(), thresholds, out);
                 (self.kernels.refine)(stored, singles, singles.len() / queries.len(), &mut out[before..]);
+                return drop_below(refined, out, before);
             }
             (Form::Singles(queries), Loaded::Stored(keys)) => {
                 let queries = queries.chunks_exact(queries.len() / self.bounds.len());
@@ -267,76 +327,11 @@ impl<'s> FirstPass<'s> {
             // What was loaded for one form is not given to another.
             _ => unreachable!("keys as this pass loads them"),
         }
+        let known = |pass: &&Pass| thresholds[pass.query as usize] > f32::NEG_INFINITY;
+        if self.reads_codes() { out[before..].iter().filter(known).count() } else { 0 }
     }
 
-    /// First-pass scores that k entries of these blocks reach, one for each query; nothing where that takes more blocks.
-    /// Rows are taken in groups, of which only the largest score is kept: what k groups reach, k rows reach, and with many
-    /// more groups than k hardly any of the best k share one.
-    pub(crate) fn reached(&self, blocks: &[&Block], k: usize, scratch: &mut Scratch) -> Result<Option<Reached>> {
-        let n = self.bounds.len();
-        let reach = blocks.iter().map(|block| block.reach()).fold(0.0, f32::max);
-        let mut lost = 0.0f32;
-        let mut scores = Vec::with_capacity(n);
-        if let Form::Many(many, queries) | Form::Fresh(many, queries, _) = &self.form {
-            let full: Vec<&&Block> = blocks.iter().filter(|block| block.len() == BLOCK_ROWS).collect();
-            // Blocks of which groups are made together: as many as leave enough groups, few of which stay in the cache.
-            let together = (full.len() * many::GROUPS / (2 * MORE_GROUPS * k)).max(1);
-            let groups = full.len().div_ceil(together) * many::GROUPS;
-            if groups < MORE_GROUPS * k {
-                return Ok(None);
-            }
-            // Not a power of two from query to query, which would compete for the same lines of the cache.
-            let stride = groups + many::GROUPS;
-            let mut maxima = filled(f32::NEG_INFINITY, stride * n)?;
-            for (at, block) in full.iter().enumerate() {
-                let (keys, loses) = self.load(block, scratch)?;
-                lost = lost.max(loses.first);
-                let (Loaded::Coded(keys) | Loaded::Fresh(keys, ..)) = keys else { return Ok(None) };
-                (many.maxima)(keys, queries.all(), &mut maxima[at / together * many::GROUPS..], stride);
-            }
-            let (mut over, most) = (0, n * (k + groups * LOOSE_GROUPS.0 / LOOSE_GROUPS.1));
-            for (query, of_one) in maxima.chunks_exact(stride).map(|of_one| &of_one[..groups]).enumerate() {
-                let score = (self.kernels.reached_by_one)(of_one, k);
-                let bound = self.bounds.at(query, reach, lost);
-                let threshold = bound.threshold(bound.lower(score));
-                over += of_one.iter().map(|&score| usize::from(score >= threshold)).sum::<usize>();
-                scores.push(score);
-            }
-            return Ok(Some(Reached { scores, reach, lost, is_loose: over > most }));
-        }
-        let enough = |&per: &usize| blocks.iter().map(|block| block.len() / per).sum::<usize>() >= MORE_GROUPS * k;
-        let Some(per) = [16, 4, 1].into_iter().find(enough) else { return Ok(None) };
-        let groups = blocks.iter().map(|block| block.len().div_ceil(per)).sum::<usize>();
-        let mut maxima = filled(f32::NEG_INFINITY, groups * n.next_multiple_of(PANEL))?;
-        let mut at = 0;
-        for block in blocks {
-            let (keys, loses) = self.load(block, scratch)?;
-            lost = lost.max(loses.first);
-            for first in (0..n).step_by(self.group()) {
-                let out = Maxima { out: &mut maxima[first * groups..], groups, first: at, per };
-                match (&self.form, keys) {
-                    (Form::Short(short, queries), Loaded::Short(keys)) => {
-                        (short.maxima)(keys, self.shorts(queries, first), out);
-                    }
-                    (_, Loaded::Panels(keys)) => {
-                        (self.kernels.maxima)(rule(self.schema.metric), keys, self.floats(first), out);
-                    }
-                    // Nobody asks: see `is_few`.
-                    _ => return Ok(None),
-                }
-            }
-            at += block.len().div_ceil(per);
-        }
-        for panel in maxima.chunks_exact(groups * PANEL) {
-            let mut reached = [0.0; PANEL];
-            (self.kernels.reached_by)(panel, k, &mut reached);
-            scores.extend(reached);
-        }
-        scores.truncate(n);
-        Ok(Some(Reached { scores, reach, lost, is_loose: false }))
-    }
-
-    fn floats(&self, first: usize) -> Panels<'_> {
+    pub(crate) fn floats(&self, first: usize) -> Panels<'_> {
         let dim = self.schema.key.dim;
         Panels {
             panels: &self.packed.panels.floats()[first * dim..],
@@ -345,18 +340,9 @@ impl<'s> FirstPass<'s> {
         }
     }
 
-    fn shorts<'a>(&self, queries: &'a Plane, first: usize) -> ShortQueries<'a> {
+    pub(crate) fn shorts<'a>(&self, queries: &'a Plane, first: usize) -> ShortQueries<'a> {
         let dim = self.schema.key.dim;
         let panels = &queries.shorts()[first * short::padded(dim)..];
         ShortQueries { panels, dim, n: self.group().min(self.bounds.len() - first) }
     }
-}
-
-/// What [`FirstPass::reached`] says, and what the bound of these scores takes.
-pub(crate) struct Reached {
-    pub(crate) scores: Vec<f32>,
-    pub(crate) reach: f32,
-    pub(crate) lost: f32,
-    /// Whether these scores say too little to be worth reading: far more groups than k can have one of the best k.
-    pub(crate) is_loose: bool,
 }

@@ -50,6 +50,7 @@ mod columns;
 mod dense;
 mod extent;
 mod filter;
+mod first_floors;
 mod first_pass;
 mod form;
 mod landing;

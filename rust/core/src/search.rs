@@ -8,7 +8,7 @@ use mnemex_kernels::{Kernels, Pass};
 use crate::bank::Snapshot;
 use crate::block::{BLOCK_ROWS, Block, Schema};
 use crate::error::{Kind, Result, ensure, filled, room_for};
-use crate::first_pass::{FirstPass, GROUP, Lost, Scratch};
+use crate::first_pass::{FirstPass, GROUP, Scratch, Thresholds};
 use crate::list::first_rows;
 use crate::query::{Packed, Queries, Query, Unit, Visible};
 use crate::rescore::{Rescorer, TOGETHER};
@@ -184,7 +184,7 @@ struct Scan<'s> {
 struct Seen {
     at: usize,
     reach: f32,
-    lost: Lost,
+    lost: f32,
     /// Whether every query sees all of it.
     by_all: bool,
 }
@@ -224,7 +224,7 @@ impl<'s> Scan<'s> {
     fn run(mut self, refs: std::ops::Range<usize>, ticker: &Ticker, tally: Option<&Tally>) -> Result<Vec<Vec<Best>>> {
         let began = tally.map(|_| Instant::now());
         let (mut scratch, mut passes) = (Scratch::new(), Vec::new());
-        let (mut thresholds, mut absolutes) = (Vec::new(), Vec::new());
+        let mut thresholds = Thresholds::default();
         let last_seen = self.pass.packed.before.iter().copied().max().unwrap_or(0);
         let first_seen = self.pass.packed.before.iter().copied().min().unwrap_or(0);
         let sampled = self.sample(refs.clone(), &mut scratch)?;
@@ -234,10 +234,13 @@ impl<'s> Scan<'s> {
         let newest = refs.end - refs.len().min(NEWEST_BLOCKS);
         let sampled = newest.min(refs.end - sampled);
         let order = (newest..refs.end).rev().chain(sampled..newest).chain(refs.start..sampled);
-        let mut order = order.peekable();
-        while let Some(at) = order.next() {
-            if at == refs.start && sampled < newest {
+        let mut order = order.enumerate().peekable();
+        // Twice as many entries have half as many among their best, so it is worth to look again each time.
+        let mut again = refs.end - sampled;
+        while let Some((seen, at)) = order.next() {
+            if seen == again && !self.pass.is_few() {
                 self.raise_floors();
+                again *= 2;
             }
             // A block takes few queries less time than to look at the clock.
             if !self.pass.is_few() || at % 16 == 0 {
@@ -253,14 +256,15 @@ impl<'s> Scan<'s> {
             }
             let (mut keys, lost) = self.pass.load(&r.block, &mut scratch)?;
             if self.unit.n >= MANY || self.far {
-                keys.then(order.peek().map_or(&[], |&next| self.pass.reads(&self.unit.refs[next].r.block)));
+                keys.then(order.peek().map_or(&[], |&(_, next)| self.pass.reads(&self.unit.refs[next].r.block)));
             }
             let block = Seen { at, reach: r.block.reach(), lost, by_all: r.id_hi() <= first_seen };
             for first in (0..self.unit.n).step_by(self.pass.group()) {
-                self.thresholds(first, &block, &mut thresholds, &mut absolutes);
-                self.pass.select(&keys, live, first, &thresholds, &mut passes);
+                let floors = (&self.floors[..], &self.blank[..]);
+                self.pass.thresholds(first, (block.reach, block.lost), floors, &mut thresholds);
+                self.passed += self.pass.select(&keys, live, first, &thresholds, &mut passes);
                 keys.then(&[]);
-                self.take(first, &block, &absolutes, &mut passes);
+                self.take(first, &block, &thresholds.absolutes, &mut passes);
             }
             if self.pass.reads_codes() {
                 self.scored += self.unit.n * r.block.len();
@@ -317,8 +321,7 @@ impl<'s> Scan<'s> {
             self.read_keys()?;
         }
         let Some(reached) = self.pass.reached(&blocks, self.k, scratch)? else { return Ok(0) };
-        for (query, &score) in reached.scores.iter().enumerate() {
-            let floor = self.pass.bound_of_reached(query, &reached).lower(score);
+        for (query, &floor) in reached.floors.iter().enumerate() {
             self.reservoirs[query].raise_to(floor);
             self.floors[query] = self.floors[query].max(floor);
         }
@@ -333,20 +336,6 @@ impl<'s> Scan<'s> {
         }
     }
 
-    /// The first scores from which an entry of a block can still be among the best, for the queries from `first` on, and
-    /// what their bounds take.
-    fn thresholds(&self, first: usize, block: &Seen, out: &mut Vec<f32>, absolutes: &mut Vec<f32>) {
-        out.clear();
-        out.resize(self.pass.group(), f32::INFINITY);
-        absolutes.resize(self.pass.group(), 0.0);
-        self.pass.thresholds(first, (block.reach, block.lost), &self.floors, out, absolutes);
-        for &query in &self.blank {
-            if let Some(out) = query.checked_sub(first).and_then(|at| out.get_mut(at)) {
-                *out = f32::INFINITY;
-            }
-        }
-    }
-
     /// Hands what passed of a block to the reservoirs.
     fn take(&mut self, first: usize, block: &Seen, absolutes: &[f32], passes: &mut Vec<Pass>) {
         let r = self.unit.refs[block.at].r;
@@ -356,8 +345,6 @@ impl<'s> Scan<'s> {
         for pass in passes.drain(..) {
             let (query, slot) = (first + pass.query as usize, pass.row as usize);
             let (lower, upper) = self.pass.bound(absolutes[pass.query as usize]).both(pass.score);
-            // Of a query of which nothing can be said everything passes, whatever the form.
-            self.passed += usize::from(upper < f32::INFINITY);
             let hidden = !block.by_all && r.id(slot) >= self.pass.packed.before[query];
             if upper < self.floors[query] || hidden || (!self.blank.is_empty() && self.pass.packed.bad[query]) {
                 continue;

@@ -157,6 +157,21 @@ impl QueryBounds {
         Bound { relative: self.relative, absolute }
     }
 
+    /// How far a score of a query is off for each unit of a key's norm.
+    pub fn per_reach(&self, query: usize) -> f32 {
+        self.per_reach[query]
+    }
+
+    /// The same for each unit of the norm of what the key loses.
+    pub fn per_lost(&self, query: usize) -> f32 {
+        self.per_lost[query]
+    }
+
+    /// The same whatever the key.
+    pub fn constant(&self, query: usize) -> f32 {
+        self.constant[query]
+    }
+
     /// The absolute parts of the bounds of the queries from `first` on.
     pub fn absolutes(&self, first: usize, reach: f32, lost: f32, out: &mut [f32]) {
         let parts = self.per_reach[first..].iter().zip(&self.per_lost[first..]).zip(&self.constant[first..]);

@@ -20,7 +20,7 @@ use crate::tile::Pass;
 pub const QUAD: usize = 4;
 
 /// Most rows of a block.
-pub(crate) const ROWS: usize = 64;
+pub const ROWS: usize = 64;
 
 /// The largest code of a key's number.
 pub(crate) const MOST: f32 = 127.0;

@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 use crate::avx512::F32x16;
 use crate::codes::{MOST, QUAD, ROWS, SHIFT};
 use crate::lanes::Lanes;
-use crate::many::{Room, row_bytes};
+use crate::many::{Room, Shares, row_bytes};
 use crate::single::{BF16, F16, Format, Stored};
 
 /// Rows that are coded together.
@@ -25,40 +25,39 @@ const NUMBERS: usize = 32;
 /// # Safety
 /// AVX-512 is enabled.
 #[inline(always)]
-pub(crate) unsafe fn code(keys: Stored, dim: usize, out: Room) -> f32 {
+pub(crate) unsafe fn code(keys: Stored, dim: usize, shares: Shares, mut out: Room) {
     out.check(&keys, dim);
-    let mut lost = 0.0f32;
     for row in (0..ROWS).step_by(LANES) {
         if row >= keys.n {
             out.scale[row..].fill(0.0);
+            out.slack[row..].fill(0.0);
             break;
         }
         // SAFETY: lengths were checked; the rest is the caller's promise.
-        lost = lost.max(unsafe {
-            if keys.format == Format::Bf16 {
-                code_rows::<BF16>(&keys, row, dim, &mut *out.rows, &mut *out.scale)
-            } else {
-                code_rows::<F16>(&keys, row, dim, &mut *out.rows, &mut *out.scale)
+        unsafe {
+            match (keys.format, shares.per_norm > 0.0) {
+                (Format::Bf16, false) => code_rows::<BF16, false>(&keys, row, dim, shares, &mut out),
+                (Format::Bf16, true) => code_rows::<BF16, true>(&keys, row, dim, shares, &mut out),
+                (_, false) => code_rows::<F16, false>(&keys, row, dim, shares, &mut out),
+                (_, true) => code_rows::<F16, true>(&keys, row, dim, shares, &mut out),
             }
-        });
-        // SAFETY: likewise.
-        unsafe { side_by_side(out.rows, dim, row, out.bytes) };
+            side_by_side(out.rows, dim, row, out.bytes);
+        }
     }
-    lost
 }
 
-/// The codes of sixteen rows from `row` on, row by row, and their factors. Returns the most that one of them loses.
+/// The codes of sixteen rows from `row` on, row by row, their factors and their slack.
 ///
 /// # Safety
 /// AVX-512 is enabled; lengths are as [`Room`] asserts.
 #[inline(always)]
-unsafe fn code_rows<const FORMAT: u8>(
+unsafe fn code_rows<const FORMAT: u8, const NORMS: bool>(
     keys: &Stored,
     row: usize,
     dim: usize,
-    rows: &mut [u8],
-    factors: &mut [f32; ROWS],
-) -> f32 {
+    shares: Shares,
+    out: &mut Room,
+) {
     let vectors = dim.div_ceil(NUMBERS);
     // SAFETY: rows are readable in groups of sixteen, and whole vectors of each: a stride is a multiple of cache lines.
     unsafe {
@@ -91,11 +90,11 @@ unsafe fn code_rows<const FORMAT: u8>(
         _mm512_storeu_ps(scales.as_mut_ptr(), scale);
         _mm512_storeu_ps(inverses.as_mut_ptr(), _mm512_maskz_div_ps(coded, all, most));
 
-        let mut squares = [F32x16::splat(0.0); LANES];
+        let (mut squares, mut lengths) = ([F32x16::splat(0.0); LANES], [F32x16::splat(0.0); LANES]);
         for r in 0..LANES {
             let (scale, inverse) = (_mm512_set1_ps(scales[r]), _mm512_set1_ps(inverses[r]));
-            let mut square = [_mm512_setzero_ps(); 2];
-            let to = rows.as_mut_ptr().add(r * row_bytes(dim)).cast::<__m256i>();
+            let (mut square, mut length) = ([_mm512_setzero_ps(); 2], [_mm512_setzero_ps(); 2]);
+            let to = out.rows.as_mut_ptr().add(r * row_bytes(dim)).cast::<__m256i>();
             for j in 0..vectors {
                 let halves = halves::<FORMAT>(key(r, j));
                 let mut codes = [_mm512_setzero_si512(); 2];
@@ -103,31 +102,52 @@ unsafe fn code_rows<const FORMAT: u8>(
                     codes[h] = _mm512_cvtps_epi32(_mm512_mul_ps(halves[h], inverse));
                     let off = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(codes[h]), scale, halves[h]);
                     square[h] = _mm512_fmadd_ps(off, off, square[h]);
+                    if NORMS {
+                        length[h] = _mm512_fmadd_ps(halves[h], halves[h], length[h]);
+                    }
                 }
                 let bytes = join::<FORMAT>(codes);
                 to.add(j).write_unaligned(_mm256_xor_si256(bytes, _mm256_set1_epi8(SHIFT as i8)));
             }
             squares[r] = F32x16::from(_mm512_add_ps(square[0], square[1]));
+            lengths[r] = F32x16::from(_mm512_add_ps(length[0], length[1]));
         }
-        let mut lost = [0.0f32; LANES];
-        F32x16::sums(&squares).store(lost.as_mut_ptr());
-        let root = _mm512_sqrt_ps(_mm512_loadu_ps(lost.as_ptr()));
-        // Room for the roundings of the sum, and for squares that are less than a normal number.
-        let tiny = (dim as f32).sqrt() * 1.1e-19;
-        let mut root = _mm512_fmadd_ps(root, _mm512_set1_ps(1.001), _mm512_set1_ps(tiny));
+        let mut slack = roots(&squares, dim);
+        if NORMS {
+            slack = _mm512_fmadd_ps(roots(&lengths, dim), _mm512_set1_ps(shares.per_norm), slack);
+        }
         let mut scale = scale;
         if !keys.scale.is_empty() {
             // As a share of the key's norm, of which one over it is rounded, and so is the product: twice 2^-24 of a key
             // of codes that is longer than the key by half at most.
             let unit = _mm512_loadu_ps(keys.scale.as_ptr().add(row));
             scale = _mm512_mul_ps(scale, unit);
-            root = _mm512_fmadd_ps(root, unit, _mm512_set1_ps(1.0 / (1 << 22) as f32));
+            slack = _mm512_fmadd_ps(slack, unit, _mm512_set1_ps(1.0 / (1 << 22) as f32));
         }
-        let rest = (keys.n - row).min(LANES);
-        let real = finite & (u32::MAX >> (32 - rest)) as u16;
-        _mm512_storeu_ps(factors.as_mut_ptr().add(row), _mm512_maskz_mov_ps(real, scale));
-        // What is not finite has no score to be near to.
-        _mm512_reduce_max_ps(_mm512_maskz_mov_ps(real, root))
+        let slack = _mm512_mul_ps(_mm512_add_ps(slack, _mm512_set1_ps(shares.before)), _mm512_set1_ps(1.000_01));
+        let real = u16::MAX >> (LANES - (keys.n - row).min(LANES));
+        // What is not finite has no score to be near to, nor has what is too long for its square.
+        let infinite = _mm512_set1_ps(f32::INFINITY);
+        let known = finite & _mm512_cmp_ps_mask::<_CMP_LT_OQ>(slack, infinite);
+        let slack = _mm512_mask_mov_ps(infinite, known, slack);
+        _mm512_storeu_ps(out.scale.as_mut_ptr().add(row), _mm512_maskz_mov_ps(finite & real, scale));
+        _mm512_storeu_ps(out.slack.as_mut_ptr().add(row), _mm512_maskz_mov_ps(real, slack));
+    }
+}
+
+/// The norms of sixteen rows from the sums of their squares, with room for the roundings of the sums, and for squares that
+/// are less than a normal number.
+///
+/// # Safety
+/// AVX-512 is enabled.
+#[inline(always)]
+unsafe fn roots(squares: &[F32x16; LANES], dim: usize) -> __m512 {
+    let (mut sums, tiny) = ([0.0f32; LANES], (dim as f32).sqrt() * 1.1e-19);
+    // SAFETY: the caller's promise; a vector is as long as `sums`.
+    unsafe {
+        F32x16::sums(squares).store(sums.as_mut_ptr());
+        let root = _mm512_sqrt_ps(_mm512_loadu_ps(sums.as_ptr()));
+        _mm512_fmadd_ps(root, _mm512_set1_ps(1.001), _mm512_set1_ps(tiny))
     }
 }
 

@@ -2,11 +2,17 @@
 //! float32 (AVX-512 VNNI does: 4 times on the Intel processors measured, 4 on Zen 4, where bfloat16 gives 2).
 //!
 //! Keys are in the codes of [`crate::codes`]: those of the bank's copy, or made of a block as it is met, which takes about
-//! as long as thirty to forty queries' products with it and is worth it from some thirty on. Queries are rounded to bytes too, so each
-//! side loses about as much; [`crate::bound::Precision::Codes`] says how much that can be, and who might pass is rescored
-//! like everybody. Lanes are keys: what passes of a query's scores of a block is one mask, and factors of keys need no
-//! broadcast.
+//! as long as thirty to forty queries' products with it and is worth it from some thirty on. Queries are rounded to bytes
+//! too, so each side loses about as much; [`crate::bound::Precision::Codes`] says how much that can be, and who might pass
+//! is rescored like everybody. Lanes are keys: what passes of a query's scores of a block is one mask, and factors of keys
+//! need no broadcast.
+//!
+//! How far a score can be off is known row by row: a row's slack, which is what it loses plus a share of its norm, times a
+//! query's, plus a constant of the query. That costs nothing, since thresholds take the query's factor in instead. Of keys
+//! with a spectrum (a standard deviation of j^-1/2 in dimension j, and a mean) half as many pass as with the most that any
+//! row of the block loses, and fewer of normal ones too.
 
+use crate::bound::QueryBounds;
 use crate::codes::{Codes, MOST, QUAD, ROWS, SHIFT, padded};
 use crate::single::{Format, Stored};
 use crate::tile::Pass;
@@ -14,13 +20,33 @@ use crate::tile::Pass;
 /// The kernels of such a pass.
 #[derive(Clone, Copy)]
 pub struct Many {
-    /// Codes of a block's keys, of `dim` numbers in half precision. Returns the most that one of them loses.
-    pub code: fn(keys: Stored, dim: usize, out: Room) -> f32,
-    /// Appends the scores of live rows that are not below their query's threshold, query by query, in row order.
-    pub select: fn(keys: Codes, live: u64, queries: Bytes, thresholds: &[f32], out: &mut Vec<Pass>),
-    /// Raises `out` to the largest scores of the groups of a full block's rows: rows r, r + 16, and so on for each of
-    /// sixteen groups. Those of query i are `out[i * stride..][..16]`.
-    pub maxima: fn(keys: Codes, queries: Bytes, out: &mut [f32], stride: usize),
+    /// Codes of a block's keys, of `dim` numbers in half precision.
+    pub code: fn(keys: Stored, dim: usize, shares: Shares, out: Room),
+    /// Appends the scores of live rows that may not be below their query's threshold of [`Coded::thresholds`], query by
+    /// query, in row order.
+    pub select: fn(keys: CodedKeys, live: u64, queries: Bytes, thresholds: &[f32], out: &mut Vec<Pass>),
+    /// Raises `out` to the largest of what the groups of a full block's rows reach at least: rows r, r + 16, and so on for
+    /// each of sixteen groups. Those of query i are `out[i * stride..][..16]`; see [`Coded::floor`].
+    pub maxima: fn(keys: CodedKeys, queries: Bytes, out: &mut [f32], stride: usize),
+}
+
+/// The keys of a block in codes, and how far the scores of each can be off.
+#[derive(Clone, Copy)]
+pub struct CodedKeys<'a> {
+    /// The codes.
+    pub codes: Codes<'a>,
+    /// The slack of each row; infinite where the key is not finite.
+    pub slack: &'a [f32; ROWS],
+}
+
+/// What the slack of a row is made of, beside what its codes lose.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shares {
+    /// What every row has lost before: the norm of it, for cosine as a share of the key's.
+    pub before: f32,
+    /// Times the key's norm: [`Coded::per_norm`], or 0 where `before` has that of the longest key of the block. Norms take
+    /// a quarter of the time of codes.
+    pub per_norm: f32,
 }
 
 /// Groups of a block's rows that [`Many::maxima`] knows.
@@ -35,6 +61,8 @@ pub struct Room<'a> {
     pub bytes: &'a mut [u8],
     /// The factor of each row.
     pub scale: &'a mut [f32; ROWS],
+    /// The slack of each row; infinite where the key is not finite.
+    pub slack: &'a mut [f32; ROWS],
     /// Codes row by row, on the way: sixteen rows of [`row_bytes`].
     pub rows: &'a mut [u8],
 }
@@ -52,7 +80,17 @@ pub struct Coded {
     /// What the sums are too large by, since codes are.
     offsets: Vec<i32>,
     factors: Vec<f32>,
+    /// What the slack of a row is multiplied by, divided by the factor.
+    slacks: Vec<f32>,
+    /// One over each factor; NaN for a query of which nothing can be said, since nothing is below a threshold of NaN.
+    inverses: Vec<f32>,
+    /// How far a score can be off whatever the row.
+    constants: Vec<f32>,
+    per_norm: f32,
 }
+
+/// A share that what is computed here is widened by, for the roundings of its own arithmetic.
+const ROOM: f32 = 1.0 / (1 << 20) as f32;
 
 impl Coded {
     /// Adds a query, and returns the norm of what it loses; of one that is not finite nothing is promised.
@@ -74,6 +112,51 @@ impl Coded {
         f64::sqrt(square) * (1.0 + 1e-9)
     }
 
+    /// Takes the bounds of all queries that were added: before this, nothing can be said of any.
+    pub fn bound(&mut self, bounds: &QueryBounds) {
+        let sure = |&at: &usize| self.factors[at] > 0.0 && bounds.at(at, 0.0, 0.0).upper(0.0) < f32::INFINITY;
+        let sure: Vec<usize> = (0..self.len()).filter(sure).collect();
+        // A row's slack serves all queries, so norms get the share that is right in the mean; a query that loses more has
+        // a larger slack of its own.
+        let shares = sure.iter().map(|&at| f64::from(bounds.per_reach(at)) / f64::from(bounds.per_lost(at)));
+        self.per_norm = ((shares.sum::<f64>() / sure.len().max(1) as f64) as f32).max(f32::MIN_POSITIVE);
+        self.slacks = vec![0.0; self.len()];
+        self.inverses = vec![f32::NAN; self.len()];
+        self.constants = (0..self.len()).map(|at| bounds.constant(at)).collect();
+        for at in sure {
+            let per_slack = bounds.per_lost(at).max(bounds.per_reach(at) / self.per_norm);
+            let slack = per_slack / self.factors[at] * (1.0 + ROOM);
+            if slack < f32::INFINITY {
+                (self.slacks[at], self.inverses[at]) = (slack, 1.0 / self.factors[at]);
+            }
+        }
+    }
+
+    /// What a key's norm counts beside what the key loses: see [`Shares`].
+    pub fn per_norm(&self) -> f32 {
+        self.per_norm
+    }
+
+    /// For each query, what a score of [`Many::select`] plus slacks is not less than where the exact score can reach its
+    /// floor.
+    pub fn thresholds(&self, floors: &[f32], out: &mut [f32]) {
+        let parts = self.constants.iter().zip(&self.inverses);
+        for ((out, &floor), (constant, inverse)) in out.iter_mut().zip(floors).zip(parts) {
+            *out = (floor - (floor.abs() * ROOM + 1.25 * constant)) * inverse;
+        }
+    }
+
+    /// A floor that those k rows reach which reach a score of [`Many::maxima`].
+    pub fn floor(&self, query: usize, score: f32) -> f32 {
+        let floor = score - (score.abs() * ROOM + 1.25 * self.constants[query]);
+        if floor.is_nan() { f32::NEG_INFINITY } else { floor }
+    }
+
+    /// How far apart two rows of equal scores can be whose slack is this.
+    pub fn width(&self, query: usize, slack: f32) -> f32 {
+        2.0 * slack * self.slacks[query] * self.factors[query]
+    }
+
     /// Queries.
     pub fn len(&self) -> usize {
         self.factors.len()
@@ -86,7 +169,7 @@ impl Coded {
 
     /// All of them.
     pub fn all(&self) -> Bytes<'_> {
-        Bytes { weights: &self.weights, offsets: &self.offsets, factors: &self.factors }
+        Bytes { weights: &self.weights, offsets: &self.offsets, factors: &self.factors, slacks: &self.slacks }
     }
 }
 
@@ -96,17 +179,16 @@ pub struct Bytes<'a> {
     pub(crate) weights: &'a [i8],
     pub(crate) offsets: &'a [i32],
     pub(crate) factors: &'a [f32],
+    pub(crate) slacks: &'a [f32],
 }
 
 impl Bytes<'_> {
     /// That everything the kernels read is there; bytes of a query.
     pub(crate) fn check(&self, keys: &Codes) -> usize {
         let width = self.weights.len().checked_div(self.factors.len()).unwrap_or(0);
-        assert!(self.offsets.len() == self.factors.len(), "one offset per query");
-        assert!(
-            width * self.factors.len() == self.weights.len() && width.is_multiple_of(QUAD),
-            "queries of one length"
-        );
+        let n = self.factors.len();
+        assert!(self.offsets.len() == n && self.slacks.len() == n, "one offset and one slack per query");
+        assert!(width * n == self.weights.len() && width.is_multiple_of(QUAD), "queries of one length");
         keys.check(width / QUAD);
         width
     }

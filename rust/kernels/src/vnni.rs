@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 
 use crate::avx512::F32x16;
 use crate::codes::{Codes, QUAD, Quads, Query, ROWS};
-use crate::many::{Bytes, GROUPS, Many};
+use crate::many::{Bytes, CodedKeys, GROUPS, Many};
 use crate::prefetch::prefetch_next;
 use crate::tile::Pass;
 use crate::{Isa, Kernels};
@@ -71,13 +71,13 @@ const LANES: usize = 16;
 /// # Safety
 /// AVX-512 VNNI is enabled.
 #[inline(always)]
-unsafe fn select(keys: Codes, live: u64, queries: Bytes, thresholds: &[f32], out: &mut Vec<Pass>) {
-    let width = queries.check(&keys);
+unsafe fn select(keys: CodedKeys, live: u64, queries: Bytes, thresholds: &[f32], out: &mut Vec<Pass>) {
+    let width = queries.check(&keys.codes);
     assert!(thresholds.len() >= queries.factors.len(), "one threshold per query");
-    let live = if keys.n < ROWS { live & ((1 << keys.n) - 1) } else { live };
+    let live = if keys.codes.n < ROWS { live & ((1 << keys.codes.n) - 1) } else { live };
     // SAFETY: lengths were checked; the rest is the caller's promise.
     unsafe {
-        match keys.rows / LANES {
+        match keys.codes.rows / LANES {
             4 => select_of::<4>(&keys, live, &queries, width, thresholds, out),
             2 => select_of::<2>(&keys, live, &queries, width, thresholds, out),
             _ => select_of::<1>(&keys, live, &queries, width, thresholds, out),
@@ -91,7 +91,7 @@ unsafe fn select(keys: Codes, live: u64, queries: Bytes, thresholds: &[f32], out
 /// As for [`select`], which checked the lengths.
 #[inline(always)]
 unsafe fn select_of<const V: usize>(
-    keys: &Codes,
+    keys: &CodedKeys,
     live: u64,
     queries: &Bytes,
     width: usize,
@@ -101,8 +101,8 @@ unsafe fn select_of<const V: usize>(
     let n = queries.factors.len();
     let mut at = 0;
     while at < n {
-        let piece = |at: usize| keys.next.len() * at.min(n) / n;
-        prefetch_next(&keys.next[piece(at)..piece(at + 6)]);
+        let piece = |at: usize| keys.codes.next.len() * at.min(n) / n;
+        prefetch_next(&keys.codes.next[piece(at)..piece(at + 6)]);
         // SAFETY: as many queries are left as each arm takes.
         at += unsafe {
             match n - at {
@@ -121,7 +121,7 @@ unsafe fn select_of<const V: usize>(
 /// As for [`select_of`]; there are as many queries.
 #[inline(always)]
 unsafe fn select_tile<const R: usize, const V: usize>(
-    keys: &Codes,
+    keys: &CodedKeys,
     live: u64,
     queries: &Bytes,
     width: usize,
@@ -131,21 +131,21 @@ unsafe fn select_tile<const R: usize, const V: usize>(
 ) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
-        let scores = tile::<R, V>(keys, queries, width, at);
+        let scores = tile::<R, V>(&keys.codes, queries, width, at);
         let mut numbers = [[0.0; ROWS]; R];
         let mut hits = 0u32;
         for r in 0..R {
-            let factor = _mm512_set1_ps(*queries.factors.get_unchecked(at + r));
-            // `max` answers its second operand where either is NaN. What stands behind the last key may be; a live score
-            // is not where a threshold is finite, since then all factors are, and without one everything passes.
-            let mut most = _mm512_set1_ps(f32::NEG_INFINITY);
+            // `max` answers its second operand where either is NaN, which only a query's own slack can make; then its
+            // threshold is NaN too, and everything passes.
+            let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
+            let weight = _mm512_set1_ps(*queries.slacks.get_unchecked(at + r));
             for v in 0..V {
-                let score = _mm512_mul_ps(scores[r][v], factor);
-                _mm512_storeu_ps(numbers[r].as_mut_ptr().add(v * LANES), score);
-                most = _mm512_max_ps(score, most);
+                _mm512_storeu_ps(numbers[r].as_mut_ptr().add(v * LANES), scores[r][v]);
+                let slack = _mm512_loadu_ps(keys.slack.as_ptr().add(v * LANES));
+                largest = _mm512_max_ps(_mm512_fmadd_ps(slack, weight, scores[r][v]), largest);
             }
             let threshold = _mm512_set1_ps(*thresholds.get_unchecked(at + r));
-            hits |= u32::from(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(most, threshold) != 0) << r;
+            hits |= u32::from(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(largest, threshold) != 0) << r;
         }
         // Whether a query has any is as good as random: one loop over those that have costs less than a branch for each.
         while hits != 0 {
@@ -153,12 +153,14 @@ unsafe fn select_tile<const R: usize, const V: usize>(
             hits &= hits - 1;
             let threshold = _mm512_set1_ps(*thresholds.get_unchecked(at + r));
             let numbers = numbers.get_unchecked(r);
+            let weight = _mm512_set1_ps(*queries.slacks.get_unchecked(at + r));
             let mut passed = 0;
             for v in 0..V {
-                let score = _mm512_loadu_ps(numbers.as_ptr().add(v * LANES));
-                passed |= u64::from(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(score, threshold)) << (v * LANES);
+                let slack = _mm512_loadu_ps(keys.slack.as_ptr().add(v * LANES));
+                let most = _mm512_fmadd_ps(slack, weight, _mm512_loadu_ps(numbers.as_ptr().add(v * LANES)));
+                passed |= u64::from(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(most, threshold)) << (v * LANES);
             }
-            append(passed & live, numbers, (at + r) as u32, out);
+            append(passed & live, numbers, *queries.factors.get_unchecked(at + r), (at + r) as u32, out);
         }
     }
     R
@@ -170,7 +172,7 @@ unsafe fn select_tile<const R: usize, const V: usize>(
 /// # Safety
 /// AVX-512 is enabled.
 #[inline(always)]
-unsafe fn append(mut passed: u64, scores: &[f32; ROWS], query: u32, out: &mut Vec<Pass>) {
+unsafe fn append(mut passed: u64, scores: &[f32; ROWS], factor: f32, query: u32, out: &mut Vec<Pass>) {
     const MOSTLY: usize = 2;
     let (before, n) = (out.len(), passed.count_ones() as usize);
     out.reserve(n + MOSTLY);
@@ -181,7 +183,7 @@ unsafe fn append(mut passed: u64, scores: &[f32; ROWS], query: u32, out: &mut Ve
         while at < MOSTLY || passed != 0 {
             let row = passed.trailing_zeros() % ROWS as u32;
             passed &= passed.wrapping_sub(1);
-            to.add(at).write(Pass { score: scores[row as usize], row, query });
+            to.add(at).write(Pass { score: scores[row as usize] * factor, row, query });
             at += 1;
         }
         out.set_len(before + n);
@@ -234,9 +236,9 @@ unsafe fn tile<const R: usize, const V: usize>(
 /// # Safety
 /// AVX-512 VNNI is enabled.
 #[inline(always)]
-unsafe fn maxima(keys: Codes, queries: Bytes, out: &mut [f32], stride: usize) {
-    let (width, n) = (queries.check(&keys), queries.factors.len());
-    assert!(keys.n == ROWS && stride >= GROUPS, "groups of a full block");
+unsafe fn maxima(keys: CodedKeys, queries: Bytes, out: &mut [f32], stride: usize) {
+    let (width, n) = (queries.check(&keys.codes), queries.factors.len());
+    assert!(keys.codes.n == ROWS && stride >= GROUPS, "groups of a full block");
     assert!(n == 0 || out.len() >= (n - 1) * stride + GROUPS, "room for the groups of each query");
     let mut at = 0;
     while at < n {
@@ -258,7 +260,7 @@ unsafe fn maxima(keys: Codes, queries: Bytes, out: &mut [f32], stride: usize) {
 /// As for [`maxima`], which checked the lengths; there are as many queries.
 #[inline(always)]
 unsafe fn maxima_tile<const R: usize>(
-    keys: &Codes,
+    keys: &CodedKeys,
     queries: &Bytes,
     width: usize,
     at: usize,
@@ -267,11 +269,13 @@ unsafe fn maxima_tile<const R: usize>(
 ) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
-        let scores = tile::<R, { ROWS / LANES }>(keys, queries, width, at);
+        let scores = tile::<R, { ROWS / LANES }>(&keys.codes, queries, width, at);
         for r in 0..R {
-            let mut most = scores[r][0];
-            for v in 1..ROWS / LANES {
-                most = _mm512_max_ps(most, scores[r][v]);
+            let weight = _mm512_set1_ps(*queries.slacks.get_unchecked(at + r));
+            let mut most = _mm512_set1_ps(f32::NEG_INFINITY);
+            for v in 0..ROWS / LANES {
+                let slack = _mm512_loadu_ps(keys.slack.as_ptr().add(v * LANES));
+                most = _mm512_max_ps(_mm512_fnmadd_ps(slack, weight, scores[r][v]), most);
             }
             let most = _mm512_mul_ps(most, _mm512_set1_ps(*queries.factors.get_unchecked(at + r)));
             let to = out.as_mut_ptr().add((at + r) * stride);
@@ -285,7 +289,7 @@ unsafe fn maxima_tile<const R: usize>(
 mod entry {
     use crate::codes::{self, Codes, Query};
     use crate::coding;
-    use crate::many::{Bytes, Room};
+    use crate::many::{Bytes, CodedKeys, Room, Shares};
     use crate::single::Stored;
     use crate::tile::Pass;
 
@@ -294,9 +298,9 @@ mod entry {
     crate::table::kernel_table!(@entries (enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
         select_codes(keys: Codes, live: u64, queries: &[Query], thresholds: &[f32], out: &mut Vec<Pass>)
             => codes::select::<F32x16, Parts>;
-        code(keys: Stored, dim: usize, out: Room) -> f32 => coding::code;
-        select(keys: Codes, live: u64, queries: Bytes, thresholds: &[f32], out: &mut Vec<Pass>)
+        code(keys: Stored, dim: usize, shares: Shares, out: Room) => coding::code;
+        select(keys: CodedKeys, live: u64, queries: Bytes, thresholds: &[f32], out: &mut Vec<Pass>)
             => super::select;
-        maxima(keys: Codes, queries: Bytes, out: &mut [f32], stride: usize) => super::maxima;
+        maxima(keys: CodedKeys, queries: Bytes, out: &mut [f32], stride: usize) => super::maxima;
     );
 }
