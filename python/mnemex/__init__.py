@@ -38,6 +38,7 @@ from mnemex.ingest import IngestReport
 from mnemex.memory import Memory, MemorySnapshot, from_cache
 from mnemex.merge import merge
 from mnemex.parts import BF16, F16, F32, Append, Fifo, Flat
+from mnemex.product_keys import ProductKeys, Slots
 from mnemex.results import Hits, Partial, Receipt
 
 if TYPE_CHECKING:
@@ -70,10 +71,12 @@ __all__ = [
     "NonFinite",
     "NotFoundError",
     "Partial",
+    "ProductKeys",
     "Receipt",
     "ResourceError",
     "RowError",
     "ShapeError",
+    "Slots",
     "Snapshot",
     "StateError",
     "Stats",

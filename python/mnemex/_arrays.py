@@ -59,6 +59,20 @@ def vectors(name: str, x: ArrayLike, *, one_lane: bool) -> Vectors:
     return array, dtype  # type: ignore[return-value]  # one of the three, as `_array` made sure
 
 
+def any_shape(name: str, x: ArrayLike) -> Vectors:
+    """View `x` whatever its shape, and name its type; halves as their bits."""
+    array, dtype = _array(name, x)
+    return (array.view(np.uint16) if array.itemsize == 2 else array), dtype  # type: ignore[return-value]
+
+
+def floats(name: str, x: ArrayLike) -> NDArray[np.float32]:
+    """View `x` as float32, or widen a half precision."""
+    array, dtype = any_shape(name, x)
+    if dtype == "bf16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.view(np.float16).astype(np.float32) if dtype == "f16" else array  # type: ignore[return-value]
+
+
 def is_flat(name: str, x: ArrayLike) -> bool:
     """Tell whether `x` is `[T, dim]`, as a bank of one lane takes it. A tensor need not tell its shape."""
     shape = getattr(x, "shape", None)

@@ -5,7 +5,7 @@ Native part of mnemex; use the `mnemex` package.
 from _typeshed import Incomplete, SupportsGetItem
 from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["NativeBank", "NativeIngest", "NativeReceipt", "NativeSnapshot", "change_all", "commit_all", "isa", "isas", "max_threads", "open", "save", "stream", "stream_schema"]
+__all__ = ["NativeBank", "NativeIngest", "NativeReceipt", "NativeSnapshot", "bag", "bag_backward", "change_all", "commit_all", "isa", "isas", "max_threads", "open", "product_backward", "product_lookup", "save", "stream", "stream_schema"]
 
 @final
 class NativeBank:
@@ -200,6 +200,16 @@ class NativeSnapshot:
         Number of the version.
         """
 
+def bag(values: tuple[Incomplete, str], ids: Incomplete, weights: Incomplete, threads: SupportsIndex | None) -> Incomplete:
+    """
+    Sums of weighted rows of a table, `[T, dim]`.
+    """
+
+def bag_backward(values: tuple[Incomplete, str], ids: Incomplete, weights: Incomplete, grad: Incomplete, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, Incomplete]:
+    """
+    The way back from the gradient of such sums: of the weights, the rows that were read, ascending, and their gradients.
+    """
+
 def change_all(banks: SupportsGetItem[int, NativeBank], change: str, *, ids: Incomplete | None = None, labels: Incomplete | None = None, rows: Incomplete | None = None, repeats: SupportsIndex = 1) -> None:
     """
     Change several banks at once, all or none: "delete" (ids, labels, rows), "truncate" (ids as ends, rows), "reset" (rows),
@@ -229,6 +239,16 @@ def max_threads() -> int:
 def open(path: str) -> tuple[str, str, list[NativeBank]]:
     """
     Open a folder: kind, metadata as JSON, banks.
+    """
+
+def product_backward(rows: Incomplete, columns: Incomplete, queries: Incomplete, ids: Incomplete, grad: Incomplete, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, Incomplete]:
+    """
+    The way back from the gradient of scores `[T, heads, k]`: gradients of queries, rows and columns.
+    """
+
+def product_lookup(rows: Incomplete, columns: Incomplete, queries: Incomplete, k: SupportsIndex, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete]:
+    """
+    The best k slots: scores and ids `[T, heads, k]`.
     """
 
 def save(path: str, kind: str, snapshots: SupportsGetItem[int, NativeSnapshot], metadata: str, overwrite: bool) -> None:

@@ -9,6 +9,7 @@ mod filters;
 mod interruption;
 mod lanes;
 mod nonfinite;
+mod product;
 mod refusals;
 mod threads;
 mod upkeep;

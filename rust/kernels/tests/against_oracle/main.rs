@@ -11,6 +11,7 @@ mod block;
 mod codes;
 mod few;
 mod many;
+mod product;
 mod short;
 mod single;
 
