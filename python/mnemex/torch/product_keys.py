@@ -6,6 +6,7 @@ systems.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -218,8 +219,8 @@ class ProductKeyMemory(nn.Module):
             scores = torch.where(there, found.scores, torch.finfo(scores.dtype).min).softmax(-1)
         weights = torch.where(there, scores, 0)
         self._count(found.ids, weights, there)
-        slots, weights = (x.flatten(-2).unflatten(0, lead) for x in (found.ids, weights))  # [..., heads * k]
-        return slots, weights, good.unflatten(0, lead)
+        slots, weights = (x.reshape(*lead, self.heads * self.k) for x in (found.ids, weights))
+        return slots, weights, good.reshape(*lead, 1)
 
     @torch.no_grad()
     def _count(self, ids: Tensor, weights: Tensor, there: Tensor) -> None:
@@ -239,8 +240,8 @@ class ProductKeyMemory(nn.Module):
         """
         mass = self._counted()[0].double()
         z = mass / mass.sum()
-        kl = torch.log(torch.tensor(float(self.n_slots))) + torch.special.xlogy(z, z).sum()
-        return Usage(share=float((mass > 0).double().mean()), kl=float(kl))
+        kl = math.log(self.n_slots) + float(torch.special.xlogy(z, z).sum())
+        return Usage(share=float((mass > 0).double().mean()), kl=kl)
 
     def reset_usage(self) -> None:
         """Count from nothing again.
