@@ -209,10 +209,12 @@ def test_it_is_saved_and_opened_and_moved_as_any_module():
         assert make().values.weight.is_meta
 
 
-def test_autocast_leaves_the_output_in_the_dtype_of_the_input():
-    memory, x = make(gated=True), torch.randn(4, 6)
+@pytest.mark.parametrize(("gated", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_autocast_works(gated, dtype):
+    memory, x = make(gated=gated), torch.randn(4, 6)
     with torch.autocast("cpu", torch.bfloat16):
         out = memory(x)
+    assert out.dtype == dtype  # the gate's last projection is autocast's
     torch.testing.assert_close(out.float(), memory(x), rtol=0.1, atol=0.1)
 
 

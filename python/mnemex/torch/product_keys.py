@@ -177,7 +177,8 @@ class ProductKeyMemory(nn.Module):
         Returns
         -------
         Tensor
-            `[..., dim]`, in the dtype of `x`. A row of `x` with NaN or infinity gives NaN.
+            `[..., dim]` in the dtype of `x`, behind a gate under autocast in that of autocast. A row of `x` with NaN or
+            infinity gives NaN.
 
         Raises
         ------

@@ -131,7 +131,8 @@ def split_values(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
     -------
     values, others
         For two optimisers. The paper on product keys advises Adam with a learning rate of 1e-3 for values, whatever
-        the rest of the network takes, and kept constant.
+        the rest of the network takes, and kept constant. PyTorch cannot clip the norm of sparse gradients: clip that of
+        the others.
 
     Examples
     --------
