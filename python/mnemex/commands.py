@@ -42,6 +42,9 @@ def demo(
     tokens: Annotated[int, typer.Option(min=1, help="How much of the text to read.")] = 8192,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where report.html and the memory go.")] = Path(),
     dtype: Annotated[DType, typer.Option(help="auto: bfloat16 where it is faster.")] = DType.auto,
+    other_windows: Annotated[
+        bool, typer.Option("--other-windows", help="Chart a shorter and a longer window too; takes longer.")
+    ] = False,
 ) -> None:
     """Read a real text with a real model: a short window, the window and a memory, full attention."""
     # PyTorch's threads spin for about a millisecond after each operation, on the processors that the memory's threads
@@ -53,7 +56,10 @@ def demo(
     from mnemex.demo.run import Settings, run
     from mnemex.demo.screen import Screen, show
 
-    settings = Settings(model, text, window, top_k=tuple(top_k), n_tokens=tokens, out=out, dtype=dtype.value)
+    settings = Settings(
+        model, text, window, top_k=tuple(top_k), n_tokens=tokens, out=out, dtype=dtype.value,
+        other_windows=other_windows,
+    )  # fmt: skip
     with Screen() as screen:
         finished = run(settings, screen)
     show(finished)

@@ -76,7 +76,14 @@ def trace(ids: np.ndarray, share: np.ndarray) -> SimpleNamespace:
     return SimpleNamespace(ids=ids, mass=mass, share=share.astype(np.float32))
 
 
-def report_of(content: str, *, name: str = "text", written: str = "written <b>", n_equal: int | None = None) -> Report:
+def report_of(
+    content: str,
+    *,
+    name: str = "text",
+    written: str = "written <b>",
+    n_equal: int | None = None,
+    other_windows: bool = False,
+) -> Report:
     """Make a report about a text, in which each token read the token 40 before it."""
     text, rng = text_of(content, name=name), np.random.default_rng(0)
     n = len(text.ids)
@@ -96,12 +103,13 @@ def report_of(content: str, *, name: str = "text", written: str = "written <b>",
     )
     nats = np.concatenate([[np.nan], rng.uniform(0.0, 4.0, n - 1)])
     tokens = list(written)
+    points = [AtWindow(8, 2.5, 1.5), AtWindow(16, 2.0, 1.25), AtWindow(32, 1.6, 1.2)]
     return Report(
         model="tiny <model>",
         rows=rows,
         baseline=rows[1],
         full=rows[-1],
-        windows=Windows(n, [AtWindow(8, 2.5, 1.5), AtWindow(16, 2.0, 1.25), AtWindow(32, 1.6, 1.2)], 1.0),
+        windows=Windows(n, points, 1.0) if other_windows else None,
         n_entries=n,
         reading=Reading(text, passages, spread, 2, nats, nats + rng.uniform(-0.1, 3.0, n)),
         written=Written(content[:80], 80, tokens, tokens[::-1], len(tokens) if n_equal is None else n_equal),

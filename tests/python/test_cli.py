@@ -37,17 +37,23 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_demo_runs_and_says_what_it_found(folder, capsys, monkeypatch):
+@pytest.mark.parametrize("flags", [(), ("--other-windows",)], ids=["table", "other windows"])
+def test_the_demo_runs_and_says_what_it_found(folder, capsys, monkeypatch, flags):
     model = saved_model(folder / "model")
     (folder / "notes.txt").write_text("some words, and some words again\n" * 12)
     code, said = end(
         capsys, monkeypatch, "demo", "--model", model, "--text", "notes.txt", "--window", 32, "--top-k", 4,
-        "--tokens", 200, "--out", "made", "--dtype", "float32",
+        "--tokens", 200, "--out", "made", "--dtype", "float32", *flags,
     )  # fmt: skip
     assert code == 0, said
     for words in ("model reads notes.txt", "best 4", "every entry", "full attention", "64 of 64 tokens", "same bits"):
         assert words in said, words
-    assert (folder / "made" / "report.html").stat().st_size > 10_000
+    # What is read is told line by line: the other windows are 8 and 64.
+    for words in ("window 8 + memory, best 4", "window 64 + memory, best 4"):
+        assert (words in said) == bool(flags), words
+    page = (folder / "made" / "report.html").read_text("utf-8")
+    assert len(page) > 10_000
+    assert ("window: tokens that stay local" in page) == bool(flags)
 
 
 @pytest.mark.parametrize(

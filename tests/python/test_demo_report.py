@@ -68,11 +68,10 @@ class Page(HTMLParser):
             self.words += data
 
 
-@pytest.fixture(scope="module")
-def hostile() -> str:
-    return render(
-        report_of(HOSTILE, name="<img src=x onerror=alert(3)>{{lead}}", written="</script>\u202e\x07<b>", n_equal=3)
-    )
+@pytest.fixture(scope="module", params=[False, True], ids=["table", "other windows"])
+def hostile(request) -> str:
+    name, written = "<img src=x onerror=alert(3)>{{lead}}", "</script>\u202e\x07<b>"
+    return render(report_of(HOSTILE, name=name, written=written, n_equal=3, other_windows=request.param))
 
 
 def test_the_text_is_there_line_by_line(hostile):
@@ -127,15 +126,18 @@ def test_the_numbers_of_the_table_are_on_the_page(hostile):
         assert number in words, number
 
 
-def test_the_figures_say_in_words_what_they_show(hostile):
-    words = Page(hostile).words
-    for figure in range(1, 6):
-        assert f"Figure {figure}." in words
-    labels = [value for name, value in Page(hostile).attributes if name == "aria-label"]
-    assert any("window: tokens that stay local" in label and "16: 1.2500" in label for label in labels)
+@pytest.mark.parametrize(("other_windows", "n_figures"), [(False, 4), (True, 5)])
+def test_the_figures_are_numbered_and_say_in_words_what_they_show(other_windows, n_figures):
+    page = Page(render(report_of(HOSTILE, other_windows=other_windows)))
+    assert re.findall(r"Figure (\d)\.", page.words) == [str(i) for i in range(1, n_figures + 1)]
+    labels = [value for name, value in page.attributes if name == "aria-label"]
     assert any("Half of it is younger than" in label for label in labels)
+    charted = [label for label in labels if "window: tokens that stay local" in label]
+    assert len(charted) == other_windows
+    assert all("16: 1.2500" in label for label in charted)
     # A window of 8 with the memory does what 32 does without.
-    assert "a window of 8 does at least as well as one of 32 without it" in words
+    assert ("a window of 8 does at least as well as one of 32 without it" in page.words) == other_windows
+    assert ("against the window" in page.words) == other_windows
 
 
 def test_a_text_on_which_the_window_loses_nothing_says_so():
@@ -206,13 +208,13 @@ def test_a_browser_shows_a_token_and_its_passages(tmp_path, content):
 
 
 @needs_browser
+@pytest.mark.parametrize("other_windows", [False, True])
 @pytest.mark.parametrize("width", [500, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_page_can_be_read_in_either_theme_and_on_a_small_screen(tmp_path, theme, width):
+def test_the_page_can_be_read_in_either_theme_and_on_a_small_screen(tmp_path, theme, width, other_windows):
     flags = [f"--window-size={width},900", f"--blink-settings=preferredColorScheme={int(theme == 'light')}"]
-    page = opened(
-        tmp_path, render(report_of("plain text, line by line\n" * 60)).replace("</body>", PROBE + "</body>"), *flags
-    )
+    page = render(report_of("plain text, line by line\n" * 60, other_windows=other_windows))
+    page = opened(tmp_path, page.replace("</body>", PROBE + "</body>"), *flags)
     probe = json.loads(unescape(re.search(r'data-probe="([^"]*)"', page)[1]))
     assert probe["dark"] == (theme == "dark")
     assert not probe["overflows"], "the page scrolls sideways"

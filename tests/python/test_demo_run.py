@@ -49,8 +49,9 @@ def ran(tmp_path_factory) -> tuple[Finished, Diary]:
     model = saved_model(folder / "model")
     diary = Diary()
     settings = Settings(
-        str(model), folder / "notes.txt", window=16, top_k=(9, 2, 9), n_tokens=300, out=folder / "out", dtype="float32"
-    )
+        str(model), folder / "notes.txt", window=16, top_k=(9, 2, 9), n_tokens=300, out=folder / "out",
+        dtype="float32", other_windows=True,
+    )  # fmt: skip
     return run(settings, diary), diary
 
 

@@ -1,4 +1,4 @@
-"""Bits per byte against what a model may look at, drawn as SVG: the two figures at the top of the report."""
+"""Bits per byte against what a model may look at, drawn as SVG: the charts at the top of the report."""
 
 from __future__ import annotations
 

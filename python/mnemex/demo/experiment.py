@@ -44,10 +44,10 @@ OTHER_WINDOWS = (0.25, 2.0)
 
 
 class Measured(NamedTuple):
-    """The table, other windows, the reading that the report shows, and the memory as the table's last row left it."""
+    """The table, other windows if wanted, the reading that is shown, and the memory as the table's last row left it."""
 
     rows: list[Row]
-    windows: Windows
+    windows: Windows | None
     reading: Reading
     memory: Memory
 
@@ -91,8 +91,8 @@ class Experiment:
         self.chunk = chunk_for(window) if chunk is None else chunk
         self.progress = progress
 
-    def run(self, top_k: tuple[int, ...]) -> Measured:
-        """Measure the window, the memory read with each of `top_k` and in full, and full attention."""
+    def run(self, top_k: tuple[int, ...], *, other_windows: bool) -> Measured:
+        """Measure the window, the memory read with each of `top_k` and in full, full attention; then other windows."""
         self._warm_up()
         n_layers = self.model.config.num_hidden_layers
         local = f"window {self.window:,}"
@@ -116,7 +116,8 @@ class Experiment:
         rows = with_recovered([*rows, row, full], window=window, full=full)
         passages.finish()
         reading = Reading(self.text, passages, spread, shown, with_memory.nats, with_window.nats)
-        return Measured(rows, self._at_other_windows(reading, with_all), reading, memory)
+        windows = self._at_other_windows(reading, with_all) if other_windows else None
+        return Measured(rows, windows, reading, memory)
 
     def _at_other_windows(self, reading: Reading, with_all: Stream) -> Windows:
         """Measure other windows on the first third of the text, which the passes made already have read alike."""

@@ -14,7 +14,7 @@ from mnemex.demo.units import count, percent
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mnemex.demo.findings import Report
+    from mnemex.demo.findings import Report, Windows
 
 
 MOST = 0.8
@@ -22,19 +22,31 @@ MOST = 0.8
 
 
 def sections(report: Report) -> dict[str, str]:
-    """Return the figures and captions as HTML, by their names in the template."""
+    """Return the figures with their captions as HTML, by their names in the template, and the number of the viewer."""
     by_layer = report.reading.spread.by_layer
+    charts = [(_curve(report), _curve_caption(report))]
+    if report.windows is not None:
+        charts.append((_windows(report, report.windows), _windows_caption(report, report.windows)))
+    viewer = len(charts) + 1
+    by_head = heads.draw(by_layer) if by_layer else "<p>Nothing was read from the memory.</p>"
+    by_age = histogram.draw(report.reading.spread.ages())
     return {
-        "curve": _curve(report),
-        "curve_caption": _curve_caption(report),
-        "windows": _windows(report),
-        "windows_caption": _windows_caption(report),
+        "charts_class": "pair" if len(charts) > 1 else "measure",
+        "charts": "\n\n".join(_figure(number, *chart) for number, chart in enumerate(charts, 1)),
+        "viewer_number": str(viewer),
         "spread_intro": _spread_intro(by_layer),
-        "heads": heads.draw(by_layer) if by_layer else "<p>Nothing was read from the memory.</p>",
-        "heads_caption": _heads_caption(report, by_layer),
-        "ages": histogram.draw(report.reading.spread.ages()),
-        "ages_caption": _ages_caption(report),
+        "heads": _figure(viewer + 1, by_head, _heads_caption(report, by_layer)),
+        "ages": _figure(viewer + 2, by_age, _ages_caption(report), attributes=' class="narrow"'),
     }
+
+
+def _figure(number: int, drawing: str, caption: str, *, attributes: str = "") -> str:
+    """Return a figure that scrolls sideways where the page is too narrow for it."""
+    name = f"Figure {number}"
+    return (
+        f'<figure{attributes}>\n<div class="scroll" tabindex="0" role="group" aria-label="{name}">\n{drawing}\n</div>\n'
+        f"<figcaption><b>{name}.</b> {caption}</figcaption>\n</figure>"
+    )
 
 
 def _curve(report: Report) -> str:
@@ -58,22 +70,22 @@ def _curve_caption(report: Report) -> str:
     )
 
 
-def _windows(report: Report) -> str:
-    points = report.windows.points
+def _windows(report: Report, windows: Windows) -> str:
+    points = windows.points
     sinks = f" + {report.sinks} sinks" if report.sinks else ""
     memory = [Point(p.window, p.with_memory, count(p.window)) for p in points]
     alone = [Point(p.window, p.alone, count(p.window)) for p in points]
     return curve.draw(
         [Series("window", f"window{sinks}, no memory", alone), Series("memory", "", memory)],
-        [Level("full", report.windows.full, report.full.name)],
+        [Level("full", windows.full, report.full.name)],
         axis="window: tokens that stay local (logarithmic)",
     )
 
 
-def _windows_caption(report: Report) -> str:
-    points, k = report.windows.points, report.reading.k
+def _windows_caption(report: Report, windows: Windows) -> str:
+    points, k = windows.points, report.reading.k
     caption = (
-        f"The same against the window, on the first {count(report.windows.n_tokens)} tokens: alone, and with the best "
+        f"The same against the window, on the first {count(windows.n_tokens)} tokens: alone, and with the best "
         f"{k} of a memory of all that left it (orange)."
     )
     pairs = [(b.window / a.window, a, b) for a in points for b in points if a.with_memory <= b.alone]

@@ -86,7 +86,7 @@ class Report:
     rows
         The table, in order; `baseline` (the window and its sinks) and `full` attention are two of them.
     windows
-        The same text, at other windows.
+        The same text, at other windows; None if they were not wanted.
     n_entries
         Entries in the memory at the end.
     skip, chunk, window, sinks
@@ -99,7 +99,7 @@ class Report:
     rows: list[Row]
     baseline: Row
     full: Row
-    windows: Windows
+    windows: Windows | None
     n_entries: int
     reading: Reading
     written: Written

@@ -58,6 +58,8 @@ class Settings:
         Folder for `report.html` and the saved memory, `demo-memory`.
     dtype
         "auto": bfloat16 where the processor multiplies it faster than float32.
+    other_windows
+        Whether to measure a shorter and a longer window too, in four more passes over a third of the text.
 
     Raises
     ------
@@ -73,6 +75,7 @@ class Settings:
     n_tokens: int = 8192
     out: Path = Path()
     dtype: DType = "auto"
+    other_windows: bool = False
 
     def __post_init__(self) -> None:
         for name, number in (("window", self.window), ("tokens", self.n_tokens), *(("top_k", k) for k in self.top_k)):
@@ -128,7 +131,7 @@ def run(settings: Settings, progress: Progress) -> Finished:
         skip=settings.skip,
         progress=progress,
     )
-    measured = experiment.run(settings.top_k)
+    measured = experiment.run(settings.top_k, other_windows=settings.other_windows)
     folder = settings.out / "demo-memory"
     facts = _facts(pretrained)
     report = Report(

@@ -37,6 +37,7 @@ pub mod find;
 pub mod gather;
 pub mod labels;
 pub mod predicate;
+pub mod product;
 pub mod query;
 pub mod restore;
 pub mod search;

@@ -49,6 +49,21 @@ pub(crate) fn square_norm(x: &[f32]) -> f64 {
     sums([x], x, |x, q| x * q)[0]
 }
 
+/// The canonical sums of products of some rows of a table with a vector of its width, not rounded yet, appended to `out`.
+#[inline(always)]
+pub(crate) fn products(table: &[f32], rows: &[u32], q: &[f32], out: &mut Vec<f64>) {
+    const TOGETHER: usize = 4;
+    let row = |&row: &u32| &table[row as usize * q.len()..][..q.len()];
+    let mut groups = rows.chunks_exact(TOGETHER);
+    for group in &mut groups {
+        let keys: [&[f32]; TOGETHER] = std::array::from_fn(|at| row(&group[at]));
+        out.extend(sums(keys, q, |x, q| x * q));
+    }
+    for one in groups.remainder() {
+        out.extend(sums([row(one)], q, |x, q| x * q));
+    }
+}
+
 /// The canonical scores of keys that stand one after the other, rounded once to float32; there is no -0. `query_norm` is
 /// the square root of [`square_norm`] of q and is read by `Cos` alone.
 #[inline(always)]

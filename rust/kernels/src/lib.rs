@@ -19,6 +19,7 @@ pub mod convert;
 pub mod kth;
 pub mod many;
 pub mod prefetch;
+pub mod product;
 pub mod rounding;
 pub mod select;
 pub mod short;

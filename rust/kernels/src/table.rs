@@ -6,6 +6,7 @@ use crate::canonical::Metric;
 use crate::codes::{Coded, Codes, Query};
 use crate::isa::{Isa, IsaError};
 use crate::many::Many;
+use crate::product::{Candidates, Table};
 use crate::select::Maxima;
 use crate::short::Short;
 use crate::single::{One, Stored};
@@ -62,6 +63,16 @@ pub struct Kernels {
     pub blend: fn(keep: f32, out: &mut [f32], add: f32, row: &[f32]),
     /// The canonical scores of keys that stand one after the other, for one query: see [`crate::canonical`].
     pub score: fn(metric: Metric, keys: &[f32], q: &[f32], query_norm: f64, out: &mut [f32]),
+    /// The same sums of products for some rows of a table, unrounded and appended.
+    pub products: fn(table: &[f32], rows: &[u32], q: &[f32], out: &mut Vec<f64>),
+    /// The largest score of each `per` rows of a panel: see [`crate::product`].
+    pub group_maxima: fn(panel: &[f32], per: usize, out: &mut [f32]),
+    /// The rows of a panel whose scores reach their query's threshold.
+    pub collect: fn(panel: &[f32], thresholds: &[f32; PANEL], out: &mut [Candidates; PANEL]),
+    /// Where each score stands in descending order.
+    pub ranks: fn(scores: &[f32], out: &mut Vec<u32>),
+    /// Weighted sums of some rows of a table, added to `out`.
+    pub bag: fn(table: Table, rows: &[u32], weights: &[f32], out: &mut [f32]),
     /// What a key loses when it is rounded to bfloat16: see [`crate::short`].
     pub lost: fn(x: &[f32]) -> f32,
     /// The canonical sum of squares.
@@ -141,6 +152,11 @@ macro_rules! kernel_table {
             add_scaled: entry::add_scaled,
             blend: entry::blend,
             score: entry::score,
+            products: entry::products,
+            group_maxima: entry::group_maxima,
+            collect: entry::collect,
+            ranks: entry::ranks,
+            bag: entry::bag,
             lost: entry::lost,
             square_norm: entry::square_norm,
             join: entry::join,
@@ -151,6 +167,7 @@ macro_rules! kernel_table {
             use crate::canonical::{self, Metric};
             use crate::codes::{self, Coded, Codes, Query};
             use crate::{convert, few, kth, short};
+            use crate::product::{self, Candidates, Table};
             use crate::softmax::{self, Logit};
             use crate::tile::{Keys, PANEL, Pass, Queries, Rule};
             use crate::select::{self, Maxima};
@@ -185,6 +202,12 @@ macro_rules! kernel_table {
                 blend(keep: f32, out: &mut [f32], add: f32, row: &[f32]) => softmax::blend;
                 score(metric: Metric, keys: &[f32], q: &[f32], query_norm: f64, out: &mut [f32])
                     => canonical::scores;
+                products(table: &[f32], rows: &[u32], q: &[f32], out: &mut Vec<f64>) => canonical::products;
+                group_maxima(panel: &[f32], per: usize, out: &mut [f32]) => product::group_maxima::<L>;
+                collect(panel: &[f32], thresholds: &[f32; PANEL], out: &mut [Candidates; PANEL])
+                    => product::collect::<L>;
+                ranks(scores: &[f32], out: &mut Vec<u32>) => product::ranks;
+                bag(table: Table, rows: &[u32], weights: &[f32], out: &mut [f32]) => product::bag::<L>;
                 lost(x: &[f32]) -> f32 => short::lost;
                 square_norm(x: &[f32]) -> f64 => canonical::square_norm;
                 join(high: &[u16], low: &[u16], out: &mut [f32]) => convert::joined;

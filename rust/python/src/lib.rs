@@ -10,6 +10,7 @@ mod columns;
 mod error;
 mod files;
 mod ingest;
+mod product;
 mod receipt;
 mod snapshot;
 
@@ -40,6 +41,14 @@ mod _native {
     use crate::ingest::stream;
     #[pymodule_export]
     use crate::ingest::stream_schema;
+    #[pymodule_export]
+    use crate::product::bag;
+    #[pymodule_export]
+    use crate::product::bag_backward;
+    #[pymodule_export]
+    use crate::product::product_backward;
+    #[pymodule_export]
+    use crate::product::product_lookup;
     #[pymodule_export]
     use crate::receipt::NativeReceipt;
     #[pymodule_export]

@@ -1,0 +1,282 @@
+//! Sixteen queries of one head at a time: all half scores in float32, then ever fewer pairs, until few are left to be
+//! scored exactly.
+
+use std::ops::Range;
+
+use mnemex_kernels::bound::{Bound, Precision, QueryBound, reach};
+use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::product::Candidates;
+use mnemex_kernels::tile::{Queries as Panels, ROW_GROUP, pack};
+use mnemex_kernels::{Kernels, Keys, PANEL, Rule};
+
+use super::{Slot, SubKeys, score, sorted};
+use crate::error::Result;
+use crate::input::all_finite;
+use crate::plane::Plane;
+use crate::work::Ticker;
+
+/// Rows of keys that kernels take at a time.
+const BLOCK: usize = 64;
+
+/// Numbers of half scores that are kept, about: they stay in the second-level cache.
+const SCORES: usize = 1 << 18;
+
+/// Most queries at a time: four panels use what kernels load of a block.
+const MOST: usize = 4 * PANEL;
+
+/// So many times k groups of rows are looked at for a floor: hardly any of the best k share one.
+const MORE_GROUPS: usize = 4;
+
+/// Candidates from which on all scores are as soon sorted.
+const MOST_CANDIDATES: usize = 512;
+
+/// One half of a head's keys.
+struct Half<'a> {
+    keys: &'a [f32],
+    n: usize,
+    dim: usize,
+    /// The last rows, where they are too few for kernels to read in groups, with zeros behind.
+    rest: Vec<f32>,
+    /// At least the norm of the longest key; infinite where one is not finite.
+    longest: f64,
+    panels: Plane,
+    scores: Plane,
+    groups: Vec<f32>,
+    candidates: [Candidates; PANEL],
+    /// What rows outside the candidates are below, and what float32 scores can be off by: of each query.
+    below: [f32; PANEL],
+    bounds: Vec<Bound>,
+}
+
+impl<'a> Half<'a> {
+    fn new(keys: &SubKeys<'a>, kernels: &Kernels, head: usize, half: usize, queries: usize) -> Result<Half<'a>> {
+        let (n, dim, keys) = (keys.n[half], keys.dim[half], keys.half(head, half));
+        let whole = n - n % ROW_GROUP;
+        let mut rest = keys[whole * dim..].to_vec();
+        rest.resize(if whole < n { ROW_GROUP * dim } else { 0 }, 0.0);
+        let squares = keys.chunks_exact(dim).map(|key| (kernels.dot)(key, key));
+        // Far more than what float32 can lose of a sum of squares, or of numbers whose squares are too small for it.
+        let larger = |most: f32, square| if most.is_nan() || square <= most { most } else { square };
+        let square = squares.fold(0.0, larger);
+        let longest = f64::from(square).sqrt() * 1.01 + 1e-18 * (dim as f64).sqrt();
+        let lanes = queries.next_multiple_of(PANEL);
+        Ok(Half {
+            keys,
+            n,
+            dim,
+            rest,
+            longest: if longest.is_finite() { longest } else { f64::INFINITY },
+            panels: Plane::zeroed((lanes * dim * size_of::<f32>()).next_multiple_of(64))?,
+            scores: Plane::zeroed((lanes * n * size_of::<f32>()).next_multiple_of(64))?,
+            groups: Vec::new(),
+            candidates: Default::default(),
+            below: [0.0; PANEL],
+            bounds: Vec::new(),
+        })
+    }
+
+    /// All scores of these queries.
+    fn score<'q>(&mut self, kernels: &Kernels, queries: impl ExactSizeIterator<Item = &'q [f32]>) {
+        let n = queries.len();
+        self.bounds.clear();
+        self.panels.floats_mut().fill(0.0);
+        for (at, query) in queries.enumerate() {
+            let norm = (kernels.square_norm)(query).sqrt();
+            let bound = QueryBound::of(Metric::Dot, self.dim, norm, Precision::Single);
+            self.bounds.push(bound.at(reach(Metric::Dot, self.longest), 0.0));
+            // What is not finite has no hits, and could spoil no other lane.
+            if norm.is_finite() {
+                pack(query, at, self.panels.floats_mut());
+            }
+        }
+        let queries = Panels { panels: self.panels.floats(), dim: self.dim, n };
+        let whole = self.n - self.n % ROW_GROUP;
+        for first in (0..whole).step_by(BLOCK) {
+            let rows = BLOCK.min(whole - first);
+            let keys = Keys { rows: &self.keys[first * self.dim..], stride: self.dim, n: rows, scale: &[], next: &[] };
+            (kernels.scores)(Rule::Dot, keys, queries, self.scores.floats_mut(), self.n, first);
+        }
+        if whole < self.n {
+            let keys = Keys { rows: &self.rest, stride: self.dim, n: self.n - whole, scale: &[], next: &[] };
+            (kernels.scores)(Rule::Dot, keys, queries, self.scores.floats_mut(), self.n, whole);
+        }
+    }
+
+    /// The candidates of the queries of one panel.
+    fn collect(&mut self, kernels: &Kernels, panel: usize, k: usize) {
+        let scores = &self.scores.floats()[panel * self.n * PANEL..][..self.n * PANEL];
+        let mut floors = [f32::NEG_INFINITY; PANEL];
+        // A few more than k: where the best of the other half is far above the rest, what is below the k-th best row has
+        // to be known to be below the answer.
+        let k = k + 1 + k / 16;
+        if k < self.n {
+            let per = [16, 8, 4, 2].into_iter().find(|per| self.n / per >= MORE_GROUPS * k).unwrap_or(1);
+            self.groups.resize(self.n / per * PANEL, 0.0);
+            (kernels.group_maxima)(scores, per, &mut self.groups);
+            (kernels.reached_by)(&self.groups, k, &mut floors);
+        }
+        let mut thresholds = [f32::INFINITY; PANEL];
+        let bounds = self.bounds.iter().skip(panel * PANEL).take(PANEL);
+        for (at, bound) in bounds.enumerate() {
+            self.below[at] = bound.lower(floors[at]);
+            thresholds[at] = bound.threshold(self.below[at]);
+        }
+        self.candidates.iter_mut().for_each(Candidates::clear);
+        (kernels.collect)(scores, &thresholds, &mut self.candidates);
+    }
+
+    /// The candidates of a query in descending order of their first-pass scores.
+    fn sort(&self, kernels: &Kernels, at: usize, ranks: &mut Vec<u32>, out: &mut Sorted) {
+        let Candidates { scores, rows } = &self.candidates[at];
+        (kernels.ranks)(scores, ranks);
+        out.scores.resize(scores.len(), 0.0);
+        out.rows.resize(scores.len(), 0);
+        for (&rank, (&score, &row)) in ranks.iter().zip(scores.iter().zip(rows)) {
+            (out.scores[rank as usize], out.rows[rank as usize]) = (score, row);
+        }
+    }
+
+    /// The exact scores of all rows.
+    fn all(&self, kernels: &Kernels, query: &[f32]) -> Vec<f64> {
+        let (rows, mut exact) = ((0..self.n as u32).collect::<Vec<u32>>(), Vec::new());
+        (kernels.products)(self.keys, &rows, query, &mut exact);
+        exact
+    }
+}
+
+/// Candidates of one query in descending order, and the exact scores of the first.
+#[derive(Default)]
+struct Sorted {
+    scores: Vec<f32>,
+    rows: Vec<u32>,
+    exact: Vec<f64>,
+}
+
+/// Room to work in.
+#[derive(Default)]
+struct Desk {
+    ranks: Vec<u32>,
+    halves: [Sorted; 2],
+    sums: Vec<f32>,
+    /// How many of the second half each of the first makes a pair with.
+    counts: Vec<usize>,
+}
+
+/// Queries of one head.
+struct Job<'a> {
+    keys: &'a SubKeys<'a>,
+    kernels: &'static Kernels,
+    k: usize,
+}
+
+/// The best `k` slots of the queries of some tokens and one head.
+pub(super) fn best(
+    keys: &SubKeys,
+    kernels: &'static Kernels,
+    (head, k): (usize, usize),
+    queries: &[f32],
+    tokens: Range<usize>,
+    ticker: &Ticker,
+) -> Result<Vec<Vec<Slot>>> {
+    let dim = keys.query_dim();
+    let query = |token: usize| queries[(token * keys.heads + head) * dim..][..dim].split_at(keys.dim[0]);
+    let together = (SCORES / (keys.n[0] + keys.n[1]) / PANEL * PANEL).clamp(PANEL, MOST).min(tokens.len());
+    let half = |half| Half::new(keys, kernels, head, half, together);
+    let (mut halves, job) = ([half(0)?, half(1)?], Job { keys, kernels, k });
+    let (mut best, mut desk) = (Vec::with_capacity(tokens.len()), Desk::default());
+    for first in tokens.clone().step_by(together) {
+        let some = first..tokens.end.min(first + together);
+        halves[0].score(kernels, some.clone().map(|token| query(token).0));
+        halves[1].score(kernels, some.clone().map(|token| query(token).1));
+        for (at, token) in some.enumerate() {
+            if at % PANEL == 0 {
+                ticker.tick()?;
+                halves.iter_mut().for_each(|half| half.collect(kernels, at / PANEL, k));
+            }
+            let parts = [query(token).0, query(token).1];
+            if !parts.iter().all(|part| all_finite(part)) {
+                best.push(Vec::new());
+                continue;
+            }
+            best.push(job.few(&halves, at, parts, &mut desk).unwrap_or_else(|| {
+                let [first, second] = [0, 1].map(|half| halves[half].all(kernels, parts[half]));
+                sorted::best([&first, &second], k)
+            }));
+        }
+    }
+    Ok(best)
+}
+
+impl Job<'_> {
+    /// The best slots of a query by few exact scores; None where these do not prove it.
+    fn few(&self, halves: &[Half; 2], at: usize, query: [&[f32]; 2], desk: &mut Desk) -> Option<Vec<Slot>> {
+        let (kernels, k, lane) = (self.kernels, self.k, at % PANEL);
+        if halves.iter().any(|half| half.candidates[lane].rows.len() > MOST_CANDIDATES) {
+            return None;
+        }
+        // How far sums can be off: with room for their own roundings, and so much more that what is left out rounds to
+        // another number.
+        let size = [0, 1].map(|half: usize| halves[half].longest * (kernels.square_norm)(query[half]).sqrt());
+        let off = [0, 1].map(|half: usize| f64::from(halves[half].bounds[at].upper(0.0)));
+        let off = (off[0] + off[1] + (size[0] + size[1]) * 2f64.powi(-20)) as f32;
+        if !off.is_finite() {
+            return None;
+        }
+        for (half, sorted) in halves.iter().zip(&mut desk.halves) {
+            half.sort(kernels, lane, &mut desk.ranks, sorted);
+        }
+        let [a, b] = desk.halves.each_ref().map(|sorted| &sorted.scores[..]);
+
+        // The i-th and the j-th make i j pairs at least as good: at first it is known of so many that they are k.
+        let some = (1..=a.len().min(k)).filter_map(|i| b.get(k.div_ceil(i) - 1).map(|b| a[i - 1] + b));
+        let least = some.fold(f32::NEG_INFINITY, f32::max) - 2.0 * off;
+        staircase(a, b, least, &mut desk.counts);
+        desk.sums.clear();
+        desk.counts.iter().zip(a).for_each(|(&n, a)| desk.sums.extend(b[..n].iter().map(|b| a + b)));
+        if desk.sums.len() > k {
+            desk.sums.resize(desk.sums.len().next_multiple_of(PANEL), least);
+            staircase(a, b, (kernels.reached_by_one)(&desk.sums, k) - 2.0 * off, &mut desk.counts);
+        }
+
+        let first = [desk.counts.len(), desk.counts.first().copied().unwrap_or(0)];
+        for (half, sorted) in desk.halves.iter_mut().enumerate() {
+            sorted.exact.clear();
+            (kernels.products)(halves[half].keys, &sorted.rows[..first[half]], query[half], &mut sorted.exact);
+        }
+        let [a, b] = &desk.halves;
+        let mut best = Vec::with_capacity(desk.counts.iter().sum());
+        for (i, &n) in desk.counts.iter().enumerate() {
+            let id = u64::from(a.rows[i]) * self.keys.n[1] as u64;
+            let slot = |j: usize| Slot { score: score(a.exact[i], b.exact[j]), id: (id + u64::from(b.rows[j])) as i64 };
+            best.extend((0..n).map(slot));
+        }
+        best.sort_unstable_by(Slot::order);
+        best.truncate(k);
+
+        // What is not a candidate is below some score: with the best of the other half it must be below the last, of which
+        // there is none only where everything is a candidate.
+        let last = best.get(k - 1).map_or(f32::NEG_INFINITY, |last| last.score);
+        let complete = (0..2).all(|half| {
+            let other = &desk.halves[1 - half].scores;
+            let most = halves[1 - half].bounds[at].upper(other.first().copied().unwrap_or(f32::NEG_INFINITY));
+            let all = halves[half].candidates[lane].rows.len() == halves[half].n;
+            all || score(halves[half].below[lane].into(), most.into()) < last
+        });
+        complete.then_some(best)
+    }
+}
+
+/// How many of `b` make a sum of `least` or more with each of `a`, both descending, up to the last that has any.
+fn staircase(a: &[f32], b: &[f32], least: f32, counts: &mut Vec<usize>) {
+    counts.clear();
+    let mut n = b.len();
+    for a in a {
+        while n > 0 && a + b[n - 1] < least {
+            n -= 1;
+        }
+        if n == 0 {
+            return;
+        }
+        counts.push(n);
+    }
+}
