@@ -35,7 +35,7 @@ def defined(memory, x):
     scores, ids = (torch.from_numpy(found) for found in plain_lookup(
         parameters["rows"], parameters["columns"], queries, memory.k
     ))  # fmt: skip
-    weights = scores.softmax(-1) if memory.weights == "softmax" else torch.where(ids < 0, 0, scores)
+    weights = scores.softmax(-1) if memory.softmax else torch.where(ids < 0, 0, scores)
     values = parameters["values.weight"]
     rows = torch.where(ids < 0, ids, ids % len(values)).flatten(1)
     out = torch.from_numpy(plain_bag(values.numpy(), rows.numpy(), weights.flatten(1).numpy()))
@@ -51,7 +51,7 @@ OPTIONS = {
     "more k than slots": {"n_keys": 2, "k": 6},
     "fewer values": {"values": 7},
     "batch norm": {"batch_norm": True},
-    "scores": {"weights": "scores", "k": 20},
+    "scores": {"softmax": False, "k": 20},
     "gated": {"gated": True, "value_dim": 9, "values": 5},
 }
 
@@ -73,7 +73,7 @@ def test_it_reads_what_the_paper_says(options):
 
 def test_both_paths_read_the_same_slots():
     memory = make(n_keys=9, k=8)
-    slots, weights = memory.read(x := torch.randn(40, 6))
+    slots, weights = memory.lookup(x := torch.randn(40, 6))
     queries = memory.query(x).detach()
     plain = mx.torch.product_plain.lookup(memory.rows, memory.columns, queries.unflatten(-1, (2, 5)), 8)
     assert torch.equal(slots, plain.ids.flatten(1))
@@ -86,7 +86,7 @@ def test_equal_keys_tie_by_slot():
         with torch.no_grad():
             memory.rows.fill_(0.25)
             memory.columns.fill_(0.5)
-        slots, weights = memory.read(torch.randn(4, 6, dtype=dtype))
+        slots, weights = memory.lookup(torch.randn(4, 6, dtype=dtype))
         assert (slots.unflatten(-1, (2, 5)) == torch.arange(5)).all()
         torch.testing.assert_close(weights, torch.full_like(weights, 0.2))
 
@@ -105,7 +105,7 @@ def test_a_bad_token_is_nan_alone_and_teaches_nothing(bad, gated, dtype):
     out.flatten(0, 1)[:5].sum().backward()
     assert memory.values.weight.grad.coalesce().values().isfinite().all()
     assert memory.rows.grad.isfinite().all()
-    slots, weights = memory.read(x)
+    slots, weights = memory.lookup(x)
     assert (slots[1, 2] == -1).all()
     assert (weights[1, 2] == 0).all()
 
@@ -142,14 +142,14 @@ def test_sparse_adam_moves_only_the_rows_that_were_read():
     values, others = mx.torch.split_values(memory)
     optimizers = torch.optim.SparseAdam(values, lr=1e-3), torch.optim.AdamW(others, lr=1e-2)
     x, before = torch.randn(3, 6), memory.values.weight.detach().clone()
-    read = memory.read(x)[0].unique()
+    read = memory.lookup(x)[0].unique()
     for _ in range(3):
         loss = memory(x).square().mean()
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        read = torch.cat([read, memory.read(x)[0].unique()]).unique()
+        read = torch.cat([read, memory.lookup(x)[0].unique()]).unique()
     moved = (memory.values.weight != before).any(-1).nonzero().squeeze(-1)
     assert set(moved.tolist()) <= set(read.tolist())
     assert len(moved) > 0
@@ -171,9 +171,9 @@ def test_usage_is_the_share_of_slots_with_weight_and_the_distance_from_uniform()
     assert memory.usage().share == 0
     assert math.isnan(memory.usage().kl)
     for part in torch.randn(4, 5, 6):
-        slots, weights = memory.read(part)
         memory.reset_usage()
         memory(part)
+        slots, weights = memory.lookup(part)  # which counts nothing
     mass = np.zeros(9)
     np.add.at(mass, slots.flatten().numpy(), weights.detach().flatten().double().numpy())
     np.testing.assert_allclose(memory.mass, mass, rtol=1e-12)
@@ -224,7 +224,7 @@ REFUSED = {
     "half a head": ({"heads": 0.5}, "heads=0.5"),
     "no k": ({"k": 0}, "k=0"),
     "a key_dim of 1": ({"key_dim": 1}, "key_dim=1"),
-    "unknown weights": ({"weights": "max"}, "weights='max'"),
+    "a word for softmax": ({"softmax": "no"}, "softmax='no'"),
     "a width that does not fit": ({"value_dim": 5}, "gated=True"),
     "values of a list": ({"values": [1]}, "values=|n_values="),
     "values of a module": ({"values": torch.nn.Linear(2, 2)}, "expected a ValueTable"),

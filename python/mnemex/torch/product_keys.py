@@ -7,7 +7,7 @@ systems.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +61,8 @@ class ProductKeyMemory(nn.Module):
     batch_norm
         Normalise queries over the batch. It keeps slots in use in large memories, and depends on what else is in the
         batch: padding counts.
-    weights
-        "softmax" over the k slots of a head, or "scores": the scores themselves.
+    softmax
+        Weights are the softmax of the scores of a head's k slots; False: the scores themselves.
     gated
         Map the sum y to Wv (y * silu(Wg x)), as Memory+ does; Wv and Wg have no bias.
     track_usage
@@ -82,7 +82,7 @@ class ProductKeyMemory(nn.Module):
     Raises
     ------
     ArgumentError
-        A number below 1, a key_dim below 2, other weights than the two.
+        A number below 1, a key_dim below 2.
     ShapeError
         Without a gate, values of another width than `dim`.
 
@@ -115,16 +115,14 @@ class ProductKeyMemory(nn.Module):
         values: ValueTable | int | None = None,
         value_dim: int | None = None,
         batch_norm: bool = False,
-        weights: Literal["softmax", "scores"] = "softmax",
+        softmax: bool = True,
         gated: bool = False,
         track_usage: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.n_keys, self.heads = count("dim", dim), count("n_keys", n_keys), count("heads", heads)
         self.k, self.key_dim = count("k", k), count("key_dim", key_dim, low=2)
-        if weights not in ("softmax", "scores"):
-            raise ArgumentError(f"weights={weights!r}: expected 'softmax' or 'scores'")
-        self.weights = weights
+        self.softmax = flag("softmax", softmax)
         self.query = nn.Linear(self.dim, self.heads * self.key_dim)
         self.norm = nn.BatchNorm1d(self.heads * self.key_dim) if flag("batch_norm", batch_norm) else None
         half = self.key_dim // 2
@@ -188,6 +186,7 @@ class ProductKeyMemory(nn.Module):
             `x` is not a tensor.
         """
         slots, weights, good = self._read(tensor("x", x, "[..., dim]"))
+        self._count(slots, weights)
         found = self.values(slots, weights)  # [..., value_dim]
         # A query that finds nothing would add zeros: whoever looks at the output has to see that it was bad.
         found = torch.where(good, found, torch.nan).to(x.dtype)
@@ -195,10 +194,19 @@ class ProductKeyMemory(nn.Module):
             found = self.out(found * nn.functional.silu(self.gate(x)))
         return found
 
-    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tell what each token reads: slots and weights `[..., heads * k]`, best first within a head.
+    def lookup(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tell what each token reads.
 
-        Slots are int64, -1 where there are fewer than k; slot s is row s // n_keys and column s % n_keys.
+        Parameters
+        ----------
+        x
+            `[..., dim]`.
+
+        Returns
+        -------
+        slots, weights
+            `[..., heads * k]`, best first within a head. Slots are int64, -1 where there are fewer than k; slot s is
+            row s // n_keys and column s % n_keys.
         """
         slots, weights, _ = self._read(tensor("x", x, "[..., dim]"))
         return slots, weights
@@ -215,19 +223,19 @@ class ProductKeyMemory(nn.Module):
         found = product_ops.lookup(rows, columns, queries.unflatten(-1, (self.heads, self.key_dim)), self.k)
         there = found.ids >= 0
         scores = torch.where(there, found.scores, 0)
-        if self.weights == "softmax":
+        if self.softmax:
             # Padding weighs nothing, and where all is padding there is no softmax.
             scores = torch.where(there, found.scores, torch.finfo(scores.dtype).min).softmax(-1)
         weights = torch.where(there, scores, 0)
-        self._count(found.ids, weights, there)
         slots, weights = (x.reshape(*lead, self.heads * self.k) for x in (found.ids, weights))
         return slots, weights, good.reshape(*lead, 1)
 
     @torch.no_grad()
-    def _count(self, ids: Tensor, weights: Tensor, there: Tensor) -> None:
+    def _count(self, slots: Tensor, weights: Tensor) -> None:
         if self.mass is None or self.hits is None:
             return
-        slots = torch.where(there, ids, 0).flatten()
+        there = slots >= 0
+        slots = torch.where(there, slots, 0).flatten()
         self.mass.index_add_(0, slots, weights.abs().flatten().to(self.mass.dtype))
         self.hits.index_add_(0, slots, there.flatten().to(self.hits.dtype))
 
@@ -262,7 +270,7 @@ class ProductKeyMemory(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the sizes."""
-        return f"{self.dim}, {self.n_keys}, heads={self.heads}, k={self.k}, weights={self.weights!r}"
+        return f"{self.dim}, {self.n_keys}, heads={self.heads}, k={self.k}, softmax={self.softmax}"
 
 
 def _table(values: ValueTable | int | None, n_slots: int, dim: int, value_dim: int | None) -> ValueTable:
