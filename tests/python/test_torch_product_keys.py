@@ -205,6 +205,7 @@ def test_it_is_saved_and_opened_and_moved_as_any_module():
     assert torch.equal(memory(x), twin(x))
     assert torch.equal(memory(x), whole(x))
     assert memory.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
+    assert memory.mass.dtype == torch.float64
     with torch.device("meta"):
         assert make().values.weight.is_meta
 

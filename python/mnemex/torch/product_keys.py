@@ -7,7 +7,7 @@ systems.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -219,7 +219,9 @@ class ProductKeyMemory(nn.Module):
         if self.norm is not None:
             queries = self.norm(queries)
         good = queries.isfinite().all(-1, keepdim=True)
-        rows, columns = (sub_keys.to(queries.dtype) for sub_keys in (self.rows, self.columns))
+        # Autocast gives queries of another dtype than sub-keys: neither loses bits.
+        wide = torch.promote_types(queries.dtype, self.rows.dtype)
+        rows, columns, queries = (x.to(wide) for x in (self.rows, self.columns, queries))
         found = product_ops.lookup(rows, columns, queries.unflatten(-1, (self.heads, self.key_dim)), self.k)
         there = found.ids >= 0
         scores = torch.where(there, found.scores, 0)
@@ -267,6 +269,12 @@ class ProductKeyMemory(nn.Module):
         if self.mass is None or self.hits is None:
             raise StateError("usage was not tracked: make the memory with track_usage=True")
         return self.mass, self.hits
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ProductKeyMemory:  # noqa: ANN401, FBT001, FBT002 - torch's
+        super()._apply(fn, recurse)
+        if self.mass is not None:  # a layer made half precision still counts beyond 256
+            self.mass = self.mass.double()
+        return self
 
     def extra_repr(self) -> str:
         """Show the sizes."""
