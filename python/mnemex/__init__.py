@@ -2,7 +2,8 @@
 
 Past keys and values go into a `Bank`; `search` finds the best k of every query, exactly and with the same bits on every
 machine; `attend` is softmax attention over them, with a log-sum-exp by which `merge` joins it to local attention.
-`mnemex.torch` and `mnemex.hf` put it into PyTorch and transformers models; they load when first named.
+`mnemex.torch` and `mnemex.hf` put it into PyTorch and transformers models, `mnemex.recipes` names published systems;
+they load when first named.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ __all__ = [
     "open",
 ]
 
-_ADAPTERS = {"torch": ("torch",), "hf": ("torch", "transformers")}
+# What loads when it is first named, and what it cannot load without; recipes ask for their adapter when called.
+_ADAPTERS: dict[str, tuple[str, ...]] = {"torch": ("torch",), "hf": ("torch", "transformers"), "recipes": ()}
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -113,3 +113,17 @@ except mnemex.MissingDependency as error:
 """
     assert "pip install" in fresh(code)
     assert "torch" in fresh(code)
+
+
+def test_recipes_load_without_torch_and_say_what_the_ones_of_layers_need():
+    code = """
+import sys
+sys.modules["torch"] = None
+import mnemex
+assert "recipes" in dir(mnemex)
+try:
+    mnemex.recipes.product_key(8)
+except mnemex.MissingDependency as error:
+    print(error)
+"""
+    assert "pip install" in fresh(code)

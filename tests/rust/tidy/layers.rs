@@ -20,8 +20,8 @@ const UNSAFE: [(&str, &str); 4] = [
 ];
 
 /// Python files between the native module and the user.
-const FACADES: [&str; 10] =
-    ["_entries", "arrow", "bank", "build", "facts", "files", "ingest", "memory", "reads", "writes"];
+const FACADES: [&str; 11] =
+    ["_entries", "_product", "arrow", "bank", "build", "facts", "files", "ingest", "memory", "reads", "writes"];
 
 /// Python modules that only some installations have, or that cost an import; and the folders that are built on them.
 const OPTIONAL: [&str; 13] = [
