@@ -72,8 +72,8 @@ class ProductKeys:
         once.
     values
         `[n_values, value_dim]` in float32, float16 or bfloat16, one table for all heads; with fewer rows than slots,
-        slot s has row s modulo `n_values`. Or a file of them, which is mapped, not read: it may be larger than memory, and
-        what is truncated while it is in use ends the process. None: slots have no values.
+        slot s has row s modulo `n_values`. Or a file of them, which is mapped, not read: it may be larger than memory,
+        and what is truncated while it is in use ends the process. None: slots have no values.
     value_dim, value_dtype, n_values
         What a file that does not say so itself holds: numbers per value, "float32", "float16" or "bfloat16"
         (little-endian, row by row), and rows (None: as many as there are slots). A `.npy` file says so itself.
@@ -107,6 +107,7 @@ class ProductKeys:
         for half in (self._rows, self._columns):
             if nonfinite == "raise" and not np.isfinite(half).all():
                 raise NonFinite("sub_keys hold NaN or infinity; nonfinite='keep' lets them, and never finds those keys")
+        self._values: tuple[Array, str] | None
         if isinstance(values, (str, Path)) or hasattr(values, "__fspath__"):
             file = Path(values)  # type: ignore[arg-type]
             self._values = _mapped(file, self.n_slots, value_dim, value_dtype, n_values)
@@ -267,7 +268,7 @@ def _table(values: ArrayLike) -> tuple[Array, str]:
     array, dtype = _arrays.any_shape("values", values)
     if array.ndim != 2 or 0 in array.shape:
         raise ShapeError(f"values have shape {array.shape}; expected [n_values, value_dim], not empty")
-    return np.ascontiguousarray(array), dtype
+    return (array if array.flags.c_contiguous else array.copy()), dtype
 
 
 def _mapped(
@@ -303,6 +304,7 @@ def _mapped(
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Along the last axis; zeros where everything is minus infinity."""
     largest = logits.max(axis=-1, keepdims=True)
-    weights = np.exp(logits - np.where(np.isfinite(largest), largest, np.float32(0)))
+    weights: NDArray[np.float32] = np.exp(logits - np.where(np.isfinite(largest), largest, np.float32(0)))
     total = weights.sum(axis=-1, keepdims=True)
-    return weights / np.where(total > 0, total, np.float32(1))
+    weights /= np.where(total > 0, total, np.float32(1))
+    return weights

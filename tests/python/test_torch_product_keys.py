@@ -251,3 +251,15 @@ def test_it_refuses_inputs_that_do_not_fit():
         memory([1.0])
     with pytest.raises(mx.ShapeError, match="slots"):
         memory.values(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 4))
+
+
+def test_arrays_are_looked_up_as_the_layer_does():
+    memory = make(dim=6, n_keys=12, heads=3, k=5, key_dim=9)
+    x = torch.randn(7, 6)
+    slots, weights = memory.lookup(x)
+    queries = memory.query(x).detach().reshape(7, 3, 9)
+    keys = mx.ProductKeys((memory.rows, memory.columns), memory.values.weight)
+    scores, ids = keys.lookup(queries, 5)
+    np.testing.assert_array_equal(ids.reshape(7, 15), slots.numpy())
+    np.testing.assert_allclose(torch.from_numpy(scores).softmax(-1).reshape(7, 15), weights.detach(), rtol=1e-6)
+    np.testing.assert_allclose(keys.read(queries, 5), memory(x).detach(), rtol=1e-5, atol=1e-6)

@@ -84,8 +84,8 @@ pub(crate) unsafe fn collect<L: Lanes>(panel: &[f32], thresholds: &[f32; PANEL],
     }
 }
 
-/// How many scores are above each, or equal and before it: where it stands in descending order. A few dozen are counted
-/// sooner than sorted.
+/// How many scores are above each: where it stands in descending order, before others that are equal. A few dozen are
+/// counted sooner than sorted.
 #[inline(always)]
 pub(crate) fn ranks(scores: &[f32], out: &mut Vec<u32>) {
     out.clear();
@@ -95,9 +95,6 @@ pub(crate) fn ranks(scores: &[f32], out: &mut Vec<u32>) {
         let (score, mut rank) = (scores[at], 0);
         for &other in scores {
             rank += u32::from(other > score);
-        }
-        for &other in &scores[..at] {
-            rank += u32::from(other == score);
         }
         out[at] = rank;
     }

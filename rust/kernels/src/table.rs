@@ -69,7 +69,7 @@ pub struct Kernels {
     pub group_maxima: fn(panel: &[f32], per: usize, out: &mut [f32]),
     /// The rows of a panel whose scores reach their query's threshold.
     pub collect: fn(panel: &[f32], thresholds: &[f32; PANEL], out: &mut [Candidates; PANEL]),
-    /// Where each score stands in descending order.
+    /// Where each score stands in descending order; equal ones stand at the same place.
     pub ranks: fn(scores: &[f32], out: &mut Vec<u32>),
     /// Weighted sums of some rows of a table, added to `out`.
     pub bag: fn(table: Table, rows: &[u32], weights: &[f32], out: &mut [f32]),

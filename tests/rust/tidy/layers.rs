@@ -20,8 +20,20 @@ const UNSAFE: [(&str, &str); 4] = [
 ];
 
 /// Python files between the native module and the user.
-const FACADES: [&str; 11] =
-    ["_entries", "_product", "arrow", "bank", "build", "facts", "files", "ingest", "memory", "reads", "writes"];
+const FACADES: [&str; 12] = [
+    "_entries",
+    "_product",
+    "arrow",
+    "bank",
+    "build",
+    "facts",
+    "files",
+    "ingest",
+    "memory",
+    "product_keys",
+    "reads",
+    "writes",
+];
 
 /// Python modules that only some installations have, or that cost an import; and the folders that are built on them.
 const OPTIONAL: [&str; 13] = [

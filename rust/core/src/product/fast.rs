@@ -30,6 +30,9 @@ const MORE_GROUPS: usize = 4;
 /// Candidates from which on all scores are as soon sorted.
 const MOST_CANDIDATES: usize = 512;
 
+/// No row: there are fewer.
+const NONE: u32 = u32::MAX;
+
 /// One half of a head's keys.
 struct Half<'a> {
     keys: &'a [f32],
@@ -130,9 +133,15 @@ impl<'a> Half<'a> {
         let Candidates { scores, rows } = &self.candidates[at];
         (kernels.ranks)(scores, ranks);
         out.scores.resize(scores.len(), 0.0);
-        out.rows.resize(scores.len(), 0);
+        out.rows.clear();
+        out.rows.resize(scores.len(), NONE);
         for (&rank, (&score, &row)) in ranks.iter().zip(scores.iter().zip(rows)) {
-            (out.scores[rank as usize], out.rows[rank as usize]) = (score, row);
+            // Equal scores have the same rank.
+            let mut to = rank as usize;
+            while out.rows[to] != NONE {
+                to += 1;
+            }
+            (out.scores[to], out.rows[to]) = (score, row);
         }
     }
 
@@ -160,6 +169,8 @@ struct Desk {
     sums: Vec<f32>,
     /// How many of the second half each of the first makes a pair with.
     counts: Vec<usize>,
+    pairs: Vec<Slot>,
+    order: Vec<u64>,
 }
 
 /// Queries of one head.
@@ -169,7 +180,7 @@ struct Job<'a> {
     k: usize,
 }
 
-/// The best `k` slots of the queries of some tokens and one head.
+/// The best slots of the queries of some tokens and one head: `k` each, the missing ones with an id of -1.
 pub(super) fn best(
     keys: &SubKeys,
     kernels: &'static Kernels,
@@ -177,13 +188,13 @@ pub(super) fn best(
     queries: &[f32],
     tokens: Range<usize>,
     ticker: &Ticker,
-) -> Result<Vec<Vec<Slot>>> {
+) -> Result<Vec<Slot>> {
     let dim = keys.query_dim();
     let query = |token: usize| queries[(token * keys.heads + head) * dim..][..dim].split_at(keys.dim[0]);
     let together = (SCORES / (keys.n[0] + keys.n[1]) / PANEL * PANEL).clamp(PANEL, MOST).min(tokens.len());
     let half = |half| Half::new(keys, kernels, head, half, together);
     let (mut halves, job) = ([half(0)?, half(1)?], Job { keys, kernels, k });
-    let (mut best, mut desk) = (Vec::with_capacity(tokens.len()), Desk::default());
+    let (mut best, mut desk) = (Vec::with_capacity(tokens.len() * k), Desk::default());
     for first in tokens.clone().step_by(together) {
         let some = first..tokens.end.min(first + together);
         halves[0].score(kernels, some.clone().map(|token| query(token).0));
@@ -194,25 +205,24 @@ pub(super) fn best(
                 halves.iter_mut().for_each(|half| half.collect(kernels, at / PANEL, k));
             }
             let parts = [query(token).0, query(token).1];
-            if !parts.iter().all(|part| all_finite(part)) {
-                best.push(Vec::new());
-                continue;
-            }
-            best.push(job.few(&halves, at, parts, &mut desk).unwrap_or_else(|| {
+            let before = best.len();
+            if parts.iter().all(|part| all_finite(part)) && !job.few(&halves, at, parts, &mut desk, &mut best) {
+                best.truncate(before);
                 let [first, second] = [0, 1].map(|half| halves[half].all(kernels, parts[half]));
-                sorted::best([&first, &second], k)
-            }));
+                best.extend(sorted::best([&first, &second], k));
+            }
+            best.resize(before + k, Slot { score: f32::NEG_INFINITY, id: -1 });
         }
     }
     Ok(best)
 }
 
 impl Job<'_> {
-    /// The best slots of a query by few exact scores; None where these do not prove it.
-    fn few(&self, halves: &[Half; 2], at: usize, query: [&[f32]; 2], desk: &mut Desk) -> Option<Vec<Slot>> {
-        let (kernels, k, lane) = (self.kernels, self.k, at % PANEL);
+    /// Appends the best slots of a query, by few exact scores. Returns whether these prove it.
+    fn few(&self, halves: &[Half; 2], at: usize, query: [&[f32]; 2], desk: &mut Desk, out: &mut Vec<Slot>) -> bool {
+        let (kernels, k, lane, first_out) = (self.kernels, self.k, at % PANEL, out.len());
         if halves.iter().any(|half| half.candidates[lane].rows.len() > MOST_CANDIDATES) {
-            return None;
+            return false;
         }
         // How far sums can be off: with room for their own roundings, and so much more that what is left out rounds to
         // another number.
@@ -220,7 +230,7 @@ impl Job<'_> {
         let off = [0, 1].map(|half: usize| f64::from(halves[half].bounds[at].upper(0.0)));
         let off = (off[0] + off[1] + (size[0] + size[1]) * 2f64.powi(-20)) as f32;
         if !off.is_finite() {
-            return None;
+            return false;
         }
         for (half, sorted) in halves.iter().zip(&mut desk.halves) {
             half.sort(kernels, lane, &mut desk.ranks, sorted);
@@ -244,26 +254,44 @@ impl Job<'_> {
             (kernels.products)(halves[half].keys, &sorted.rows[..first[half]], query[half], &mut sorted.exact);
         }
         let [a, b] = &desk.halves;
-        let mut best = Vec::with_capacity(desk.counts.iter().sum());
+        desk.pairs.clear();
         for (i, &n) in desk.counts.iter().enumerate() {
             let id = u64::from(a.rows[i]) * self.keys.n[1] as u64;
             let slot = |j: usize| Slot { score: score(a.exact[i], b.exact[j]), id: (id + u64::from(b.rows[j])) as i64 };
-            best.extend((0..n).map(slot));
+            desk.pairs.extend((0..n).map(slot));
         }
-        best.sort_unstable_by(Slot::order);
-        best.truncate(k);
+        best_of(&desk.pairs, k, &mut desk.order, out);
 
         // What is not a candidate is below some score: with the best of the other half it must be below the last, of which
         // there is none only where everything is a candidate.
-        let last = best.get(k - 1).map_or(f32::NEG_INFINITY, |last| last.score);
+        let last = out.get(first_out + k - 1).map_or(f32::NEG_INFINITY, |last| last.score);
         let complete = (0..2).all(|half| {
             let other = &desk.halves[1 - half].scores;
             let most = halves[1 - half].bounds[at].upper(other.first().copied().unwrap_or(f32::NEG_INFINITY));
             let all = halves[half].candidates[lane].rows.len() == halves[half].n;
             all || score(halves[half].below[lane].into(), most.into()) < last
         });
-        complete.then_some(best)
+        complete
     }
+}
+
+/// Appends the best `k` of some slots, in order. Numbers that order as scores do are sorted sooner than slots.
+fn best_of(slots: &[Slot], k: usize, order: &mut Vec<u64>, out: &mut Vec<Slot>) {
+    order.clear();
+    order.extend(slots.iter().enumerate().map(|(at, slot)| {
+        let bits = slot.score.to_bits();
+        let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+        u64::from(!ascending) << 32 | at as u64
+    }));
+    order.sort_unstable();
+    let first = out.len();
+    out.extend(order.iter().map(|&at| slots[at as u32 as usize]));
+    for equal in out[first..].chunk_by_mut(|a, b| a.score.to_bits() == b.score.to_bits()) {
+        if equal.len() > 1 {
+            equal.sort_unstable_by_key(|slot| slot.id);
+        }
+    }
+    out.truncate(first + k);
 }
 
 /// How many of `b` make a sum of `least` or more with each of `a`, both descending, up to the last that has any.

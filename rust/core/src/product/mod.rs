@@ -19,7 +19,7 @@ pub use gradient::Gradient;
 
 use mnemex_kernels::{Kernels, PANEL};
 
-use crate::error::{Kind, Result, ensure, filled};
+use crate::error::{Kind, Result, ensure, filled, room_for};
 use crate::work::Work;
 
 /// Two sets of half keys for each head.
@@ -119,6 +119,8 @@ impl<'a> SubKeys<'a> {
         ensure(n as u128 * k as u128 <= MAX_ANSWER, Kind::Argument, || {
             format!("k={k} for {n} queries makes an answer of more than 2^31 slots: ask for less")
         })?;
+        // Jobs keep what they found until all are done.
+        room_for((n * k).saturating_mul(2 * size_of::<Slot>()), || format!("the best {k} slots of {n} queries"))?;
         let mut slots = Slots { scores: filled(f32::NEG_INFINITY, n * k)?, ids: filled(-1, n * k)? };
         let operations = n.saturating_mul(self.n[0] + self.n[1]).saturating_mul(self.query_dim() / 2 + 1);
         let work = work.for_size(operations);
@@ -133,7 +135,7 @@ impl<'a> SubKeys<'a> {
         })?;
         for (job, found) in found.into_iter().enumerate() {
             let (head, first) = (job / jobs, job % jobs * per_job);
-            for (at, best) in found.iter().enumerate() {
+            for (at, best) in found.chunks_exact(k).enumerate() {
                 let to = ((first + at) * self.heads + head) * k;
                 for (i, slot) in best.iter().enumerate() {
                     slots.scores[to + i] = slot.score;
