@@ -49,6 +49,7 @@ struct Half<'a> {
     /// What rows outside the candidates are below, and what float32 scores can be off by: of each query.
     below: [f32; PANEL],
     bounds: Vec<Bound>,
+    norms: Vec<f64>,
 }
 
 impl<'a> Half<'a> {
@@ -75,6 +76,7 @@ impl<'a> Half<'a> {
             candidates: Default::default(),
             below: [0.0; PANEL],
             bounds: Vec::new(),
+            norms: Vec::new(),
         })
     }
 
@@ -82,11 +84,13 @@ impl<'a> Half<'a> {
     fn score<'q>(&mut self, kernels: &Kernels, queries: impl ExactSizeIterator<Item = &'q [f32]>) {
         let n = queries.len();
         self.bounds.clear();
+        self.norms.clear();
         self.panels.floats_mut().fill(0.0);
         for (at, query) in queries.enumerate() {
             let norm = (kernels.square_norm)(query).sqrt();
             let bound = QueryBound::of(Metric::Dot, self.dim, norm, Precision::Single);
             self.bounds.push(bound.at(reach(Metric::Dot, self.longest), 0.0));
+            self.norms.push(norm);
             // What is not finite has no hits, and could spoil no other lane.
             if norm.is_finite() {
                 pack(query, at, self.panels.floats_mut());
@@ -166,7 +170,6 @@ struct Sorted {
 struct Desk {
     ranks: Vec<u32>,
     halves: [Sorted; 2],
-    sums: Vec<f32>,
     /// How many of the second half each of the first makes a pair with.
     counts: Vec<usize>,
     pairs: Vec<Slot>,
@@ -178,6 +181,8 @@ struct Job<'a> {
     keys: &'a SubKeys<'a>,
     kernels: &'static Kernels,
     k: usize,
+    /// For the i-th best of one half the least j with i j of k or more.
+    partners: Vec<usize>,
 }
 
 /// The best slots of the queries of some tokens and one head: `k` each, the missing ones with an id of -1.
@@ -193,7 +198,7 @@ pub(super) fn best(
     let query = |token: usize| queries[(token * keys.heads + head) * dim..][..dim].split_at(keys.dim[0]);
     let together = (SCORES / (keys.n[0] + keys.n[1]) / PANEL * PANEL).clamp(PANEL, MOST).min(tokens.len());
     let half = |half| Half::new(keys, kernels, head, half, together);
-    let (mut halves, job) = ([half(0)?, half(1)?], Job { keys, kernels, k });
+    let (mut halves, job) = ([half(0)?, half(1)?], Job { keys, kernels, k, partners: partners(keys, k) });
     let (mut best, mut desk) = (Vec::with_capacity(tokens.len() * k), Desk::default());
     for first in tokens.clone().step_by(together) {
         let some = first..tokens.end.min(first + together);
@@ -226,7 +231,7 @@ impl Job<'_> {
         }
         // How far sums can be off: with room for their own roundings, and so much more that what is left out rounds to
         // another number.
-        let size = [0, 1].map(|half: usize| halves[half].longest * (kernels.square_norm)(query[half]).sqrt());
+        let size = [0, 1].map(|half: usize| halves[half].longest * halves[half].norms[at]);
         let off = [0, 1].map(|half: usize| f64::from(halves[half].bounds[at].upper(0.0)));
         let off = (off[0] + off[1] + (size[0] + size[1]) * 2f64.powi(-20)) as f32;
         if !off.is_finite() {
@@ -237,16 +242,11 @@ impl Job<'_> {
         }
         let [a, b] = desk.halves.each_ref().map(|sorted| &sorted.scores[..]);
 
-        // The i-th and the j-th make i j pairs at least as good: at first it is known of so many that they are k.
-        let some = (1..=a.len().min(k)).filter_map(|i| b.get(k.div_ceil(i) - 1).map(|b| a[i - 1] + b));
+        // The i-th and the j-th best make i j pairs at least as good. The best such floor leaves about twice as many as
+        // are wanted, which are scored sooner than told apart.
+        let some = a.iter().zip(&self.partners).filter_map(|(a, &j)| b.get(j - 1).map(|b| a + b));
         let least = some.fold(f32::NEG_INFINITY, f32::max) - 2.0 * off;
         staircase(a, b, least, &mut desk.counts);
-        desk.sums.clear();
-        desk.counts.iter().zip(a).for_each(|(&n, a)| desk.sums.extend(b[..n].iter().map(|b| a + b)));
-        if desk.sums.len() > k {
-            desk.sums.resize(desk.sums.len().next_multiple_of(PANEL), least);
-            staircase(a, b, (kernels.reached_by_one)(&desk.sums, k) - 2.0 * off, &mut desk.counts);
-        }
 
         let first = [desk.counts.len(), desk.counts.first().copied().unwrap_or(0)];
         for (half, sorted) in desk.halves.iter_mut().enumerate() {
@@ -265,13 +265,12 @@ impl Job<'_> {
         // What is not a candidate is below some score: with the best of the other half it must be below the last, of which
         // there is none only where everything is a candidate.
         let last = out.get(first_out + k - 1).map_or(f32::NEG_INFINITY, |last| last.score);
-        let complete = (0..2).all(|half| {
+        (0..2).all(|half| {
             let other = &desk.halves[1 - half].scores;
             let most = halves[1 - half].bounds[at].upper(other.first().copied().unwrap_or(f32::NEG_INFINITY));
             let all = halves[half].candidates[lane].rows.len() == halves[half].n;
             all || score(halves[half].below[lane].into(), most.into()) < last
-        });
-        complete
+        })
     }
 }
 
@@ -292,6 +291,10 @@ fn best_of(slots: &[Slot], k: usize, order: &mut Vec<u64>, out: &mut Vec<Slot>) 
         }
     }
     out.truncate(first + k);
+}
+
+fn partners(keys: &SubKeys, k: usize) -> Vec<usize> {
+    (1..=k.min(keys.n[0]).min(MOST_CANDIDATES)).map(|i| k.div_ceil(i)).collect()
 }
 
 /// How many of `b` make a sum of `least` or more with each of `a`, both descending, up to the last that has any.
