@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Task = Literal["call", "search", "attend", "attend all", "write", "train"]
+Task = Literal["call", "search", "attend", "attend all", "write", "train", "product", "product read", "product train"]
 Effort = Literal["quick", "default", "full"]
 Dtype = Literal["float32", "bfloat16"]
 Isa = Literal["avx512", "avx2"]
@@ -20,6 +20,9 @@ class Case:
     per lane at a time; a training step attends to its `chunk` of local keys too, and writes as many. All numbers are
     values of `dtype`, which says what an engine may keep without loss. With an `isa` every engine is held to that
     instruction set and none wider: "avx512" is without its bfloat16 products, and without AMX.
+
+    Product keys have heads for lanes: each has `entries` first and as many second halves of keys, of `dim` numbers
+    each, and every pair of them is a slot. All heads read one table of values of `value_dim` numbers, a row a slot.
     """
 
     task: Task
@@ -29,13 +32,18 @@ class Case:
     queries: int = 0
     k: int | None = None
     chunk: int = 0
+    value_dim: int = 0
     data: str = "gaussian"
     dtype: Dtype = "float32"
     isa: Isa | None = None
 
     @property
     def name(self) -> str:
-        """Shape in words, unique among the cases."""
+        """Shape in words, unique among the cases of a task."""
+        if self.is_product:
+            heads = "1 head" if self.lanes == 1 else f"{self.lanes} heads"
+            shape = f"{heads} x {self.entries:,}^2 slots, half keys of {self.dim}, batch {self.queries}, k={self.k}"
+            return f"{shape}, values of {self.value_dim}" if self.has_values else shape
         size = f"{self.entries:,} x {self.dim}"
         if self.task == "write":
             return f"{self.lanes} lanes x {size}, {self.chunk} at a time"
@@ -57,7 +65,17 @@ class Case:
     @property
     def has_values(self) -> bool:
         """Whether entries carry a value beside the key."""
-        return self.task in ("attend", "attend all", "write", "train")
+        return self.task in ("attend", "attend all", "write", "train", "product read", "product train")
+
+    @property
+    def is_product(self) -> bool:
+        """Whether what is found are pairs of half keys."""
+        return self.task.startswith("product")
+
+    @property
+    def slots(self) -> int:
+        """How many there are of what a query of one lane may find."""
+        return self.entries**2 if self.is_product else self.entries
 
     @property
     def number_bytes(self) -> int:
@@ -67,6 +85,8 @@ class Case:
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and values in float32."""
+        if self.is_product:
+            return 4 * (2 * self.lanes * self.entries * self.dim + self.slots * self.value_dim)
         return 4 * self.lanes * self.entries * self.dim * (2 if self.has_values else 1)
 
 
@@ -79,6 +99,9 @@ QUICK = (
     Case(task="attend all", lanes=4, entries=512, dim=32, queries=8, dtype="bfloat16"),
     Case(task="write", lanes=4, entries=512, dim=32, chunk=128),
     Case(task="train", lanes=2, entries=512, dim=32, queries=64, k=8, chunk=64, data="shifted"),
+    Case(task="product", entries=64, dim=16, queries=32, k=8),
+    Case(task="product read", lanes=2, entries=64, dim=16, queries=32, k=8, value_dim=32),
+    Case(task="product train", lanes=2, entries=64, dim=16, queries=32, k=8, value_dim=32),
 )
 
 DEFAULT = (
@@ -104,6 +127,9 @@ DEFAULT = (
     Case(task="write", lanes=64, entries=16_384, dim=64, chunk=512),
     Case(task="write", lanes=64, entries=512, dim=64, chunk=1),
     Case(task="train", lanes=8, entries=65_536, dim=64, queries=512, k=32, chunk=512, data="shifted"),
+    Case(task="product", entries=1_024, dim=64, queries=256, k=32),
+    Case(task="product read", lanes=4, entries=512, dim=64, queries=256, k=32, value_dim=256),
+    Case(task="product train", lanes=4, entries=512, dim=64, queries=256, k=32, value_dim=256),
 )
 
 FULL = (

@@ -4,7 +4,8 @@ Tolerances follow from float32 arithmetic. A sum of d products may be off by d *
 whose scores differ by less than twice that count as tied, and an engine may take either. Attention outputs may be
 off by 1e-5 plus 2.4e-7 times the largest logit, relative to the largest output; queries whose last place is tied
 are left out of that. The gradients of a training step sum over queries, tied ones too, each of which may move them
-by the weight of one entry of k: together they may be off by `GRADIENT_ERROR`, relative. An engine that
+by the weight of one entry of k: together they may be off by `GRADIENT_ERROR`, relative. The gradient of a table of
+values may come as rows in any order, and more than one of an id, which then count together. An engine that
 computes in bfloat16 and says so is allowed `BF16_ERROR`, and never counts as the best peer.
 """
 
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from benches.workloads import keys_of
 
 if TYPE_CHECKING:
     from benches.cases import Case
@@ -43,7 +46,7 @@ def verdict(
     """Compare an answer with the truth; `canonical` also asks for the contract's order of ids."""
     if truth is None:
         return _written(data, answer)
-    if case.task in ("call", "search"):
+    if case.task in ("call", "search", "product"):
         return _searched(case, data, truth, answer, canonical=canonical)
     return _attended(case, data, truth, answer, approximate=approximate)
 
@@ -58,9 +61,10 @@ def _written(data: Data, answer: Answer) -> Verdict:
 
 def _rounding(case: Case, data: Data, truth: Truth) -> npt.NDArray[np.float64]:
     """Bound of the error of a float32 score, per lane and checked query."""
-    longest = np.sqrt(np.einsum("lnd,lnd->ln", data.keys, data.keys, dtype=np.float64).max(axis=1))
+    squares = np.einsum("lnd,lnd->ln", data.keys, data.keys, dtype=np.float64)
+    longest = np.sqrt(squares.reshape(case.lanes, -1, case.entries).max(axis=2).sum(axis=1))  # halves in turn
     queries = np.linalg.norm(data.queries[:, truth.checked].astype(np.float64), axis=2)
-    bound: npt.NDArray[np.float64] = case.dim * 2.0**-24 * longest[:, None] * queries
+    bound: npt.NDArray[np.float64] = data.queries.shape[2] * 2.0**-24 * longest[:, None] * queries
     return bound
 
 
@@ -77,8 +81,8 @@ def _searched(case: Case, data: Data, truth: Truth, answer: Answer, *, canonical
     if answer["ids"].shape != shape:
         return Verdict(wrong=f"ids have shape {answer['ids'].shape}, expected {shape}")
     ids = answer["ids"][:, truth.checked].astype(np.int64)
-    if ids.min() < 0 or ids.max() >= case.entries:
-        return Verdict(wrong=f"an id is outside 0..{case.entries - 1}")
+    if ids.min() < 0 or ids.max() >= case.slots:
+        return Verdict(wrong=f"an id is outside 0..{case.slots - 1}")
     recall = _recall(ids, truth.ids)
     if canonical and not np.array_equal(ids, truth.ids):
         return Verdict(wrong=f"{np.mean(ids != truth.ids):.2%} of the ids are not the canonical ones", recall=recall)
@@ -86,7 +90,7 @@ def _searched(case: Case, data: Data, truth: Truth, answer: Answer, *, canonical
     if case.k > 1 and (ordered[..., 1:] == ordered[..., :-1]).any():
         return Verdict(wrong="an entry is returned twice for one query", recall=recall)
     bound = _rounding(case, data, truth)[..., None]
-    scores = _true_scores(data, truth, ids)
+    scores = _true_scores(case, data, truth, ids)
     short = truth.scores[..., -1:] - scores.min(axis=2, keepdims=True)
     if (short > 2 * bound).any():
         return Verdict(
@@ -98,11 +102,11 @@ def _searched(case: Case, data: Data, truth: Truth, answer: Answer, *, canonical
     return Verdict(wrong=None, recall=recall)
 
 
-def _true_scores(data: Data, truth: Truth, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _true_scores(case: Case, data: Data, truth: Truth, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     scores = np.empty(ids.shape)
-    for lane, keys in enumerate(data.keys):
+    for lane in range(case.lanes):
         for row, query in enumerate(data.queries[lane, truth.checked].astype(np.float64)):
-            scores[lane, row] = keys[ids[lane, row]].astype(np.float64) @ query
+            scores[lane, row] = keys_of(case, data, lane, ids[lane, row]) @ query
     return scores
 
 
@@ -116,7 +120,7 @@ def _attended(case: Case, data: Data, truth: Truth, answer: Answer, *, approxima
     off = out - truth.out
     error = float(np.linalg.norm(off) / np.linalg.norm(truth.out))
     for name, right in truth.gradients.items():
-        of_gradient = float(np.linalg.norm(answer[name].astype(np.float64) - right) / np.linalg.norm(right))
+        of_gradient = float(np.linalg.norm(_off(truth, answer, name)) / np.linalg.norm(right))
         if not of_gradient <= GRADIENT_ERROR:
             return Verdict(f"{name} is off by {of_gradient:.2g}, relative; {GRADIENT_ERROR:g} is allowed")
         error = max(error, of_gradient)
@@ -135,6 +139,8 @@ def _attended(case: Case, data: Data, truth: Truth, answer: Answer, *, approxima
     bound = _rounding(case, data, truth)
     if truth.gap is not None:
         settled = truth.gap > 2 * bound
+    if case.is_product:  # one output for all heads
+        settled = np.atleast_2d(settled.all(axis=0))
     largest = _largest_logit(case, data, truth)
     allowed = 1e-5 + 2.4e-7 * largest
     worst = np.abs(off).max(axis=2)[settled].max(initial=0.0) / np.abs(truth.out).max()
@@ -147,11 +153,24 @@ def _attended(case: Case, data: Data, truth: Truth, answer: Answer, *, approxima
     return Verdict(None, recall, error, lse, mass)
 
 
+def _off(truth: Truth, answer: Answer, name: str) -> npt.NDArray[np.float64]:
+    """How far a gradient is off; rows of one id are added up first, wherever only some ids have rows."""
+    found, right = answer[name].astype(np.float64), truth.gradients[name]
+    if truth.touched is None or name != "grad_v":
+        return found - right
+    ids, places = np.unique(np.concatenate([truth.touched, answer["touched"]]), return_inverse=True)
+    off = np.zeros((len(ids), right.shape[1]))
+    np.add.at(off, places, np.concatenate([-right, found]))
+    return off
+
+
 def _largest_logit(case: Case, data: Data, truth: Truth) -> float:
     """Bound of the largest logit."""
     if truth.lse is not None:
         return float(np.abs(truth.lse).max() + np.log(case.entries))
     assert truth.scores is not None
+    if case.is_product:
+        return float(np.abs(truth.scores).max())
     local = np.einsum("lqd,lkd->lqk", data.queries, data.keys[:, : case.queries])
     return float(case.dim**-0.5 * max(np.abs(truth.scores).max(), np.abs(local).max()))
 
@@ -161,5 +180,5 @@ def _mass(case: Case, data: Data, truth: Truth, ids: npt.NDArray[np.int64]) -> f
     assert truth.lse is not None
     assert truth.mass is not None
     whole = truth.lse - np.log(truth.mass)
-    logits = case.dim**-0.5 * _true_scores(data, truth, ids)
+    logits = case.dim**-0.5 * _true_scores(case, data, truth, ids)
     return float(np.exp(logits - whole[..., None]).sum(axis=2).mean())

@@ -138,10 +138,14 @@ class Limits:
 
 def _operations(case: Case) -> tuple[float, float]:
     """Operations of looking at all keys, and of all that follows."""
-    scores = 2.0 * case.lanes * case.queries * case.entries * case.dim
+    scores = 2.0 * case.lanes * case.queries * case.entries * case.dim * (2 if case.is_product else 1)
     if not case.has_values:
         return scores, 0.0
     weighted = case.entries if case.k is None else case.k
+    if case.is_product:
+        # Forward its value. Backward the gradients of its weight, its value, and both halves of key and query.
+        numbers = case.value_dim if case.task == "product read" else 3 * case.value_dim + 4 * case.dim
+        return scores, 2.0 * case.lanes * case.queries * weighted * numbers
     product = 2.0 * case.lanes * case.queries * case.dim
     if case.task == "train":
         # An entry: its value, and two products backward. A local key, half of them seen: two forward and four backward.
@@ -151,6 +155,8 @@ def _operations(case: Case) -> tuple[float, float]:
 
 def _bytes(case: Case, *, key_bytes: int) -> float:
     """Keys once, each value that is needed once, queries and answers; without selection values are as short as keys."""
+    if case.is_product:
+        return _product_bytes(case, key_bytes=key_bytes)
     keys = float(case.lanes * case.entries * case.dim * key_bytes)
     queries = 4.0 * case.lanes * case.queries * case.dim
     if not case.has_values:
@@ -162,3 +168,14 @@ def _bytes(case: Case, *, key_bytes: int) -> float:
     if case.task == "train":  # and the entries written, the segment and its gradients
         return keys + values + 4.0 * case.lanes * case.dim * (2 * case.chunk + 4 * case.queries + 4 * case.chunk)
     return keys + values + 2 * queries
+
+
+def _product_bytes(case: Case, *, key_bytes: int) -> float:
+    """Halves of keys, queries, each value that is needed once, and answers; in training also the gradients of all."""
+    assert case.k is not None
+    found = float(case.lanes * case.queries * case.k)
+    read = 2.0 * case.lanes * case.dim * (case.entries * key_bytes + case.queries * 4)
+    if not case.has_values:
+        return read + 12 * found
+    read += 4.0 * case.value_dim * (min(case.slots, found) + case.queries)
+    return read * (2 if case.task == "product train" else 1)

@@ -29,7 +29,8 @@ number of a key (one of an int8 copy); without selection it computes in float32.
 tell every engine to use none wider, and leave out those that cannot be told. *Recall* is against the float64 answer;
 *error* is |out - right| / |right|, for a training step the largest of the output's and the gradients', *mass* the
 share of the whole softmax that the k entries hold. *Bytes* are per entry and count everything an engine keeps for it,
-values included.
+values included; with product keys an entry is a slot, a pair of half keys, and training looks at the gradients of
+queries, half keys and the rows of values that were read.
 """
 
 FIGURES = ("ratio", "share of the limit", "time", "spread", "throughput", "recall", "error", "mass", "bytes")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from benches.workloads import keys_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -29,6 +31,9 @@ class Truth:
     ascending. `gap` is the distance from the last score taken to the first one left out. `out` and `lse` belong to
     attention, `mass` is the share of the whole softmax that the k entries hold. `gradients` belong to training: by
     name, each `[lanes, queries, dim]`.
+
+    With product keys `out` is `[1, checked, value_dim]`, gradients are `grad_q` `[lanes, queries, 2 dim]`, `grad_rows`
+    and `grad_columns` `[lanes, entries, dim]` of the two halves, and `grad_v` the rows `touched` of that of the values.
     """
 
     checked: Ints
@@ -39,6 +44,7 @@ class Truth:
     lse: Doubles | None
     mass: Doubles | None
     gradients: Mapping[str, Doubles] = field(default_factory=dict)
+    touched: Ints | None = None
 
 
 class _Part(NamedTuple):
@@ -64,11 +70,42 @@ def answer(case: Case, data: Data) -> Truth | None:
     checked = np.arange(case.queries)
     if case.task == "train":
         return _trained(case, data, checked)
-    if case.lanes * case.entries * case.queries > SCORES_CHECKED:
-        count = max(1, SCORES_CHECKED // (case.lanes * case.entries))
+    if case.lanes * case.slots * case.queries > SCORES_CHECKED and case.task != "product train":
+        count = max(1, SCORES_CHECKED // (case.lanes * case.slots))
         checked = np.linspace(0, case.queries - 1, count, dtype=np.int64)
     lanes = [_lane(case, data, lane, checked) for lane in range(case.lanes)]
-    return Truth(checked, *_Part.joined(lanes, np.stack))
+    truth = Truth(checked, *_Part.joined(lanes, np.stack))
+    return _layer(case, data, truth) if case.is_product and case.has_values else truth
+
+
+def _layer(case: Case, data: Data, truth: Truth) -> Truth:
+    """Add the values of all heads, weighted by the softmax of each; and the way back, from the last values."""
+    ids = truth.ids
+    assert data.values is not None
+    assert ids is not None
+    assert truth.scores is not None
+    weights = np.exp(truth.scores - truth.scores.max(axis=2, keepdims=True))
+    weights /= weights.sum(axis=2, keepdims=True)
+    values = data.values[ids].astype(np.float64)  # [lanes, checked, k, value_dim]
+    truth = replace(truth, out=np.einsum("lqk,lqkv->qv", weights, values)[None])
+    if case.task == "product read":
+        return truth
+    gradient = data.values[-case.queries :].astype(np.float64)
+    back = np.einsum("qv,lqkv->lqk", gradient, values)
+    back = weights * (back - np.sum(weights * back, axis=2, keepdims=True))
+    keys = np.stack([keys_of(case, data, lane, some) for lane, some in enumerate(ids)])
+    gradients = {"grad_q": np.einsum("lqk,lqkd->lqd", back, keys)}
+    of_keys = back[..., None] * data.queries[:, :, None].astype(np.float64)
+    first = case.entries * np.arange(case.lanes)[:, None, None]
+    halves = (ids // case.entries, of_keys[..., : case.dim]), (ids % case.entries, of_keys[..., case.dim :])
+    for name, (half, of_half) in zip(("grad_rows", "grad_columns"), halves, strict=True):
+        summed = np.zeros((case.lanes * case.entries, case.dim))
+        np.add.at(summed, half + first, of_half)
+        gradients[name] = summed.reshape(case.lanes, case.entries, case.dim)
+    touched, places = np.unique(ids, return_inverse=True)
+    gradients["grad_v"] = np.zeros((len(touched), case.value_dim))
+    np.add.at(gradients["grad_v"], places.reshape(ids.shape), weights[..., None] * gradient[:, None])
+    return replace(truth, gradients=gradients, touched=touched)
 
 
 def _trained(case: Case, data: Data, checked: Ints) -> Truth:
@@ -105,15 +142,20 @@ def _step(case: Case, data: Data, lane: int, ids: Ints) -> dict[str, Doubles]:
 
 def _lane(case: Case, data: Data, lane: int, checked: Ints) -> _Part:
     keys = data.keys[lane].astype(np.float64)
-    values = None if data.values is None else data.values[lane].astype(np.float64)
-    blocks = [_block(case, scores, values) for scores in _scores(keys, data.queries[lane, checked])]
+    values = None if data.values is None or case.is_product else data.values[lane].astype(np.float64)
+    blocks = [_block(case, scores, values) for scores in _scores(case, keys, data.queries[lane, checked])]
     return _Part.joined(blocks, np.concatenate)
 
 
-def _scores(keys: Doubles, queries: npt.NDArray[np.float32]) -> Iterator[Doubles]:
-    step = max(1, SCORES_AT_ONCE // len(keys))
+def _scores(case: Case, keys: Doubles, queries: npt.NDArray[np.float32]) -> Iterator[Doubles]:
+    step = max(1, SCORES_AT_ONCE // case.slots)
     for start in range(0, len(queries), step):
-        yield queries[start : start + step].astype(np.float64) @ keys.T
+        some = queries[start : start + step].astype(np.float64)
+        if case.is_product:
+            first, second = some[:, : case.dim] @ keys[: case.entries].T, some[:, case.dim :] @ keys[case.entries :].T
+            yield (first[:, :, None] + second[:, None]).reshape(len(some), case.slots)
+        else:
+            yield some @ keys.T
 
 
 def _block(case: Case, scores: Doubles, values: Doubles | None) -> _Part:

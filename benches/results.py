@@ -156,7 +156,9 @@ def _figures(case: Case, threads: int, row: Row, limits: Limits) -> Iterator[tup
     unit, amount = "queries/s", case.lanes * case.queries
     if case.task == "write":
         unit, amount = "vectors/s", case.lanes * case.entries
-    elif case.task == "train":
+    elif case.task == "product read":
+        amount = case.queries
+    elif case.task in ("train", "product train"):
         unit, amount = "tokens/s", case.queries
     yield "throughput", amount / row.median, unit
     if row.ratio is not None:

@@ -6,7 +6,7 @@ from benches.engines import HUGE_PAGES, INSTALLED, Engine
 
 _BOTH = (INSTALLED, HUGE_PAGES)
 _OURS, _FAISS, _TORCH = "benches.engines.ours", "benches.engines.faiss_flat", "benches.engines.torch_topk"
-_DENSE = "benches.engines.torch_dense"
+_DENSE, _PRODUCT = "benches.engines.torch_dense", "benches.engines.torch_product"
 
 ENGINES = (
     Engine(
@@ -266,5 +266,106 @@ ENGINES = (
         settings=_BOTH,
         also=("torch",),
         blas=True,
+    ),
+    Engine(
+        name="mnemex",
+        library="mnemex",
+        module=_OURS,
+        function="product",
+        tasks=("product",),
+        ours=True,
+        canonical=True,
+    ),
+    Engine(
+        name="torch 2 matmuls, 2 topk, sums, topk",
+        library="torch",
+        module=_PRODUCT,
+        function="lookup",
+        tasks=("product",),
+        settings=_BOTH,
+    ),
+    Engine(
+        name="torch topk of block maxima, sums that can win",
+        library="torch",
+        module=_PRODUCT,
+        function="lookup_tuned",
+        tasks=("product",),
+        settings=_BOTH,
+    ),
+    Engine(
+        name="faiss MultiIndexQuantizer",
+        library="faiss",
+        module=_FAISS,
+        function="product",
+        tasks=("product",),
+        settings=_BOTH,
+        blas=True,
+    ),
+    Engine(
+        name="mnemex",
+        library="mnemex",
+        module=_OURS,
+        function="product_layer",
+        tasks=("product read",),
+        ours=True,
+        also=("torch",),
+        restart=True,
+    ),
+    Engine(
+        name="mnemex, without torch",
+        library="mnemex",
+        module=_OURS,
+        function="product_read",
+        tasks=("product read",),
+    ),
+    Engine(
+        name="torch 2 matmuls, 2 topk, sums, topk, embedding_bag",
+        library="torch",
+        module=_PRODUCT,
+        function="read",
+        tasks=("product read",),
+        settings=_BOTH,
+    ),
+    Engine(
+        name="torch topk of block maxima, sums that can win, embedding_bag",
+        library="torch",
+        module=_PRODUCT,
+        function="read_tuned",
+        tasks=("product read",),
+        settings=_BOTH,
+    ),
+    Engine(
+        name="mnemex",
+        library="mnemex",
+        module=_OURS,
+        function="product_train",
+        tasks=("product train",),
+        ours=True,
+        also=("torch",),
+        restart=True,
+    ),
+    Engine(
+        name="torch 2 matmuls, 2 topk, sums, topk, embedding_bag",
+        library="torch",
+        module=_PRODUCT,
+        function="train",
+        tasks=("product train",),
+        settings=_BOTH,
+    ),
+    Engine(
+        name="torch topk of block maxima, sums that can win, embedding_bag",
+        library="torch",
+        module=_PRODUCT,
+        function="train_tuned",
+        tasks=("product train",),
+        settings=_BOTH,
+    ),
+    Engine(
+        name="torch topk of block maxima, sums that can win, embedding_bag, coalesced",
+        library="torch",
+        module=_PRODUCT,
+        function="train_coalesced",
+        tasks=("product train",),
+        settings=_BOTH,
     ),
 )

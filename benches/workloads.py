@@ -6,6 +6,8 @@ says nothing about how attention spreads.
 like the keys, and logits vary enough for the best few entries to hold most of the softmax, as in a language
 model. Synthetic all the same.
 A case in bfloat16 has the numbers drawn in float32, rounded.
+Half keys of product keys have length 1: scores then spread as those of a layer do, and the largest inner product is
+the shortest distance, which is all that some engines know.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ SEED = 20_261_124
 class Data:
     """Arrays of one case: keys and values `[lanes, entries, dim]`, queries `[lanes, queries, dim]`.
 
-    They are float32 for every `dtype` of a case: each engine makes of them what it keeps.
+    Product keys have keys `[lanes, 2 entries, dim]`, all first halves and then all second ones, queries
+    `[lanes, queries, 2 dim]`, and values `[slots, value_dim]`: slot i * entries + j is first half i and second half j.
+    All are float32 for every `dtype` of a case: each engine makes of them what it keeps.
     """
 
     keys: Floats
@@ -57,20 +61,33 @@ class Data:
 def make(case: Case) -> Data:
     """Draw the data of a case."""
     generator = np.random.default_rng((SEED, case.lanes, case.entries, case.dim, case.queries))
-    keys = generator.standard_normal((case.lanes, case.entries, case.dim), dtype=np.float32)
-    queries = generator.standard_normal((case.lanes, case.queries, case.dim), dtype=np.float32)
+    parts = 2 if case.is_product else 1
+    keys = generator.standard_normal((case.lanes, parts * case.entries, case.dim), dtype=np.float32)
+    queries = generator.standard_normal((case.lanes, case.queries, parts * case.dim), dtype=np.float32)
+    if case.is_product:
+        keys /= np.linalg.norm(keys, axis=2, keepdims=True)
     if case.data == "shifted":
         keys, queries = _shifted(keys, 1.0, generator), _shifted(queries, 3.0, generator)
     elif case.data != "gaussian":
         raise ValueError(f"no data set is called {case.data!r}; there are 'gaussian' and 'shifted'")
     values = None
     if case.has_values:
-        values = generator.standard_normal((case.lanes, case.entries, case.dim), dtype=np.float32)
+        shape = (case.slots, case.value_dim) if case.is_product else (case.lanes, case.entries, case.dim)
+        values = generator.standard_normal(shape, dtype=np.float32)
     if case.dtype == "bfloat16":
         for array in (keys, queries, *([] if values is None else [values])):
             for lane in array:
                 round_to_bfloat16(lane)
     return Data(keys=keys, values=values, queries=queries)
+
+
+def keys_of(case: Case, data: Data, lane: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Keys of some entries of a lane; the key of a slot is both of its halves, end to end."""
+    keys = data.keys[lane]
+    if not case.is_product:
+        return keys[ids].astype(np.float64)
+    halves = keys[ids // case.entries], keys[case.entries + ids % case.entries]
+    return np.concatenate(halves, axis=-1, dtype=np.float64)
 
 
 def round_to_bfloat16(numbers: Floats) -> None:

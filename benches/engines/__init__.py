@@ -38,7 +38,7 @@ class Problem:
 
     @property
     def values(self) -> Floats:
-        """Values of the entries `[lanes, entries, dim]`."""
+        """Values of the entries `[lanes, entries, dim]`, or of the slots `[slots, value_dim]`."""
         assert self.data.values is not None, f"{self.case.name} has no values"
         return self.data.values
 
@@ -65,7 +65,8 @@ class Job:
 
     `run` does the measured work and returns the answer: `ids` and `scores` `[lanes, queries, k]`, or `out`
     `[lanes, queries, dim]`, with `lse` and `ids` where the engine knows them; `keys` and `values` for writes; `out` and
-    its gradients `grad_q`, `grad_k`, `grad_v` for training.
+    its gradients `grad_q`, `grad_k`, `grad_v` for training. With product keys `out` is `[1, queries, value_dim]`, and
+    training gives what `benches.reference.Truth` names; rows `touched` may come more than once.
     `explain` adds what the measured call does not return, `remark` says what else is worth knowing of it.
     `bytes_per_vector` counts all that the engine keeps per entry, values included.
     """

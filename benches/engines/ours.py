@@ -14,6 +14,9 @@ from mnemex import _arrays
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
+    from numpy.typing import NDArray
+
     from mnemex._arrays import ArrayLike
 
 VERSION = mx.__version__
@@ -139,6 +142,80 @@ def train(problem: Problem) -> Job:
         return answer
 
     return Job(run, bank.nbytes / (case.lanes * case.entries), scan=_scan(problem))
+
+
+def product(problem: Problem) -> Job:
+    """Look up product keys."""
+    keys, queries = _product(problem, values=False)
+
+    def run() -> Answer:
+        scores, ids = keys.lookup(queries, problem.k, threads=problem.threads)
+        return {"ids": ids.swapaxes(0, 1), "scores": scores.swapaxes(0, 1)}
+
+    return Job(run, problem.case.nbytes / problem.case.slots)
+
+
+def product_read(problem: Problem) -> Job:
+    """Read the values of product keys without torch."""
+    keys, queries = _product(problem, values=True)
+
+    def run() -> Answer:
+        return {"out": keys.read(queries, problem.k, threads=problem.threads)[None]}
+
+    return Job(run, problem.case.nbytes / problem.case.slots)
+
+
+def _product(problem: Problem, *, values: bool) -> tuple[mx.ProductKeys, NDArray[np.float32]]:
+    """Make product keys, and queries `[queries, heads, 2 dim]`."""
+    case, data = problem.case, problem.data
+    halves = data.keys.reshape(case.lanes, 2, case.entries, case.dim)
+    return mx.ProductKeys(halves, problem.values if values else None), data.queries.swapaxes(0, 1).copy()
+
+
+def product_layer(problem: Problem) -> Job:
+    """Go forward through `mnemex.torch.ProductKeyMemory`."""
+    layer, queries = _layer(problem)
+    layer.requires_grad_(requires_grad=False)
+    return Job(lambda: {"out": layer(queries.flatten(1)).numpy()[None]}, problem.case.nbytes / problem.case.slots)
+
+
+def product_train(problem: Problem) -> Job:
+    """Go forward and backward through `mnemex.torch.ProductKeyMemory`."""
+    import torch  # here, since other tasks need none
+
+    from benches.engines.training import product_answer
+
+    layer, queries = _layer(problem)
+    queries.requires_grad_()
+    gradient = torch.tensor(problem.values[-problem.case.queries :])
+
+    def run() -> Answer:
+        with torch.enable_grad():
+            out = layer(queries.flatten(1))
+            return product_answer(out, gradient, queries, (layer.rows, layer.columns), layer.values.weight)
+
+    return Job(run, problem.case.nbytes / problem.case.slots)
+
+
+def _layer(problem: Problem) -> tuple[mx.torch.ProductKeyMemory, torch.Tensor]:
+    """Make a layer of torch that is given its queries, `[queries, heads, 2 dim]`: no projection before, nor one behind.
+
+    Its number of threads comes from the environment alone.
+    """
+    import torch  # here, since other tasks need none
+
+    torch.set_num_threads(problem.threads)
+    case, data = problem.case, problem.data
+    table = mx.torch.ValueTable(1, case.value_dim)
+    table.weight = torch.nn.Parameter(torch.from_numpy(problem.values))
+    width = case.lanes * 2 * case.dim
+    layer = mx.torch.ProductKeyMemory(
+        width, case.entries, heads=case.lanes, k=problem.k, key_dim=2 * case.dim, values=table, gated=True
+    )
+    layer.query, layer.gate, layer.out = torch.nn.Identity(), None, None  # type: ignore[assignment]
+    halves = torch.from_numpy(data.keys).split(case.entries, 1)
+    layer.rows, layer.columns = (torch.nn.Parameter(half.contiguous()) for half in halves)
+    return layer, torch.from_numpy(data.queries).transpose(0, 1).contiguous()
 
 
 def _bank(problem: Problem, *, capacity: int | None = None) -> mx.Bank:

@@ -181,16 +181,16 @@ def _lane_by_lane(problem: Problem, best: Callable[[int], Best], bytes_per_numbe
     return Job(run, bytes_per_number * case.dim, scan=scan)
 
 
-def block_top(products: torch.Tensor, k: int) -> Best:
+def block_top(products: torch.Tensor, k: int, block: int = BLOCK) -> Best:
     """Take the best k of each row by way of the maxima of blocks; block b holds entries b, b + n, b + 2n, ..."""
     rows, entries = products.shape
-    n = entries // BLOCK
-    if entries % BLOCK or n < k:
+    n = entries // block
+    if entries % block or n < k:
         scores, ids = torch.topk(products, k)
         return scores, ids
-    blocked = products.view(rows, BLOCK, n)
+    blocked = products.view(rows, block, n)
     blocks = torch.topk(blocked.amax(1), k, sorted=False).indices
-    inside = torch.gather(blocked, 2, blocks.unsqueeze(1).expand(-1, BLOCK, -1))
+    inside = torch.gather(blocked, 2, blocks.unsqueeze(1).expand(-1, block, -1))
     scores, places = torch.topk(inside.view(rows, -1), k)
     return scores, torch.gather(blocks, 1, places % k) + places // k * n
 

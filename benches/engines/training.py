@@ -10,7 +10,7 @@ everything but the choice of entries, as one writes it in torch, with autograd f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,6 +42,25 @@ class Segment:
             assert x.grad is not None
             answer[name], x.grad = x.grad.numpy(), None
         return answer
+
+
+def product_answer(
+    out: Tensor, gradient: Tensor, queries: Tensor, halves: Iterable[Tensor], table: Tensor, *, coalesced: bool = False
+) -> Answer:
+    """Go backward through a product-key layer, and take the gradients away for the next step.
+
+    Queries are `[queries, heads, 2 dim]`; the gradient of the table is sparse, and made to have one row of an id where
+    it is to be `coalesced`.
+    """
+    out.backward(gradient)
+    answer = {"out": out.detach().numpy()[None]}
+    for name, x in zip(("grad_q", "grad_rows", "grad_columns"), (queries, *halves), strict=True):
+        assert x.grad is not None
+        answer[name], x.grad = x.grad.numpy(), None
+    assert table.grad is not None
+    of_table, table.grad = table.grad.coalesce() if coalesced else table.grad, None
+    answer["touched"], answer["grad_v"] = of_table._indices()[0].numpy(), of_table._values().numpy()
+    return {**answer, "grad_q": answer["grad_q"].swapaxes(0, 1)}
 
 
 class Turn:
