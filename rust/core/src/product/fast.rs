@@ -113,8 +113,7 @@ impl<'a> Half<'a> {
     fn collect(&mut self, kernels: &Kernels, panel: usize, k: usize) {
         let scores = &self.scores.floats()[panel * self.n * PANEL..][..self.n * PANEL];
         let mut floors = [f32::NEG_INFINITY; PANEL];
-        // A few more than k: where the best of the other half is far above the rest, what is below the k-th best row has
-        // to be known to be below the answer.
+        // A few more than k, so that the k-th is known to be above what is left out.
         let k = k + 1 + k / 16;
         if k < self.n {
             let per = [16, 8, 4, 2].into_iter().find(|per| self.n / per >= MORE_GROUPS * k).unwrap_or(1);
@@ -170,6 +169,7 @@ struct Sorted {
 struct Desk {
     ranks: Vec<u32>,
     halves: [Sorted; 2],
+    sums: Vec<f32>,
     /// How many of the second half each of the first makes a pair with.
     counts: Vec<usize>,
     pairs: Vec<Slot>,
@@ -243,10 +243,17 @@ impl Job<'_> {
         let [a, b] = desk.halves.each_ref().map(|sorted| &sorted.scores[..]);
 
         // The i-th and the j-th best make i j pairs at least as good. The best such floor leaves about twice as many as
-        // are wanted, which are scored sooner than told apart.
+        // are wanted; the k-th sum of these is the next.
         let some = a.iter().zip(&self.partners).filter_map(|(a, &j)| b.get(j - 1).map(|b| a + b));
         let least = some.fold(f32::NEG_INFINITY, f32::max) - 2.0 * off;
         staircase(a, b, least, &mut desk.counts);
+
+        desk.sums.clear();
+        desk.counts.iter().zip(a).for_each(|(&n, a)| desk.sums.extend(b[..n].iter().map(|b| a + b)));
+        if desk.sums.len() > k {
+            desk.sums.resize(desk.sums.len().next_multiple_of(PANEL), least);
+            staircase(a, b, (kernels.reached_by_one)(&desk.sums, k) - 2.0 * off, &mut desk.counts);
+        }
 
         let first = [desk.counts.len(), desk.counts.first().copied().unwrap_or(0)];
         for (half, sorted) in desk.halves.iter_mut().enumerate() {
@@ -262,14 +269,17 @@ impl Job<'_> {
         }
         best_of(&desk.pairs, k, &mut desk.order, out);
 
-        // What is not a candidate is below some score: with the best of the other half it must be below the last, of which
-        // there is none only where everything is a candidate.
+        // What is not a candidate is below some score. With whatever of the other half, k candidates beat it, if they are so
+        // far above that the sums round to other numbers; or even with the best of the other half it is below the last.
         let last = out.get(first_out + k - 1).map_or(f32::NEG_INFINITY, |last| last.score);
+        let apart = (size[0] + size[1]) * 2f64.powi(-20);
         (0..2).all(|half| {
-            let other = &desk.halves[1 - half].scores;
-            let most = halves[1 - half].bounds[at].upper(other.first().copied().unwrap_or(f32::NEG_INFINITY));
-            let all = halves[half].candidates[lane].rows.len() == halves[half].n;
-            all || score(halves[half].below[lane].into(), most.into()) < last
+            let (this, other) = (&desk.halves[half].scores, &desk.halves[1 - half].scores);
+            let below = f64::from(halves[half].below[lane]);
+            let bounds = [half, 1 - half].map(|half| halves[half].bounds[at]);
+            let beaten = this.get(k - 1).is_some_and(|&x| f64::from(bounds[0].lower(x)) - below > apart);
+            let most = bounds[1].upper(other.first().copied().unwrap_or(f32::NEG_INFINITY));
+            this.len() == halves[half].n || beaten || score(below, most.into()) < last
         })
     }
 }
