@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,10 @@ import numpy as np
 
 from mnemex import _arguments as arguments
 from mnemex import _arrays, _native
-from mnemex.errors import ArgumentError, DtypeError, FormatError, NonFinite, NotFoundError, ShapeError, StateError
+from mnemex.errors import ArgumentError, FormatError, NonFinite, NotFoundError, ShapeError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from os import PathLike
 
     from numpy.typing import NDArray
 
@@ -31,6 +31,7 @@ _FILE_TYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _MOST_SLOTS = 2**63 - 1
+_MOST_VALUES = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,12 +69,12 @@ class ProductKeys:
     ----------
     sub_keys
         `[heads, 2, n, half]`, or a pair of arrays `[heads, n, first]` and `[heads, m, second]` where halves differ;
-        without `heads` for one head. float32 is read in place, also when it changes; half precisions are widened
-        once.
+        without `heads` for one head. Contiguous float32 halves are read in place, also when they change; others are
+        copied once, as halves in one array of several heads are.
     values
-        `[n_values, value_dim]` in float32, float16 or bfloat16, one table for all heads; with fewer rows than slots,
-        slot s has row s modulo `n_values`. Or a file of them, which is mapped, not read: it may be larger than memory,
-        and what is truncated while it is in use ends the process. None: slots have no values.
+        `[n_values, value_dim]` in float32, float16 or bfloat16, one table for all heads, of at most 2**31 - 1 rows;
+        with fewer than slots, slot s has row s modulo `n_values`. Or a file of them, which is mapped, not read: it may
+        be larger than memory, and what is truncated while it is in use ends the process. None: no values.
     value_dim, value_dtype, n_values
         What a file that does not say so itself holds: numbers per value, "float32", "float16" or "bfloat16"
         (little-endian, row by row), and rows (None: as many as there are slots). A `.npy` file says so itself.
@@ -108,15 +109,15 @@ class ProductKeys:
             if nonfinite == "raise" and not np.isfinite(half).all():
                 raise NonFinite("sub_keys hold NaN or infinity; nonfinite='keep' lets them, and never finds those keys")
         self._values: tuple[Array, str] | None
-        if isinstance(values, (str, Path)) or hasattr(values, "__fspath__"):
-            file = Path(values)  # type: ignore[arg-type]
-            self._values = _mapped(file, self.n_slots, value_dim, value_dtype, n_values)
+        if isinstance(values, (str, PathLike)):
+            self._values = _mapped(Path(values), self.n_slots, value_dim, value_dtype, n_values)
         else:
-            if value_dim is not None or n_values is not None:
-                raise ArgumentError("value_dim and n_values are for files; an array says so itself")
+            if (value_dim, value_dtype, n_values) != (None, "float32", None):
+                raise ArgumentError("value_dim, value_dtype and n_values are for files; an array says so itself")
             self._values = None if values is None else _table(values)
-        if self._values is not None and not 0 < len(self._values[0]) <= self.n_slots:
-            raise ShapeError(f"{len(self._values[0])} values for {self.n_slots} slots: expected 1 to as many")
+        most = min(self.n_slots, _MOST_VALUES)
+        if self._values is not None and not 0 < len(self._values[0]) <= most:
+            raise ShapeError(f"{len(self._values[0])} values for {self.n_slots} slots: expected 1 to {most}")
 
     @property
     def heads(self) -> int:
@@ -201,7 +202,7 @@ class ProductKeys:
         softmax
             Weights are the softmax of the scaled scores of a head's k slots; False: the scaled scores themselves.
         scale
-            What scores are multiplied by first; the published layer has 1.
+            What scores are multiplied by first; the published layer has 1. Scores that leave float32's range give NaN.
 
         Returns
         -------
@@ -223,8 +224,9 @@ class ProductKeys:
         threads = arguments.optional_count("threads", threads) or self._threads
         scores, ids = _native.product_lookup(self._rows, self._columns, q, arguments.count("k", k), threads)
         found = ids >= 0
-        logits = np.where(found, scores * np.float32(scale), -np.inf if softmax else 0)
-        weights = _softmax(logits) if softmax else logits
+        weights = np.where(found, scores, 0) * np.float32(scale)
+        if softmax:
+            weights = _softmax(np.where(found, weights, -np.inf))
         ids = np.where(found, ids % self.n_values, -1)
         tokens, many = len(ids), ids.shape[1] * ids.shape[2]
         return _native.bag(self._values, ids.reshape(tokens, many), weights.reshape(tokens, many), threads)
@@ -281,16 +283,19 @@ def _mapped(
         if value_dim is not None or n_values is not None:
             raise ArgumentError("value_dim and n_values are for files that do not say so themselves; a .npy file does")
         try:
-            return _table(np.load(path, mmap_mode="r"))
+            kept: NDArray[Any] = np.load(path, mmap_mode="r")
         except (ValueError, EOFError, OSError) as error:
-            raise FormatError(f"values={str(path)!r} is no .npy file of numbers: {error}") from error
+            raise FormatError(f"values={str(path)!r} cannot be mapped as a .npy file of numbers: {error}") from error
+        if not (kept.flags.c_contiguous and kept.dtype.isnative):
+            raise FormatError(
+                f"values={str(path)!r} does not lie row by row in this machine's byte order: save it anew"
+            )
+        return _table(kept)
     if value_dim is None:
         raise ArgumentError(f"values={str(path)!r} does not say how long a value is: give value_dim=")
     width = arguments.count("value_dim", value_dim)
     rows = n_slots if n_values is None else arguments.count("n_values", n_values)
-    if value_dtype not in _FILE_TYPES:
-        raise DtypeError(f"value_dtype={value_dtype!r} is not known; expected one of {', '.join(_FILE_TYPES)}")
-    dtype = _FILE_TYPES[value_dtype]
+    dtype = _FILE_TYPES[arguments.word("value_dtype", value_dtype, tuple(_FILE_TYPES))]
     expected, size = rows * width * dtype.itemsize, path.stat().st_size
     if size != expected:
         raise FormatError(

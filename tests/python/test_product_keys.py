@@ -206,16 +206,56 @@ def test_files_that_do_not_fit_are_refused(rng, tmp_path):
         mx.ProductKeys(sub_keys, path, value_dim=5)
     with pytest.raises(mx.ArgumentError, match="give value_dim="):
         mx.ProductKeys(sub_keys, path)
-    with pytest.raises(mx.DtypeError, match="value_dtype='float64'"):
+    with pytest.raises(mx.ArgumentError, match="value_dtype='float64'"):
         mx.ProductKeys(sub_keys, path, value_dim=5, value_dtype="float64")
     with pytest.raises(FileNotFoundError, match="no such file"):
         mx.ProductKeys(sub_keys, tmp_path / "other", value_dim=5)
     (tmp_path / "values.npy").write_bytes(b"not an array")
-    with pytest.raises(mx.FormatError, match=r"no \.npy file"):
+    with pytest.raises(mx.FormatError, match=r"cannot be mapped as a \.npy"):
         mx.ProductKeys(sub_keys, tmp_path / "values.npy")
     np.zeros((1000, 5), np.float32).tofile(path)
     with pytest.raises(mx.ShapeError, match="1000 values for 64 slots"):
         mx.ProductKeys(sub_keys, path, value_dim=5, n_values=1000)
+
+
+def test_a_file_larger_than_memory_is_mapped(rng, tmp_path):
+    sub_keys = rng.standard_normal((2, 512, 3), dtype=np.float32)
+    with (tmp_path / "values").open("wb") as file:
+        file.truncate(2**18 * 2**19)  # 128 GiB that take no room: all zeros but the last row
+        file.seek(-4, 2)
+        file.write(np.float32(1).tobytes())
+    keys = mx.ProductKeys(sub_keys, tmp_path / "values", value_dim=2**17)
+    out = keys.read(rng.standard_normal((2, 6), dtype=np.float32), 3)
+    assert out.shape == (2, 2**17)
+    assert (out[:, :-1] == 0).all()
+
+
+def test_a_npy_file_column_by_column_is_refused(rng, tmp_path):
+    sub_keys = rng.standard_normal((2, 8, 3), dtype=np.float32)
+    np.save(tmp_path / "values.npy", np.asfortranarray(rng.standard_normal((64, 5), dtype=np.float32)))
+    with pytest.raises(mx.FormatError, match="row by row"):
+        mx.ProductKeys(sub_keys, tmp_path / "values.npy")
+    np.save(tmp_path / "flat.npy", np.zeros(64, np.float32))
+    with pytest.raises(mx.ShapeError, match="values have shape"):
+        mx.ProductKeys(sub_keys, tmp_path / "flat.npy")
+
+
+@pytest.mark.parametrize("k", [470, 490, 900, 4000, 10**5])
+def test_many_slots_of_many_keys(rng, k):
+    halves = [rng.standard_normal((1, n, 3), dtype=np.float32) for n in (700, 90)]
+    queries = rng.standard_normal((3, 6), dtype=np.float32)
+    found = mx.ProductKeys(halves).lookup(queries, k)
+    for query, got_scores, got in zip(queries, found.scores, found.ids, strict=True):
+        scores, ids = scan(halves[0][0], halves[1][0], query, k)
+        assert (got[: len(ids)] == ids).all()
+        assert (got_scores[: len(ids)].view(np.int32) == scores.view(np.int32)).all()
+
+
+def test_no_weight_and_no_warning_where_there_is_no_slot(rng):
+    keys = mx.ProductKeys(rng.standard_normal((2, 2, 3), dtype=np.float32), np.ones((4, 5), np.float32))
+    with np.errstate(all="raise"):
+        out = keys.read(rng.standard_normal((3, 6), dtype=np.float32), 9, softmax=False, scale=0)
+    np.testing.assert_array_equal(out, np.zeros((3, 5), np.float32))
 
 
 def test_wrong_arguments_are_refused(rng):
@@ -238,6 +278,8 @@ def test_wrong_arguments_are_refused(rng):
     for k in (0, -1, 10**12, 2**70):
         with pytest.raises(mx.ArgumentError, match="k="):
             keys.lookup(queries, k)
+    with pytest.raises(mx.ArgumentError, match="k="):
+        keys.lookup(queries[:0], 2**62)
     with pytest.raises(mx.DtypeError, match=r"k=2\.5"):
         keys.lookup(queries, 2.5)
     with pytest.raises(mx.StateError, match="no values"):

@@ -135,10 +135,63 @@ impl Lanes for F32x16 {
     }
 
     #[inline(always)]
+    unsafe fn dots<const M: usize>(x: [&[f32]; M], q: &[f32]) -> [f64; M] {
+        assert!(x.iter().all(|x| x.len() == q.len()), "vectors of one length");
+        let whole = q.len() / 8 * 8;
+        // SAFETY: AVX-512F is enabled, and eight numbers from each place are of the vectors.
+        unsafe {
+            let mut sums = [_mm512_setzero_pd(); M];
+            for at in (0..whole).step_by(8) {
+                let q = eight(&q[at..]);
+                for m in 0..M {
+                    // A product of two float32 is exact: fused or not, the sum is the same.
+                    sums[m] = _mm512_fmadd_pd(eight(x[m].get_unchecked(at..)), q, sums[m]);
+                }
+            }
+            if whole < q.len() {
+                // Zeros in the place of what is missing add nothing.
+                let q = last(&q[whole..]);
+                for m in 0..M {
+                    sums[m] = _mm512_fmadd_pd(last(&x[m][whole..]), q, sums[m]);
+                }
+            }
+            let mut out = [0.0; M];
+            for m in 0..M {
+                let four = _mm256_add_pd(_mm512_castpd512_pd256(sums[m]), _mm512_extractf64x4_pd::<1>(sums[m]));
+                let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
+                out[m] = _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+            }
+            out
+        }
+    }
+
+    #[inline(always)]
     unsafe fn not_less(self, other: Self) -> u32 {
         // SAFETY: AVX-512F is enabled.
         u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(self.0, other.0) })
     }
+}
+
+/// The first eight numbers, in float64.
+///
+/// # Safety
+/// AVX-512 is enabled, and there are as many.
+#[inline(always)]
+unsafe fn eight(x: &[f32]) -> __m512d {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_cvtps_pd(_mm256_loadu_ps(x.as_ptr())) }
+}
+
+/// Fewer than eight, with zeros behind.
+///
+/// # Safety
+/// AVX-512 is enabled.
+#[inline(always)]
+unsafe fn last(x: &[f32]) -> __m512d {
+    let mut padded = [0.0; 8];
+    padded[..x.len()].copy_from_slice(x);
+    // SAFETY: the caller's promise.
+    unsafe { eight(&padded) }
 }
 
 /// In quarter i: four numbers with the sum of vector `4 i + at`. No closure: it would not be compiled for AVX-512.

@@ -4,6 +4,10 @@
 //! float32 is exact in float64, so it does not matter whether a compiler or processor fuses it with the addition; the
 //! differences of l2 are not exact, so difference, square and sum are each rounded, which is what plain Rust does.
 
+#![expect(unsafe_code, reason = "vectors do it where a set has them; lengths are checked by slices")]
+
+use crate::lanes::Lanes;
+
 /// What a bank ranks by; larger is nearer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
@@ -43,61 +47,109 @@ fn sums<const N: usize>(x: [&[f32]; N], q: &[f32], term: impl Fn(f64, f64) -> f6
     a.map(fold)
 }
 
-/// The canonical sum of squares of one vector.
+/// Sums of products.
 #[inline(always)]
-pub(crate) fn square_norm(x: &[f32]) -> f64 {
-    sums([x], x, |x, q| x * q)[0]
+pub(crate) fn dots<const N: usize>(x: [&[f32]; N], q: &[f32]) -> [f64; N] {
+    sums(x, q, |x, q| x * q)
 }
 
-/// The canonical sums of products of some rows of a table with a vector of its width, not rounded yet, appended to `out`.
+/// The canonical sum of squares of one vector.
+///
+/// # Safety
+/// The instructions of `L` are enabled.
 #[inline(always)]
-pub(crate) fn products(table: &[f32], rows: &[u32], q: &[f32], out: &mut Vec<f64>) {
+pub(crate) unsafe fn square_norm<L: Lanes>(x: &[f32]) -> f64 {
+    // SAFETY: the caller's promise.
+    unsafe { L::dots([x], x)[0] }
+}
+
+/// Some rows of a table of float32.
+#[derive(Clone, Copy)]
+pub struct Chosen<'a> {
+    /// The numbers of all rows, one row after the other.
+    pub table: &'a [f32],
+    /// Which rows.
+    pub rows: &'a [u32],
+}
+
+/// The canonical sums of products of some rows with a vector of their width, not rounded yet.
+///
+/// # Safety
+/// The instructions of `L` are enabled.
+#[inline(always)]
+pub(crate) unsafe fn products<L: Lanes>(Chosen { table, rows }: Chosen, q: &[f32], out: &mut [f64]) {
     const TOGETHER: usize = 4;
-    let row = |&row: &u32| &table[row as usize * q.len()..][..q.len()];
-    let mut groups = rows.chunks_exact(TOGETHER);
-    for group in &mut groups {
-        let keys: [&[f32]; TOGETHER] = std::array::from_fn(|at| row(&group[at]));
-        out.extend(sums(keys, q, |x, q| x * q));
+    assert_eq!(rows.len(), out.len());
+    let width = q.len();
+    let mut groups = out.chunks_exact_mut(TOGETHER);
+    let mut first = 0;
+    for out in &mut groups {
+        let mut keys = [q; TOGETHER];
+        for (key, &row) in keys.iter_mut().zip(&rows[first..]) {
+            *key = &table[row as usize * width..][..width];
+        }
+        // SAFETY: the caller's promise.
+        out.copy_from_slice(&unsafe { L::dots(keys, q) });
+        first += TOGETHER;
     }
-    for one in groups.remainder() {
-        out.extend(sums([row(one)], q, |x, q| x * q));
+    for (out, &row) in groups.into_remainder().iter_mut().zip(&rows[first..]) {
+        // SAFETY: the caller's promise.
+        [*out] = unsafe { L::dots([&table[row as usize * width..][..width]], q) };
     }
 }
 
 /// The canonical scores of keys that stand one after the other, rounded once to float32; there is no -0. `query_norm` is
 /// the square root of [`square_norm`] of q and is read by `Cos` alone.
+///
+/// # Safety
+/// The instructions of `L` are enabled.
 #[inline(always)]
-pub(crate) fn scores(metric: Metric, keys: &[f32], q: &[f32], query_norm: f64, out: &mut [f32]) {
+pub(crate) unsafe fn scores<L: Lanes>(metric: Metric, keys: &[f32], q: &[f32], query_norm: f64, out: &mut [f32]) {
     const TOGETHER: usize = 4;
     assert_eq!(keys.len(), q.len() * out.len());
-    let mut keys = (0..out.len()).map(|at| &keys[at * q.len()..][..q.len()]);
+    let width = q.len();
+    let mut first = 0;
     let mut groups = out.chunks_exact_mut(TOGETHER);
     for out in &mut groups {
-        let keys: [&[f32]; TOGETHER] = std::array::from_fn(|_| keys.next().unwrap_or(q));
-        out.copy_from_slice(&some(metric, keys, q, query_norm));
+        let mut together = [q; TOGETHER];
+        for (at, key) in together.iter_mut().enumerate() {
+            *key = &keys[(first + at) * width..][..width];
+        }
+        // SAFETY: the caller's promise.
+        out.copy_from_slice(&unsafe { some::<L, TOGETHER>(metric, together, q, query_norm) });
+        first += TOGETHER;
     }
-    for (out, key) in groups.into_remainder().iter_mut().zip(keys) {
-        [*out] = some(metric, [key], q, query_norm);
+    for out in groups.into_remainder() {
+        // SAFETY: the caller's promise.
+        [*out] = unsafe { some::<L, 1>(metric, [&keys[first * width..][..width]], q, query_norm) };
+        first += 1;
     }
 }
 
 /// The same of a few.
+///
+/// # Safety
+/// The instructions of `L` are enabled.
 #[inline(always)]
-fn some<const N: usize>(metric: Metric, keys: [&[f32]; N], q: &[f32], query_norm: f64) -> [f32; N] {
+unsafe fn some<L: Lanes, const N: usize>(metric: Metric, keys: [&[f32]; N], q: &[f32], query_norm: f64) -> [f32; N] {
     let s = match metric {
-        Metric::Dot => sums(keys, q, |x, q| x * q),
+        // SAFETY: the caller's promise.
+        Metric::Dot => unsafe { L::dots(keys, q) },
         Metric::L2 => sums(keys, q, |x, q| {
             let d = q - x;
             d * d
         })
         .map(|s| -s),
         Metric::Cos => {
-            let products = sums(keys, q, |x, q| x * q);
-            std::array::from_fn(|at| {
-                let norm = square_norm(keys[at]).sqrt();
+            // SAFETY: the caller's promise.
+            let mut scores = unsafe { L::dots(keys, q) };
+            for (score, key) in scores.iter_mut().zip(keys) {
+                // SAFETY: likewise.
+                let norm = unsafe { square_norm::<L>(key) }.sqrt();
                 // Whatever the other is, infinite too.
-                if norm == 0.0 || query_norm == 0.0 { 0.0 } else { products[at] / (norm * query_norm) }
-            })
+                *score = if norm == 0.0 || query_norm == 0.0 { 0.0 } else { *score / (norm * query_norm) };
+            }
+            scores
         }
     };
     // Adding +0 turns -0 into +0 and changes nothing else.

@@ -39,6 +39,11 @@ pub(crate) trait Lanes: Copy {
     unsafe fn zero_where_less(self, x: Self, least: Self) -> Self;
     /// In lane i the sum of all lanes of vector i, of the first `N`.
     unsafe fn sums(vectors: &[Self; crate::PANEL]) -> Self;
+    /// The canonical sums of products of some vectors with another as long: the bits of [`crate::canonical::dots`].
+    #[inline(always)]
+    unsafe fn dots<const M: usize>(x: [&[f32]; M], q: &[f32]) -> [f64; M] {
+        crate::canonical::dots(x, q)
+    }
     /// Bit i is set unless lane i is less than lane i of `other`: NaN passes.
     unsafe fn not_less(self, other: Self) -> u32;
 }

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::canonical::Metric;
+use crate::canonical::{Chosen, Metric};
 use crate::codes::{Coded, Codes, Query};
 use crate::isa::{Isa, IsaError};
 use crate::many::Many;
@@ -63,8 +63,8 @@ pub struct Kernels {
     pub blend: fn(keep: f32, out: &mut [f32], add: f32, row: &[f32]),
     /// The canonical scores of keys that stand one after the other, for one query: see [`crate::canonical`].
     pub score: fn(metric: Metric, keys: &[f32], q: &[f32], query_norm: f64, out: &mut [f32]),
-    /// The same sums of products for some rows of a table, unrounded and appended.
-    pub products: fn(table: &[f32], rows: &[u32], q: &[f32], out: &mut Vec<f64>),
+    /// The same sums of products for some rows of a table, unrounded.
+    pub products: fn(rows: Chosen, q: &[f32], out: &mut [f64]),
     /// The largest score of each `per` rows of a panel: see [`crate::product`].
     pub group_maxima: fn(panel: &[f32], per: usize, out: &mut [f32]),
     /// The rows of a panel whose scores reach their query's threshold.
@@ -164,7 +164,7 @@ macro_rules! kernel_table {
 
         mod entry {
             use super::$lanes as L;
-            use crate::canonical::{self, Metric};
+            use crate::canonical::{self, Chosen, Metric};
             use crate::codes::{self, Coded, Codes, Query};
             use crate::{convert, few, kth, short};
             use crate::product::{self, Candidates, Table};
@@ -201,15 +201,15 @@ macro_rules! kernel_table {
                 add_scaled(weight: f32, row: &[f32], out: &mut [f32]) => softmax::add_scaled;
                 blend(keep: f32, out: &mut [f32], add: f32, row: &[f32]) => softmax::blend;
                 score(metric: Metric, keys: &[f32], q: &[f32], query_norm: f64, out: &mut [f32])
-                    => canonical::scores;
-                products(table: &[f32], rows: &[u32], q: &[f32], out: &mut Vec<f64>) => canonical::products;
+                    => canonical::scores::<L>;
+                products(rows: Chosen, q: &[f32], out: &mut [f64]) => canonical::products::<L>;
                 group_maxima(panel: &[f32], per: usize, out: &mut [f32]) => product::group_maxima::<L>;
                 collect(panel: &[f32], thresholds: &[f32; PANEL], out: &mut [Candidates; PANEL])
                     => product::collect::<L>;
                 ranks(scores: &[f32], out: &mut Vec<u32>) => product::ranks;
                 bag(table: Table, rows: &[u32], weights: &[f32], out: &mut [f32]) => product::bag::<L>;
                 lost(x: &[f32]) -> f32 => short::lost;
-                square_norm(x: &[f32]) -> f64 => canonical::square_norm;
+                square_norm(x: &[f32]) -> f64 => canonical::square_norm::<L>;
                 join(high: &[u16], low: &[u16], out: &mut [f32]) => convert::joined;
             );
         }

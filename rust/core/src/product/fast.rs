@@ -1,16 +1,17 @@
 //! Sixteen queries of one head at a time: all half scores in float32, then ever fewer pairs, until few are left to be
 //! scored exactly.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use mnemex_kernels::bound::{Bound, Precision, QueryBound, reach};
-use mnemex_kernels::canonical::Metric;
+use mnemex_kernels::canonical::{Chosen, Metric};
 use mnemex_kernels::product::Candidates;
 use mnemex_kernels::tile::{Queries as Panels, ROW_GROUP, pack};
 use mnemex_kernels::{Kernels, Keys, PANEL, Rule};
 
 use super::{Slot, SubKeys, score, sorted};
-use crate::error::Result;
+use crate::error::{Result, filled};
 use crate::input::all_finite;
 use crate::plane::Plane;
 use crate::work::Ticker;
@@ -29,6 +30,14 @@ const MORE_GROUPS: usize = 4;
 
 /// Candidates from which on all scores are as soon sorted.
 const MOST_CANDIDATES: usize = 512;
+
+/// Bytes of half scores that a thread keeps at most.
+const MOST_KEPT: usize = 1 << 20;
+
+thread_local! {
+    /// Room for half scores, kept from call to call: fresh pages cost as much as a tenth of a small call.
+    static ROOM: Cell<[Plane; 2]> = Cell::default();
+}
 
 /// No row: there are fewer.
 const NONE: u32 = u32::MAX;
@@ -53,7 +62,13 @@ struct Half<'a> {
 }
 
 impl<'a> Half<'a> {
-    fn new(keys: &SubKeys<'a>, kernels: &Kernels, head: usize, half: usize, queries: usize) -> Result<Half<'a>> {
+    fn new(
+        keys: &SubKeys<'a>,
+        kernels: &Kernels,
+        [head, half]: [usize; 2],
+        queries: usize,
+        room: Plane,
+    ) -> Result<Half<'a>> {
         let (n, dim, keys) = (keys.n[half], keys.dim[half], keys.half(head, half));
         let whole = n - n % ROW_GROUP;
         let mut rest = keys[whole * dim..].to_vec();
@@ -64,6 +79,7 @@ impl<'a> Half<'a> {
         let square = squares.fold(0.0, larger);
         let longest = f64::from(square).sqrt() * 1.01 + 1e-18 * (dim as f64).sqrt();
         let lanes = queries.next_multiple_of(PANEL);
+        let bytes = (lanes * n * size_of::<f32>()).next_multiple_of(64);
         Ok(Half {
             keys,
             n,
@@ -71,7 +87,7 @@ impl<'a> Half<'a> {
             rest,
             longest: if longest.is_finite() { longest } else { f64::INFINITY },
             panels: Plane::zeroed((lanes * dim * size_of::<f32>()).next_multiple_of(64))?,
-            scores: Plane::zeroed((lanes * n * size_of::<f32>()).next_multiple_of(64))?,
+            scores: if room.bytes().len() < bytes { Plane::zeroed(bytes)? } else { room },
             groups: Vec::new(),
             candidates: Default::default(),
             below: [0.0; PANEL],
@@ -113,8 +129,7 @@ impl<'a> Half<'a> {
     fn collect(&mut self, kernels: &Kernels, panel: usize, k: usize) {
         let scores = &self.scores.floats()[panel * self.n * PANEL..][..self.n * PANEL];
         let mut floors = [f32::NEG_INFINITY; PANEL];
-        // A few more than k, so that the k-th is known to be above what is left out.
-        let k = k + 1 + k / 16;
+        let k = more(k);
         if k < self.n {
             let per = [16, 8, 4, 2].into_iter().find(|per| self.n / per >= MORE_GROUPS * k).unwrap_or(1);
             self.groups.resize(self.n / per * PANEL, 0.0);
@@ -146,13 +161,6 @@ impl<'a> Half<'a> {
             }
             (out.scores[to], out.rows[to]) = (score, row);
         }
-    }
-
-    /// The exact scores of all rows.
-    fn all(&self, kernels: &Kernels, query: &[f32]) -> Vec<f64> {
-        let (rows, mut exact) = ((0..self.n as u32).collect::<Vec<u32>>(), Vec::new());
-        (kernels.products)(self.keys, &rows, query, &mut exact);
-        exact
     }
 }
 
@@ -195,10 +203,15 @@ pub(super) fn best(
     ticker: &Ticker,
 ) -> Result<Vec<Slot>> {
     let dim = keys.query_dim();
+    if (0..2).any(|half| is_too_much(keys.n[half], k)) {
+        return by_sorting(keys, kernels, (head, k), queries, tokens, ticker);
+    }
     let query = |token: usize| queries[(token * keys.heads + head) * dim..][..dim].split_at(keys.dim[0]);
     let together = (SCORES / (keys.n[0] + keys.n[1]) / PANEL * PANEL).clamp(PANEL, MOST).min(tokens.len());
-    let half = |half| Half::new(keys, kernels, head, half, together);
-    let (mut halves, job) = ([half(0)?, half(1)?], Job { keys, kernels, k, partners: partners(keys, k) });
+    let half = |half, room| Half::new(keys, kernels, [head, half], together, room);
+    let [first, second] = ROOM.take();
+    let (mut halves, job) =
+        ([half(0, first)?, half(1, second)?], Job { keys, kernels, k, partners: partners(keys, k) });
     let (mut best, mut desk) = (Vec::with_capacity(tokens.len() * k), Desk::default());
     for first in tokens.clone().step_by(together) {
         let some = first..tokens.end.min(first + together);
@@ -213,13 +226,58 @@ pub(super) fn best(
             let before = best.len();
             if parts.iter().all(|part| all_finite(part)) && !job.few(&halves, at, parts, &mut desk, &mut best) {
                 best.truncate(before);
-                let [first, second] = [0, 1].map(|half| halves[half].all(kernels, parts[half]));
-                best.extend(sorted::best([&first, &second], k));
+                best.extend(sorted::best(&scored(keys, kernels, head, parts)?, k)?);
             }
             best.resize(before + k, Slot { score: f32::NEG_INFINITY, id: -1 });
         }
     }
+    let rooms = halves.map(|half| half.scores);
+    ROOM.set(rooms.map(|room| if room.bytes().len() > MOST_KEPT { Plane::default() } else { room }));
     Ok(best)
+}
+
+/// Whether so many candidates are due of `n` rows that all are as soon sorted; counts of rows are float32.
+fn is_too_much(n: usize, k: usize) -> bool {
+    n > MOST_CANDIDATES && (more(k) > MOST_CANDIDATES || n > 1 << 24)
+}
+
+/// A few more than `k`, so that the k-th is known to be above what is left out.
+fn more(k: usize) -> usize {
+    k.saturating_add(1 + k / 16)
+}
+
+/// The same as [`best`], all scores sorted.
+fn by_sorting(
+    keys: &SubKeys,
+    kernels: &'static Kernels,
+    (head, k): (usize, usize),
+    queries: &[f32],
+    tokens: Range<usize>,
+    ticker: &Ticker,
+) -> Result<Vec<Slot>> {
+    let (dim, mut best) = (keys.query_dim(), Vec::with_capacity(tokens.len() * k));
+    for token in tokens {
+        ticker.tick()?;
+        let (first, second) = queries[(token * keys.heads + head) * dim..][..dim].split_at(keys.dim[0]);
+        let before = best.len();
+        if all_finite(first) && all_finite(second) {
+            best.extend(sorted::best(&scored(keys, kernels, head, [first, second])?, k)?);
+        }
+        best.resize(before + k, Slot { score: f32::NEG_INFINITY, id: -1 });
+    }
+    Ok(best)
+}
+
+/// The exact scores of all rows of both halves.
+fn scored(keys: &SubKeys, kernels: &Kernels, head: usize, query: [&[f32]; 2]) -> Result<[Vec<f64>; 2]> {
+    let score = |half: usize| {
+        let n = keys.n[half];
+        let (mut rows, mut exact) = (filled(0, n)?, filled(0.0, n)?);
+        rows.iter_mut().zip(0..).for_each(|(row, at)| *row = at);
+        (kernels.products)(Chosen { table: keys.half(head, half), rows: &rows }, query[half], &mut exact);
+        Ok(exact)
+    };
+    Ok([score(0)?, score(1)?])
 }
 
 impl Job<'_> {
@@ -257,8 +315,9 @@ impl Job<'_> {
 
         let first = [desk.counts.len(), desk.counts.first().copied().unwrap_or(0)];
         for (half, sorted) in desk.halves.iter_mut().enumerate() {
-            sorted.exact.clear();
-            (kernels.products)(halves[half].keys, &sorted.rows[..first[half]], query[half], &mut sorted.exact);
+            sorted.exact.resize(first[half], 0.0);
+            let rows = Chosen { table: halves[half].keys, rows: &sorted.rows[..first[half]] };
+            (kernels.products)(rows, query[half], &mut sorted.exact);
         }
         let [a, b] = &desk.halves;
         desk.pairs.clear();
@@ -272,7 +331,7 @@ impl Job<'_> {
         // What is not a candidate is below some score. With whatever of the other half, k candidates beat it, if they are so
         // far above that the sums round to other numbers; or even with the best of the other half it is below the last.
         let last = out.get(first_out + k - 1).map_or(f32::NEG_INFINITY, |last| last.score);
-        let apart = (size[0] + size[1]) * 2f64.powi(-20);
+        let apart = (size[0] + size[1]) * 2f64.powi(-20) + f64::from(off);
         (0..2).all(|half| {
             let (this, other) = (&desk.halves[half].scores, &desk.halves[1 - half].scores);
             let below = f64::from(halves[half].below[lane]);

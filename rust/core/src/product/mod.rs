@@ -116,7 +116,7 @@ impl<'a> SubKeys<'a> {
         let tokens = self.count(queries.len())?;
         let n = tokens * self.heads;
         ensure(k >= 1, Kind::Argument, || "k=0 must be at least 1".into())?;
-        ensure(n as u128 * k as u128 <= MAX_ANSWER, Kind::Argument, || {
+        ensure(n.max(1) as u128 * k as u128 <= MAX_ANSWER, Kind::Argument, || {
             format!("k={k} for {n} queries makes an answer of more than 2^31 slots: ask for less")
         })?;
         // Jobs keep what they found until all are done.

@@ -5,6 +5,7 @@
 //! these sums belong to the answer is for the ids to say, and those may lie anywhere.
 
 use super::{Slot, score};
+use crate::error::{Result, room_for};
 
 /// Half scores in descending order, with their rows; of those that are not finite there are none.
 fn descending(scores: &[f64]) -> Vec<(f64, usize)> {
@@ -15,15 +16,25 @@ fn descending(scores: &[f64]) -> Vec<(f64, usize)> {
 }
 
 /// The best `k` slots, in order.
-pub(super) fn best(halves: [&[f64]; 2], k: usize) -> Vec<Slot> {
+///
+/// # Errors
+/// When the memory is not to be had.
+pub(super) fn best(halves: &[Vec<f64>; 2], k: usize) -> Result<Vec<Slot>> {
     let columns = halves[1].len();
-    let [first, second] = halves.map(descending);
+    // Sorted lists, one of them twice and with room to sort, and as much for the columns of a row.
+    let rows = 4 * (halves[0].len() + halves[1].len()) * size_of::<(f64, usize)>();
+    room_for(rows, || "sorted half scores".into())?;
+    let [first, second] = halves.each_ref().map(|scores| descending(scores));
     let n = usize::try_from(first.len() as u128 * second.len() as u128).unwrap_or(usize::MAX).min(k);
     if n == 0 {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let id = |row: usize, column: usize| (row * columns + column) as i64;
-    let mut sums: Vec<f32> = Vec::new();
+    let looked_at = first.len().min(n);
+    let looked_at: usize = (1..=looked_at).map(|i| second.len().min(n / i)).sum();
+    let bytes = looked_at.saturating_mul(size_of::<f32>()).saturating_add(n.saturating_mul(size_of::<Slot>()));
+    room_for(bytes, || format!("the sums among which the best {n} are"))?;
+    let mut sums: Vec<f32> = Vec::with_capacity(looked_at);
     for (i, &(a, _)) in first.iter().enumerate().take(n) {
         sums.extend(second.iter().take(n / (i + 1)).map(|&(b, _)| score(a, b)));
     }
@@ -53,5 +64,5 @@ pub(super) fn best(halves: [&[f64]; 2], k: usize) -> Vec<Slot> {
         best.extend(columns.into_iter().take(missing).map(|column| Slot { score: last, id: id(row, column) }));
     }
     best.sort_unstable_by(Slot::order);
-    best
+    Ok(best)
 }

@@ -160,13 +160,13 @@ fn gradients_are_those_of_plain_loops() {
                 if id < 0 {
                     continue;
                 }
-                for half in 0..2 {
+                for (half, of_keys) in of_keys.iter_mut().enumerate() {
                     let row = if half == 0 { id as usize / 30 } else { id as usize % 30 };
                     let row = (query % HEADS * trial.n[half] + row) * trial.dim[half];
                     for j in 0..trial.dim[half] {
                         let at = query * width + half * 5 + j;
                         of_queries[at] += grad * f64::from(trial.keys[half][row + j]);
-                        of_keys[half][row + j] += grad * f64::from(trial.queries[at]);
+                        of_keys[row + j] += grad * f64::from(trial.queries[at]);
                     }
                 }
             }
@@ -193,7 +193,7 @@ fn values_are_summed_and_their_gradients_kept_row_by_row() {
     let weights = Data::Gaussian.array(&mut random, [1, 1, tokens, m]).into_raw_vec_and_offset().0;
     // Rows 40 to 49 are never read, and here and there nothing is.
     let ids: Vec<i64> = (0..tokens * m).map(|_| random.below(41) as i64 - 1).collect();
-    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_ne_bytes()).collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
     let bag =
         Bag { values: Table { bytes: &bytes, format: Format::F32, dim }, ids: &ids, weights: &weights, n: tokens };
     let (mut sums, mut of_weights) = (vec![0.0f64; tokens * dim], vec![0.0f64; tokens * m]);
