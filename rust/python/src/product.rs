@@ -39,6 +39,9 @@ fn shape<T: numpy::Element>(array: &PyReadonlyArray3<'_, T>) -> [usize; 3] {
     [a, b, c]
 }
 
+/// Scores and ids.
+type SlotArrays<'py> = (Bound<'py, PyArray3<f32>>, Bound<'py, PyArray3<i64>>);
+
 /// The best k slots: scores and ids `[T, heads, k]`.
 #[pyfunction]
 #[pyo3(signature = (rows, columns, queries, k, threads))]
@@ -49,7 +52,7 @@ pub(crate) fn product_lookup<'py>(
     queries: PyReadonlyArray3<'py, f32>,
     k: usize,
     threads: Option<usize>,
-) -> PyResult<(Bound<'py, PyArray3<f32>>, Bound<'py, PyArray3<i64>>)> {
+) -> PyResult<SlotArrays<'py>> {
     let (keys, kernels) = (sub_keys(&rows, &columns, &queries)?, kernels()?);
     let ([tokens, heads, _], numbers) = (shape(&queries), queries.as_slice()?);
     let slots = run(py, threads, |work| keys.lookup(kernels, numbers, k, work))?;
