@@ -139,9 +139,10 @@ def test_a_table_whose_parameter_was_replaced_still_learns():
         memory(x)  # outside of a graph the table finds out
 
 
-def test_a_bad_token_is_nan_alone_in_a_graph_too():
+@pytest.mark.parametrize("options", [{}, {"batch_norm": True}])
+def test_a_bad_token_is_nan_alone_in_a_graph_too(options):
     torch._dynamo.reset()
-    model = mx.recipes.memory_plus(WIDTH, n_keys=4, values=5)
+    model = mx.torch.ProductKeyMemory(WIDTH, 4, gated=True, values=5, **options)
     x = torch.randn(4, WIDTH)
     x[2, 1] = torch.nan
     out = torch.compile(model, fullgraph=True, backend="aot_eager")(x)

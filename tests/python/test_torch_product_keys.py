@@ -110,6 +110,43 @@ def test_a_bad_token_is_nan_alone_and_teaches_nothing(bad, gated, dtype):
     assert (weights[1, 2] == 0).all()
 
 
+@pytest.mark.parametrize("bad", [NAN, INF])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bad_token_spoils_no_statistics(bad, dtype):
+    memory, x = make(batch_norm=True).to(dtype), torch.randn(5, 6, dtype=dtype)
+    x[2, 0] = bad
+    for _ in ("training", "eval"):
+        assert memory(x).isnan().any(-1).tolist() == [False, False, True, False, False]
+        assert (memory.lookup(x)[0] >= 0).all(-1).tolist() == [True, True, False, True, True]
+        assert memory.norm.running_mean.isfinite().all()
+        assert memory.norm.running_var.isfinite().all()
+        memory.eval()
+    zeros = make(batch_norm=True).to(dtype)
+    queries = torch.where(memory.query(x).isfinite(), memory.query(x), 0)
+    zeros.norm(queries)
+    torch.testing.assert_close(memory.norm.running_mean, zeros.norm.running_mean)
+    torch.testing.assert_close(memory.norm.running_var, zeros.norm.running_var)
+
+
+def test_looking_changes_no_statistics():
+    memory, x = make(batch_norm=True, softmax=False), torch.randn(5, 6)
+    before = {name: buffer.clone() for name, buffer in memory.named_buffers()}
+    slots, weights = memory.lookup(x)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in memory.named_buffers())
+    torch.testing.assert_close(memory.values(slots, weights), memory(x))  # what training reads
+    assert memory.norm.num_batches_tracked == 1
+
+
+def test_one_token_is_no_batch():
+    memory = make(batch_norm=True)
+    for x in (torch.randn(6), torch.randn(1, 1, 6)):
+        for run in (memory, memory.lookup):
+            with pytest.raises(mx.ShapeError, match=r"single token.*call eval\(\)"):
+                run(x)
+    memory.eval()
+    assert memory(torch.randn(6)).shape == (6,)
+
+
 def test_no_tokens_are_no_output():
     memory = make()
     out = memory(torch.empty(2, 0, 6, requires_grad=True))
@@ -251,6 +288,12 @@ def test_it_refuses_inputs_that_do_not_fit():
         memory([1.0])
     with pytest.raises(mx.ShapeError, match="slots"):
         memory.values(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 4))
+    for slots in (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int32)):
+        with pytest.raises(mx.DtypeError, match="slots are torch"):
+            memory.values(slots, torch.zeros(2, 3))
+    for table in (memory.values, copy.deepcopy(memory.values).double()):
+        with pytest.raises(mx.errors.IdError, match="row -2"):
+            table(torch.tensor([[0, -2]]), torch.ones(1, 2))
 
 
 def test_arrays_are_looked_up_as_the_layer_does():

@@ -60,7 +60,8 @@ class ProductKeyMemory(nn.Module):
         Width of a table of its own; None: `dim`.
     batch_norm
         Normalise queries over the batch. It keeps slots in use in large memories, and depends on what else is in the
-        batch: padding counts.
+        batch: padding counts. A query with NaN or infinity counts as zeros, so that it spoils neither the others nor
+        the running statistics. In training it takes 2 tokens or more.
     softmax
         Weights are the softmax of the scores of a head's k slots; False: the scores themselves.
     gated
@@ -181,11 +182,11 @@ class ProductKeyMemory(nn.Module):
         Raises
         ------
         ShapeError
-            The last axis is not `dim`.
+            The last axis is not `dim`; or a single token in training with batch_norm.
         DtypeError
             `x` is not a tensor.
         """
-        slots, weights, good = self._read(tensor("x", x, "[..., dim]"))
+        slots, weights, good = self._read(tensor("x", x, "[..., dim]"), learn=True)
         self._count(slots, weights)
         found = self.values(slots, weights)  # [..., value_dim]
         # A query that finds nothing would add zeros: whoever looks at the output has to see that it was bad.
@@ -195,7 +196,9 @@ class ProductKeyMemory(nn.Module):
         return found
 
     def lookup(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tell what each token reads.
+        """Tell what each token reads, and change nothing: neither usage nor the running statistics of batch_norm.
+
+        In training, queries are normalised by the statistics of this very batch, as `forward` does.
 
         Parameters
         ----------
@@ -207,17 +210,22 @@ class ProductKeyMemory(nn.Module):
         slots, weights
             `[..., heads * k]`, best first within a head. Slots are int64, -1 where there are fewer than k; slot s is
             row s // n_keys and column s % n_keys.
+
+        Raises
+        ------
+        ShapeError, DtypeError
+            As `forward` does.
         """
-        slots, weights, _ = self._read(tensor("x", x, "[..., dim]"))
+        slots, weights, _ = self._read(tensor("x", x, "[..., dim]"), learn=False)
         return slots, weights
 
-    def _read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _read(self, x: Tensor, *, learn: bool) -> tuple[Tensor, Tensor, Tensor]:
         if x.ndim == 0 or x.shape[-1] != self.dim:
             raise ShapeError(f"x {tuple(x.shape)}: expected [..., {self.dim}]")
         lead = x.shape[:-1]
         queries = self.query(x.reshape(-1, self.dim))  # [T, heads * key_dim]
         if self.norm is not None:
-            queries = self.norm(queries)
+            queries = self._normalised(self.norm, queries, learn=learn)
         good = queries.isfinite().all(-1, keepdim=True)
         # Autocast gives queries of another dtype than sub-keys: neither loses bits.
         wide = torch.promote_types(queries.dtype, self.rows.dtype)
@@ -231,6 +239,20 @@ class ProductKeyMemory(nn.Module):
         weights = torch.where(there, scores, 0)
         slots, weights = (x.reshape(*lead, self.heads * self.k) for x in (found.ids, weights))
         return slots, weights, good.reshape(*lead, 1)
+
+    @staticmethod
+    def _normalised(norm: nn.BatchNorm1d, queries: Tensor, *, learn: bool) -> Tensor:
+        if norm.training and len(queries) == 1:
+            raise ShapeError(
+                "x is a single token, and batch_norm in training needs 2 or more: give it more, or call eval() first"
+            )
+        good = queries.isfinite().all(-1, keepdim=True)
+        queries = torch.where(good, queries, 0)
+        if learn or not norm.training:
+            queries = norm(queries)
+        else:
+            queries = nn.functional.batch_norm(queries, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+        return torch.where(good, queries, torch.nan)
 
     @torch.no_grad()
     def _count(self, slots: Tensor, weights: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnemex.errors import ShapeError
+from mnemex.errors import DtypeError, ShapeError
 from mnemex.torch import product_ops
 from mnemex.torch.checks import count, tensor
 
@@ -64,7 +64,7 @@ class ValueTable(nn.Module):
         Parameters
         ----------
         slots
-            int64 `[..., m]`; slot s reads row s % n_values, and -1 adds nothing.
+            int64 `[..., m]`; slot s reads row s % n_values, so that none is too large, and -1 adds nothing.
         weights
             `[..., m]`.
 
@@ -77,10 +77,17 @@ class ValueTable(nn.Module):
         ------
         ShapeError
             Slots and weights of different shapes.
+        DtypeError
+            Slots that are not int64.
+        IdError
+            On the CPU: a slot below -1. Other devices do not look, since one would wait for the answer; there such a
+            slot adds nothing.
         """
         tensor("slots", slots, "[..., m]"), tensor("weights", weights, "[..., m]")
         if slots.shape != weights.shape or slots.ndim == 0:
             raise ShapeError(f"slots {tuple(slots.shape)} and weights {tuple(weights.shape)}: expected [..., m] twice")
+        if slots.dtype != torch.int64:
+            raise DtypeError(f"slots are {slots.dtype}: expected torch.int64")
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         ids = torch.where(slots < 0, slots, slots % self.n_values)
         last = slots.shape[-1]
