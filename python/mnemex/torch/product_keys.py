@@ -92,8 +92,9 @@ class ProductKeyMemory(nn.Module):
     Lample et al., "Large Memory Layers with Product Keys" (2019); gate and shared values: Berges et al., "Memory Layers
     at Scale" (2024). On the CPU, in float32 and the half precisions, scores are exact: summed in float64, rounded once.
     In float64 and on other devices plain torch finds the same slots, but for those whose scores differ by less than a
-    rounding of float32 at the k-th place. A token with NaN or infinity in a query gives NaN, and no error. Gradients
-    reach the input, the query network, and the sub-keys and values that were read; they have no second derivatives.
+    rounding of float32 at the k-th place. A token with NaN or infinity in a query gives NaN, and no error; the
+    gradients of the linear maps that it went through are NaN then, whatever the loss makes of it. Gradients reach the
+    input, the query network, and the sub-keys and values that were read; they have no second derivatives.
     Where layers run twice under gradient checkpointing, usage counts twice.
 
     Examples

@@ -1,6 +1,7 @@
 //! AVX-512: codes of a block's keys, made as the block is met; see [`crate::many`].
 //!
-//! Per thirty-two numbers: two instructions to find the largest, fifteen to code and to say exactly what is lost, and per
+//! Per thirty-two numbers: two instructions to find the largest, fifteen to code and to say exactly what is lost, two more
+//! for norms where they are asked for, and per
 //! sixteen rows of sixteen quads sixty-four to turn them. About a microsecond for 64 keys of 64 numbers.
 #![expect(unsafe_code, reason = "intrinsics; lengths are asserted at entry")]
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "what they need is one: that AVX-512 is enabled")]

@@ -80,6 +80,13 @@ impl<'a> SubKeys<'a> {
         self.n[0] as u128 * self.n[1] as u128
     }
 
+    /// Both halves of the query of a token and a head, of `[T, heads, query_dim]`.
+    fn query<'q>(&self, queries: &'q [f32], token: usize, head: usize) -> [&'q [f32]; 2] {
+        let (first, second) =
+            queries[(token * self.heads + head) * self.query_dim()..][..self.query_dim()].split_at(self.dim[0]);
+        [first, second]
+    }
+
     /// The keys of one half of one head.
     fn half(&self, head: usize, half: usize) -> &'a [f32] {
         let len = self.n[half] * self.dim[half];
