@@ -117,6 +117,7 @@ def report_of(
         window=16,
         sinks=4,
         chunk=2,
+        whole_chunk=8,
         skip=32,
         facts={"Versions": "mnemex <0>", "Date": "2026-01-01"},
     )

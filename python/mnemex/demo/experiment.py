@@ -39,6 +39,9 @@ class Progress(Protocol):
         ...
 
 
+WHOLE_CHUNKS = 4
+"""Chunks that are fed together where every token sees its whole past, which does not depend on them: with four, full
+attention takes half of the time."""
 OTHER_WINDOWS = (0.25, 2.0)
 """Windows that are tried beside the given one, as multiples of it."""
 
@@ -89,6 +92,7 @@ class Experiment:
         self.model, self.text = model, text
         self.window, self.sinks, self.skip = window, sinks, skip
         self.chunk = chunk_for(window) if chunk is None else chunk
+        self.whole_chunk = WHOLE_CHUNKS * self.chunk
         self.progress = progress
 
     def run(self, top_k: tuple[int, ...], *, other_windows: bool) -> Measured:
@@ -111,8 +115,8 @@ class Experiment:
             rows.append(row)
             if k == shown:
                 with_memory = streamed
-        row, _, memory = self._with_memory("+ memory, every entry", None)
-        full, with_all = self._without_memory("full attention", DynamicCache())
+        row, _, memory = self._with_memory("+ memory, every entry", None, chunk=self.whole_chunk)
+        full, with_all = self._without_memory("full attention", DynamicCache(), chunk=self.whole_chunk)
         rows = with_recovered([*rows, row, full], window=window, full=full)
         passages.finish()
         reading = Reading(self.text, passages, spread, shown, with_memory.nats, with_window.nats)
@@ -148,11 +152,13 @@ class Experiment:
         """Let the first row find the model as the others do: kernels chosen, buffers there."""
         stream(self.model, self.text.ids[: 2 * self.chunk], cache=DynamicCache(), chunk=self.chunk)
 
-    def _without_memory(self, name: str, cache: Cache) -> tuple[Row, Stream]:
-        streamed = self._stream(name, cache)
+    def _without_memory(self, name: str, cache: Cache, *, chunk: int | None = None) -> tuple[Row, Stream]:
+        streamed = self._stream(name, cache, chunk)
         return self._row(name, streamed, local_bytes=held_bytes(cache)), streamed
 
-    def _with_memory(self, name: str, k: int | None, watchers: tuple[Watcher, ...] = ()) -> tuple[Row, Stream, Memory]:
+    def _with_memory(
+        self, name: str, k: int | None, watchers: tuple[Watcher, ...] = (), *, chunk: int | None = None
+    ) -> tuple[Row, Stream, Memory]:
         """Read with a memory; `watchers` are told what is retrieved, outside the clock."""
         memory = mnemex.Memory.for_model(self.model)
         with mnemex.hf.attach(self.model, memory, top_k=k, trace=bool(watchers)) as attachment:
@@ -163,13 +169,14 @@ class Experiment:
 
             cache = attachment.cache(window=self.window, sinks=self.sinks)
             assert isinstance(cache, WindowCache)
-            streamed = self._stream(name, cache, collect)
+            streamed = self._stream(name, cache, chunk, collect)
         row = self._row(name, streamed, local_bytes=cache.nbytes, memory_bytes=memory.nbytes, k=k)
         return row, streamed, memory
 
-    def _stream(self, name: str, cache: Cache, after: Advance | None = None) -> Stream:
+    def _stream(self, name: str, cache: Cache, chunk: int | None, after: Advance | None = None) -> Stream:
         advance = self.progress.start(name, len(self.text.ids))
-        streamed = stream(self.model, self.text.ids, cache=cache, chunk=self.chunk, advance=advance, after=after)
+        chunk = self.chunk if chunk is None else chunk
+        streamed = stream(self.model, self.text.ids, cache=cache, chunk=chunk, advance=advance, after=after)
         self.progress.end(f"{self._bits(streamed):.4f} bits per byte")
         return streamed
 

@@ -89,8 +89,8 @@ class Report:
         The same text, at other windows; None if they were not wanted.
     n_entries
         Entries in the memory at the end.
-    skip, chunk, window, sinks
-        Tokens not measured, tokens per forward pass, and what is local.
+    skip, chunk, whole_chunk, window, sinks
+        Tokens not measured, tokens per forward pass, the same where everything is seen, and what is local.
     facts
         Machine, versions and the like, shown as they are.
     """
@@ -107,5 +107,6 @@ class Report:
     window: int
     sinks: int
     chunk: int
+    whole_chunk: int
     skip: int
     facts: Mapping[str, str]

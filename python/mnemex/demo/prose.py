@@ -61,7 +61,8 @@ def _table_caption(report: Report) -> str:
         "<b>Loss recovered</b> counts from the window with its sinks (0 %) to full attention (100 %): both sides "
         "attend to the same local tokens. <b>Local KV</b> and <b>memory</b> are the bytes held at the end of the text: "
         "keys and values in the model's own cache, and the banks in host memory. <b>ms per token</b> is the time in "
-        f"the model, retrieval and writes included, at {report.chunk} tokens per call."
+        f"the model, retrieval and writes included, at {report.chunk} tokens per call; at {report.whole_chunk} in "
+        "the two rows that see everything, which changes nothing there but the time."
     )
     if report.rows[0] is report.baseline:
         return caption

@@ -17,7 +17,6 @@ import mnemex
 from mnemex.demo.continuation import go_on, n_equal
 from mnemex.demo.experiment import Experiment
 from mnemex.demo.findings import Reopened, Report, Written
-from mnemex.demo.measure import chunk_for
 from mnemex.demo.pretrained import DType, Pretrained, load
 from mnemex.demo.reading import Text, read, tokenize
 from mnemex.demo.reopen import digest, digest_elsewhere
@@ -146,7 +145,8 @@ def run(settings: Settings, progress: Progress) -> Finished:
         written=_go_on(settings, pretrained, text, progress),
         window=settings.window,
         sinks=settings.sinks,
-        chunk=chunk_for(settings.window),
+        chunk=experiment.chunk,
+        whole_chunk=experiment.whole_chunk,
         skip=settings.skip,
         facts=facts | {"Took": f"{time.perf_counter() - begun:.0f} s, loading included"},
     )

@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result, ensure, filled, room_for};
 use crate::input::all_finite;
 use crate::query::{Queries, Query, Unit};
 use crate::reservoir::Best;
-use crate::search::{Hits, PIECE_BYTES};
+use crate::search::Hits;
 use crate::work::Work;
 
 /// How scores become weights.
@@ -39,10 +39,13 @@ pub struct Partial {
     pub hits: Option<(Hits, Vec<f32>)>,
 }
 
-/// The softmax of one query's hits.
+/// The softmax of the hits of some queries.
 struct Weighed {
+    /// `[n, value_dim]`
     out: Vec<f32>,
-    lse: f32,
+    /// `[n]`
+    lse: Vec<f32>,
+    /// `[n, k]`, where somebody asks.
     mass: Vec<f32>,
 }
 
@@ -100,40 +103,43 @@ impl Snapshot {
             self.check_k(queries, k)?;
         }
         let units = self.best(schema, queries, k, true, work)?;
-        let each = size_of::<Weighed>() + 2 * PIECE_BYTES + 4 * (self.config().value_dim() + k);
+        let (dim, asked) = (self.config().value_dim(), if attention.with_hits { k } else { 0 });
+        let each = 4 * (1 + dim + asked);
         room_for(queries.len().saturating_mul(each), || format!("weighing {k} hits of {} queries", queries.len()))?;
-        let work = work.for_size(queries.len() * k * self.config().value_dim());
+        let work = work.for_size(queries.len() * k * dim);
         let weighed = work.map(units.len(), |at, ticker| {
             let (unit, best) = &units[at];
             let row = &*self.version.rows[queries.rows[unit.row]];
-            let mut weighed = Vec::with_capacity(best.len());
+            let n = best.len();
+            let mut weighed = Weighed { out: vec![0.0; n * dim], lse: vec![0.0; n], mass: vec![0.0; n * asked] };
+            let (mut mass, mut scratch) = (Vec::with_capacity(k), vec![0.0; dim]);
             // The values of one query come near while the one before it is weighed.
             let near = |hits: &Vec<Best>| {
                 hits.iter().filter_map(|hit| unit.value(schema, hit)).for_each(|value| value.prefetch())
             };
             best.first().into_iter().for_each(near);
-            for (at, best_of_one) in best.iter().enumerate() {
+            for (at, hits) in best.iter().enumerate() {
                 ticker.tick()?;
                 best.get(at + 1).into_iter().for_each(near);
-                let mut logits: Vec<f32> = best_of_one.iter().map(|hit| attention.logit.of(hit.score)).collect();
+                mass.clear();
+                mass.extend(hits.iter().map(|hit| attention.logit.of(hit.score)));
                 if let Some(bias) = bias {
-                    let ids: Vec<i64> = best_of_one.iter().map(|hit| hit.id).collect();
-                    logits.iter_mut().zip(bias.of(row, &ids)?).for_each(|(z, bias)| *z = biased(*z, bias));
+                    let ids: Vec<i64> = hits.iter().map(|hit| hit.id).collect();
+                    mass.iter_mut().zip(bias.of(row, &ids)?).for_each(|(z, bias)| *z = biased(*z, bias));
                 }
-                weighed.push(self.weigh(schema, unit, best_of_one, logits));
+                let out = &mut weighed.out[at * dim..][..dim];
+                weighed.lse[at] = self.weigh(schema, unit, hits, &mut mass, out, &mut scratch);
+                if attention.with_hits {
+                    weighed.mass[at * k..][..mass.len()].copy_from_slice(&mass);
+                }
             }
             Ok(weighed)
         })?;
-        let dim = self.config().value_dim();
-        let mut masses = filled(0.0, if attention.with_hits { queries.len() * k } else { 0 })?;
+        let mut masses = filled(0.0, queries.len() * asked)?;
         for ((unit, _), weighed) in units.iter().zip(weighed) {
-            for (at, one) in (unit.first..).zip(weighed) {
-                partial.out[at * dim..][..dim].copy_from_slice(&one.out);
-                partial.lse[at] = one.lse;
-                if attention.with_hits {
-                    masses[at * k..][..one.mass.len()].copy_from_slice(&one.mass);
-                }
-            }
+            partial.out[unit.first * dim..][..weighed.out.len()].copy_from_slice(&weighed.out);
+            partial.lse[unit.first..][..weighed.lse.len()].copy_from_slice(&weighed.lse);
+            masses[unit.first * asked..][..weighed.mass.len()].copy_from_slice(&weighed.mass);
         }
         if attention.with_hits {
             let best: Vec<_> = units.into_iter().flat_map(|(_, best)| best).collect();
@@ -142,33 +148,37 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Softmax over hits in the order of their scores; their logits come from canonical scores.
-    fn weigh(&self, schema: &Schema, unit: &Unit, best: &[Best], logits: Vec<f32>) -> Weighed {
-        let kernels = self.shared.kernels;
-        let dim = self.config().value_dim();
-        let mut mass = logits;
+    /// Softmax over hits in the order of their scores: `mass` is their logits, which come from canonical scores, and becomes
+    /// their weights; `out`, zeros before, the sum of their values. Returns the log-sum-exp.
+    fn weigh(
+        &self,
+        schema: &Schema,
+        unit: &Unit,
+        best: &[Best],
+        mass: &mut [f32],
+        out: &mut [f32],
+        scratch: &mut [f32],
+    ) -> f32 {
         let max = mass.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut out = vec![0.0; dim];
         if max == f32::NEG_INFINITY && !mass.iter().any(|z| z.is_nan()) {
             mass.fill(0.0);
-            return Weighed { out, lse: max, mass };
+            return max;
         }
         let mut sum = 0.0;
-        for z in &mut mass {
+        for z in &mut *mass {
             *z = mnemex_kernels::softmax::exp(*z - max);
             sum += *z;
         }
-        let mut scratch = vec![0.0; dim];
-        for (hit, weight) in best.iter().zip(&mut mass) {
+        for (hit, weight) in best.iter().zip(mass) {
             *weight /= sum;
             let Some(value) = unit.value(schema, hit) else { continue };
-            let value = value.floats(&mut scratch);
+            let value = value.floats(scratch);
             // What weighs nothing does not matter, whatever it is: 0 times infinity would be NaN.
             if *weight != 0.0 || all_finite(value) {
-                (kernels.add_scaled)(*weight, value, &mut out);
+                (self.shared.kernels.add_scaled)(*weight, value, out);
             }
         }
-        Weighed { out, lse: max + sum.ln(), mass }
+        max + sum.ln()
     }
 }
 

@@ -63,6 +63,7 @@ mod rollback;
 mod scores;
 #[cfg(test)]
 mod seam;
+mod small;
 mod sums;
 
 pub use bank::{Bank, Snapshot};

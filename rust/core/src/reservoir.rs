@@ -32,6 +32,28 @@ impl Best {
     }
 }
 
+/// Sorts and keeps the best `k`. Numbers that order as scores do are sorted sooner than hits.
+pub(crate) fn keep_best(hits: &mut Vec<Best>, k: usize, desk: &mut Desk) {
+    let Desk { order, hits: from, .. } = desk;
+    std::mem::swap(hits, from);
+    order.clear();
+    order.extend(from.iter().enumerate().map(|(at, hit)| {
+        let bits = hit.score.to_bits();
+        let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+        u64::from(!ascending) << 32 | at as u64
+    }));
+    order.sort_unstable();
+    hits.clear();
+    hits.reserve_exact(from.len());
+    hits.extend(order.iter().map(|&at| from[at as u32 as usize]));
+    for equal in hits.chunk_by_mut(|a, b| a.score.to_bits() == b.score.to_bits()) {
+        if equal.len() > 1 {
+            equal.sort_unstable_by_key(|hit| hit.id);
+        }
+    }
+    hits.truncate(k);
+}
+
 /// What decides among candidates.
 pub(crate) trait Judge {
     /// Brings near what [`Judge::exact`] reads.
@@ -47,6 +69,8 @@ pub(crate) trait Judge {
 pub(crate) struct Desk {
     lowers: Vec<f32>,
     places: Vec<Place>,
+    order: Vec<u64>,
+    hits: Vec<Best>,
 }
 
 /// Candidates of one query.
@@ -160,11 +184,7 @@ impl Reservoir {
         best.retain(|b| !b.score.is_nan());
         let known = |c: &Candidate| Best { score: c.lower, id: judge.id(c.place), place: c.place };
         best.extend(self.candidates[..self.decided].iter().map(known));
-        if best.len() > self.k {
-            best.select_nth_unstable_by(self.k, Best::order);
-            best.truncate(self.k);
-        }
-        best.sort_unstable_by(Best::order);
+        keep_best(&mut best, self.k, desk);
         if let Some(last) = best.get(self.k - 1) {
             self.floor = self.floor.max(last.score);
         }

@@ -13,6 +13,7 @@ use crate::list::first_rows;
 use crate::query::{Packed, Queries, Query, Unit, Visible};
 use crate::rescore::{Rescorer, TOGETHER};
 use crate::reservoir::{Best, Desk, Reservoir};
+use crate::small::SmallLane;
 use crate::tally::Tally;
 use crate::work::{Ticker, Work};
 
@@ -44,7 +45,7 @@ const LOOSE_SHARE: usize = 32;
 const LOOSE_PASSES: usize = 8;
 
 /// What an allocation takes beside what was asked for, about.
-pub(crate) const PIECE_BYTES: usize = 32;
+const PIECE_BYTES: usize = 32;
 
 /// Most numbers in an answer.
 const MAX_ANSWER: u128 = 1 << 31;
@@ -134,10 +135,17 @@ impl Snapshot {
                 (0..n.max(1)).step_by(size).map(move |first| (at, first..n.min(first + size)))
             })
             .collect();
-        let tally = work.tally;
+        let (tally, scan_small) = (work.tally, work.scan_small);
         let found = work.map(shards.len(), |at, ticker| {
             let (unit, refs) = &shards[at];
-            Scan::new(self, schema, queries, &units[*unit], k, (blank_bad, far))?.run(refs.clone(), ticker, tally)
+            let (unit, kernels) = (&units[*unit], self.shared.kernels);
+            let packed = Packed::new(self, queries, unit, blank_bad)?;
+            if !scan_small
+                && let Some(lane) = SmallLane::new(kernels, schema, unit, refs.clone(), (&packed, blank_bad), k)?
+            {
+                return lane.best(queries, ticker, tally);
+            }
+            Scan::new(kernels, schema, queries, (unit, packed), k, (blank_bad, far))?.run(refs.clone(), ticker, tally)
         })?;
         let mut units: Vec<_> = units.into_iter().map(|unit| (unit, Vec::new())).collect();
         for ((at, _), found) in shards.iter().zip(found) {
@@ -191,19 +199,18 @@ struct Seen {
 
 impl<'s> Scan<'s> {
     fn new(
-        snapshot: &'s Snapshot,
+        kernels: &'static Kernels,
         schema: &'s Schema,
         queries: &'s Queries,
-        unit: &'s Unit,
+        (unit, packed): (&'s Unit, Packed),
         k: usize,
         (blank_bad, far): (bool, bool),
     ) -> Result<Scan<'s>> {
-        let packed = Packed::new(snapshot, queries, unit, blank_bad)?;
-        let pass = FirstPass::new(snapshot.shared.kernels, schema, packed, true)?;
+        let pass = FirstPass::new(kernels, schema, packed, true)?;
         let loose = pass.is_loose();
         let blank = (0..unit.n).filter(|&query| blank_bad && pass.packed.bad[query]).collect();
         Ok(Scan {
-            kernels: snapshot.shared.kernels,
+            kernels,
             schema,
             queries,
             unit,

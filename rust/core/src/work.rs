@@ -56,11 +56,13 @@ pub struct Work<'a> {
     pub interrupted: &'a dyn Fn() -> bool,
     /// What searches are counted in, if anybody wants to know.
     pub tally: Option<&'a Tally>,
+    /// Whether small lanes are scanned as large ones are, for the same answers: tests compare.
+    pub scan_small: bool,
 }
 
 impl Work<'_> {
     /// One thread, never interrupted.
-    pub const ALONE: Work<'static> = Work { threads: 1, interrupted: &|| false, tally: None };
+    pub const ALONE: Work<'static> = Work { threads: 1, interrupted: &|| false, tally: None, scan_small: false };
 
     /// The same terms for a call of about so many multiplications or bytes: a small one stays on the calling thread,
     /// since to wake another takes longer.
@@ -175,7 +177,7 @@ mod tests {
 
     #[test]
     fn an_interruption_stops_every_thread() {
-        let work = Work { threads: 2, interrupted: &|| true, tally: None };
+        let work = Work { threads: 2, interrupted: &|| true, ..Work::ALONE };
         let endless = work.map(8, |_, ticker| {
             loop {
                 ticker.tick()?;

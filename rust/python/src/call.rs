@@ -41,7 +41,7 @@ pub(crate) fn run_with<T: Send, E: Send>(
         };
         let threads = threads.unwrap_or_else(mnemex_core::work::max_threads);
         // What is not divided among threads is computed on this one.
-        rounding::by_default(|| body(&Work { threads, interrupted: &interrupted, tally: None }))
+        rounding::by_default(|| body(&Work { threads, interrupted: &interrupted, tally: None, scan_small: false }))
     });
     result.map_err(|error| raised_by_signal.into_inner().ok().flatten().unwrap_or_else(|| exception(error)))
 }

@@ -9,7 +9,7 @@ use mnemex_oracle as oracle;
 use ndarray::Array4;
 
 use crate::data::{Data, Random};
-use crate::lanes::{METRICS, ask, config, entries, every_table, write};
+use crate::lanes::{METRICS, ask, config, entries, every_table, search, write};
 
 /// One lane of some data and the queries that it is asked.
 struct Trial {
@@ -71,7 +71,7 @@ impl Trial {
             let snapshot = self.bank(kernels, scan).snapshot();
             let query = narrow(ask(&self.queries));
             for &k in ks {
-                let hits = snapshot.search(&query, k, &Work::ALONE).unwrap();
+                let hits = search(&snapshot, &query, k, &Work::ALONE);
                 for (t, best) in truth.iter().enumerate() {
                     let mut want: Vec<_> = best.iter().take(k).map(|(score, id)| (score.to_bits(), *id)).collect();
                     want.resize(k, (f32::NEG_INFINITY.to_bits(), -1));
@@ -154,7 +154,7 @@ fn a_query_sees_ids_that_its_bitmap_allows() {
             for metric in METRICS {
                 let sees = |_, id: i64| allowed.get(id as usize) == Some(&true);
                 let bitmaps = Bitmaps { bits: &allowed, rows: 1, ids };
-                let trial = Trial::new(seed, data, metric, [n, 20, 5]);
+                let trial = Trial::new(seed, data, metric, [n, 20, 18]);
                 trial.holds(&[3, n], |all| Query { allowed: Some(bitmaps), ..all }, sees);
             }
         }

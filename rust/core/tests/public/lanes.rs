@@ -6,6 +6,7 @@ use mnemex_core::config::{Evict, NonFinite, Values};
 use mnemex_core::gather::{Vectors, Wanted};
 use mnemex_core::input::Input;
 use mnemex_core::query::Query;
+use mnemex_core::search::Hits;
 use mnemex_core::stage::Tokens;
 use mnemex_core::work::Work;
 use mnemex_core::{Bank, Config, Metric, Snapshot};
@@ -64,6 +65,15 @@ pub(crate) fn write(
 
 pub(crate) fn ask(queries: &Array4<f32>) -> Query<'_> {
     Query::of(Input::F32(queries.view()))
+}
+
+/// What a search takes, the same whether small lanes are scanned or not.
+pub(crate) fn search(snapshot: &Snapshot, query: &Query, k: usize, work: &Work) -> Hits {
+    let hits = snapshot.search(query, k, work).unwrap();
+    let scanned = snapshot.search(query, k, &Work { scan_small: true, ..*work }).unwrap();
+    assert_eq!(bits(&hits.scores), bits(&scanned.scores));
+    assert_eq!(hits, scanned);
+    hits
 }
 
 pub(crate) fn attend(snapshot: &Snapshot, query: &Query, k: Option<usize>, work: &Work) -> Partial {

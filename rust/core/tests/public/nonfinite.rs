@@ -31,11 +31,16 @@ fn keeping(metric: Metric) -> Config {
     Config { nonfinite: NonFinite::Keep, ..config(metric, DIM, Values::Dim(VALUE_DIM)) }
 }
 
-/// Attention over everything, and over as many best entries as there are.
+/// Attention over everything, and over as many best entries as there are, the same whether they are scanned or not.
 fn both(bank: &Bank, query: &Query, logit: Logit) -> [Partial; 2] {
-    [false, true].map(|with_hits| {
-        bank.snapshot().attend(query, &Attention { k: None, logit, bias: Bias::None, with_hits }, &Work::ALONE).unwrap()
-    })
+    let attend = |with_hits, scan_small| {
+        let attention = Attention { k: None, logit, bias: Bias::None, with_hits };
+        bank.snapshot().attend(query, &attention, &Work { scan_small, ..Work::ALONE }).unwrap()
+    };
+    let [best, scanned] = [false, true].map(|scan_small| attend(true, scan_small));
+    assert_eq!(bits(&best.out), bits(&scanned.out));
+    assert_eq!(bits(&best.lse), bits(&scanned.lse));
+    [attend(false, false), best]
 }
 
 const PLAIN: Logit = Logit { scale: 0.5, softcap: None };

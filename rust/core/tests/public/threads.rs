@@ -8,7 +8,7 @@ use mnemex_core::work::Work;
 use mnemex_oracle as oracle;
 
 use crate::data::{Data, Random};
-use crate::lanes::{METRICS, ask, attend, bits, config, entries, every_table, write};
+use crate::lanes::{METRICS, ask, attend, bits, config, entries, every_table, search, write};
 
 /// Entries and queries enough for the threads to be woken, and for one lane to be divided among them.
 const N: usize = 9000;
@@ -30,7 +30,7 @@ fn answers_have_the_same_bits_on_any_number_of_threads() {
             let mut attended = None;
             for threads in [1, 2, 3] {
                 let work = Work { threads, ..Work::ALONE };
-                let hits = snapshot.search(&ask(&queries), 40, &work).unwrap();
+                let hits = search(&snapshot, &ask(&queries), 40, &work);
                 let found = (hits.ids, bits(&hits.scores));
                 assert_eq!(&found, truth.get_or_insert_with(|| found.clone()), "{threads} threads, {:?}", kernels.isa);
                 let few = queries.slice(ndarray::s![.., .., ..3, ..]).to_owned();
