@@ -34,11 +34,12 @@ from mnemex.errors import (
     StateError,
     Unsupported,
 )
+from mnemex.evict import AttentionMass, Fifo, Lfu, Lru, MinScore, Random, Reservoir, Retention
 from mnemex.files import open  # noqa: A004 - `mnemex.open` is what the reader of a saved bank writes
 from mnemex.ingest import IngestReport
 from mnemex.memory import Memory, MemorySnapshot, from_cache
 from mnemex.merge import merge
-from mnemex.parts import BF16, F16, F32, Append, Fifo, Flat
+from mnemex.parts import BF16, F16, F32, Append, Flat
 from mnemex.product_keys import ProductKeys, Slots
 from mnemex.results import Hits, Partial, Receipt
 
@@ -54,6 +55,7 @@ __all__ = [
     "Append",
     "ArgumentError",
     "ArrowTable",
+    "AttentionMass",
     "Bank",
     "BuildInfo",
     "CapacityError",
@@ -66,15 +68,21 @@ __all__ = [
     "Hits",
     "IdError",
     "IngestReport",
+    "Lfu",
+    "Lru",
     "Memory",
     "MemorySnapshot",
+    "MinScore",
     "MissingDependency",
     "NonFinite",
     "NotFoundError",
     "Partial",
     "ProductKeys",
+    "Random",
     "Receipt",
+    "Reservoir",
     "ResourceError",
+    "Retention",
     "RowError",
     "ShapeError",
     "Slots",

@@ -12,7 +12,7 @@ class NativeBank:
     """
     The key/value memory of one attention layer.
     """
-    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | None, metric: str, key_codec: str | None, value_codec: str | None, scan_codec: str | None, evict: str, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]]) -> NativeBank: ...
+    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | None, metric: str, key_codec: str | None, value_codec: str | None, scan_codec: str | None, evict: str, evict_options: Incomplete, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]]) -> NativeBank: ...
     def commit(self, /, threads: SupportsIndex | None) -> NativeReceipt:
         """
         Publish what is staged.
@@ -72,6 +72,11 @@ class NativeBank:
     def truncate(self, /, ends: Incomplete, rows: Incomplete | None) -> None:
         """
         Keep ids below `ends`: one number, or one per named row.
+        """
+    @property
+    def wants_use(self, /) -> bool:
+        """
+        Whether the evict policy makes something of the use of entries.
         """
     def write(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None, Incomplete | None, str | None, SupportsGetItem[int, tuple[str, Incomplete]], bool], threads: SupportsIndex | None) -> NativeReceipt:
         """

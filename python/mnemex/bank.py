@@ -9,6 +9,7 @@ from mnemex import _columns, parts
 from mnemex._arrays import vectors
 from mnemex._native import NativeBank, NativeSnapshot
 from mnemex.errors import ArgumentError, ShapeError
+from mnemex.evict import EVICTS, Evict, evict_options
 from mnemex.reads import Reads
 from mnemex.writes import Writes
 
@@ -70,7 +71,9 @@ class Bank(Writes):
     write
         "append": every token becomes an entry.
     evict
-        "fifo": the oldest go; "error": a write beyond the capacity is refused.
+        Who goes from a full lane: "fifo": the oldest; "lru", "lfu", "attention_mass", "retention", "random",
+        "reservoir", or a part such as `Lru(sinks=4)` or `MinScore(column="surprise")`. "error": a write beyond the
+        capacity is refused.
     columns
         Numbers that entries have beside id, label and position: "float32", "int64" or "bool" by name, as in
         `{"prior": "float32"}`; an entry that is given none has 0, or False.
@@ -82,7 +85,7 @@ class Bank(Writes):
     path
         None: the bank lives in memory. `save` and `mnemex.open` keep it and bring it back.
     seed
-        A whole number, for parts that draw random numbers; there are none yet, so it changes nothing.
+        A whole number, for parts that draw random numbers.
 
     Raises
     ------
@@ -122,14 +125,13 @@ class Bank(Writes):
         scan_codec: str | None = None,
         index: str | parts.Flat = "flat",
         write: str | parts.Append = "append",
-        evict: str | parts.Fifo = "fifo",
+        evict: str | Evict = "fifo",
         columns: Mapping[str, str] | None = None,
         path: None = None,
         nonfinite: str = "raise",
         threads: int | None = None,
         seed: int = 0,
     ) -> None:
-        arguments.count("seed", seed, low=0)
         if path is not None:
             raise ArgumentError(f"path={path!r} must be None: save(path) keeps a bank, mnemex.open(path) reads it back")
         if isinstance(value_dim, str) and value_dim != "key":
@@ -147,9 +149,8 @@ class Bank(Writes):
             key_codec=_codec("key_codec", key_codec),
             value_codec=_codec("value_codec", value_codec),
             scan_codec=None if scan_codec is None else arguments.word("scan_codec", scan_codec, ("int8",)),
-            evict="error"
-            if isinstance(evict, str) and evict == "error"
-            else arguments.part("evict", evict, parts.EVICTS),
+            evict="error" if isinstance(evict, str) and evict == "error" else arguments.part("evict", evict, EVICTS),
+            evict_options=evict_options(evict, seed=arguments.count("seed", seed, low=0)),
             nonfinite=arguments.word("nonfinite", nonfinite, arguments.NONFINITE),
             columns=_columns.declared(columns),
         )

@@ -41,16 +41,7 @@ class Append:
     name: ClassVar[str] = "append"
 
 
-@dataclass(frozen=True, slots=True)
-class Fifo:
-    """Evict policy: the oldest entries go first."""
-
-    name: ClassVar[str] = "fifo"
-
-
 CODECS = {part.name: part for part in (F32, F16, BF16)}
 INDEXES = {part.name: part for part in (Flat,)}
 WRITES = {part.name: part for part in (Append,)}
-EVICTS = {part.name: part for part in (Fifo,)}
-
 Codec = F32 | F16 | BF16

@@ -13,7 +13,7 @@ use crate::change::{Change, change_all};
 use crate::codec::Codec;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result, ensure};
-use crate::evict::{EvictPolicy, Fifo};
+use crate::evict::{EvictPolicy, policy};
 use crate::index::{Flat, Index};
 use crate::lane::Lane;
 use crate::stage::{StagedIds, Staging, Tokens};
@@ -61,23 +61,25 @@ impl Bank {
     pub fn with_kernels(config: Config, rows: usize, kernels: &'static Kernels) -> Result<Bank> {
         config.check(rows)?;
         let version = Version::empty(rows, config.heads)?;
-        let (index, write, evict) = (Box::new(Flat), Box::new(Append), Box::new(Fifo));
+        let evict = policy(&config.evict, &config.columns);
+        let (index, write) = (Box::new(Flat), Box::new(Append));
         Ok(Bank::of(Shared { config, kernels, index, write, evict, arena: Arena::default() }, version))
     }
 
-    /// A bank that starts from given rows: what opening a file does.
+    /// A bank that starts from given rows, as version `number`: what opening a file does.
     ///
     /// # Errors
     /// As for [`Bank::new`], and when rows or schema are not of the configuration.
-    pub fn from_rows(config: Config, rows: Vec<Arc<Row>>, schema: Option<Schema>) -> Result<Bank> {
+    pub fn from_rows(config: Config, rows: Vec<Arc<Row>>, schema: Option<Schema>, number: u64) -> Result<Bank> {
         config.check(rows.len())?;
         let value_codec = |schema: &Schema| schema.value.map_or(Codec::F32, |layout| layout.codec);
         let fits = schema.is_none_or(|schema| schema == Schema::of(&config, schema.key.codec, value_codec(&schema)))
             && rows.iter().all(|row| row.lanes.len() == config.heads)
             && (schema.is_some() || rows.iter().all(|row| row.lanes.iter().all(Lane::is_empty)));
         ensure(fits, Kind::Shape, || "the rows or their schema do not fit the bank's heads, dims and metric".into())?;
-        let version = Version { rows, schema, number: 0, counts: Counts::default() };
-        Bank::with_parts(config, version, Box::new(Flat), Box::new(Append), Box::new(Fifo))
+        let version = Version { rows, schema, number, counts: Counts::default() };
+        let evict = policy(&config.evict, &config.columns);
+        Bank::with_parts(config, version, Box::new(Flat), Box::new(Append), evict)
     }
 
     pub(crate) fn with_parts(

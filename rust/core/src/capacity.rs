@@ -18,7 +18,7 @@ impl Staging {
         arriving: usize,
         replaced: &Replaced,
     ) -> Result<Option<Freed>> {
-        let (Evict::Error, Some(capacity)) = (shared.config.evict, shared.config.capacity) else { return Ok(None) };
+        let (Evict::Error, Some(capacity)) = (&shared.config.evict, shared.config.capacity) else { return Ok(None) };
         let staged = self.rows.get(&row);
         let lanes = &version.rows[row].lanes;
         let id_lo = staged.map_or(version.rows[row].next_id, |staged| staged.id_lo);

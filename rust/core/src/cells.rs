@@ -221,6 +221,14 @@ impl StagedColumns {
         self.0.iter().enumerate().filter_map(|(at, cells)| Some((at, cells.as_ref()?.view())))
     }
 
+    /// The number of a token in the `at`-th column; 0 where it was given none, or where the column holds no float32.
+    pub(crate) fn float(&self, at: usize, token: usize) -> f32 {
+        match self.0.get(at).and_then(Option::as_ref) {
+            Some(Cells::F32(x)) => x.get(token).copied().unwrap_or(0.0),
+            _ => 0.0,
+        }
+    }
+
     pub(crate) fn nbytes(&self) -> usize {
         self.0.iter().flatten().map(Cells::nbytes).sum()
     }

@@ -17,7 +17,7 @@ use crate::landing::Landing;
 use crate::lane::{Arrival, Edit, Lane, Prepared, Room};
 use crate::stage::{StagedIds, StagedRow, Staging, Tokens};
 use crate::usage::Touches;
-use crate::version::Version;
+use crate::version::{Row, Version};
 use crate::work::{Ticker, Work};
 use crate::write::View;
 
@@ -40,7 +40,10 @@ pub struct Receipt {
 struct Job<'a> {
     shared: &'a Shared,
     schema: &'a Schema,
+    row: &'a Row,
+    head: usize,
     lane: &'a Lane,
+    staged: &'a StagedRow,
     arrival: Arrival<'a>,
     replaced: &'a Replaced,
     touches: Option<&'a Touches>,
@@ -133,7 +136,10 @@ fn plan(banks: &[&Bank], staged: &[MutexGuard<Staging>], work: &Work) -> Result<
             jobs.extend(row.lanes.iter().zip(&staged.lanes).enumerate().map(|(head, (lane, rows))| Job {
                 shared: &bank.shared,
                 schema,
+                row,
+                head,
                 lane,
+                staged,
                 arrival: Arrival { id_lo: staged.id_lo, rows },
                 replaced: &staged.replaced,
                 touches: staging.touches.get(&(at, head)),
@@ -149,29 +155,49 @@ impl Job<'_> {
     /// Replacement, write policy, then eviction, then routing: edits, with everything built that can fail.
     fn plan(&self, ticker: &Ticker) -> Result<Prepared> {
         ticker.tick()?;
-        let Job { shared, schema, lane, arrival, replaced, touches, number, room } = *self;
+        let Job { shared, schema, lane, head, arrival, replaced, touches, number, room, .. } = *self;
         let tokens = self.tokens();
         // Deleted ones, and what another head alone has, are not there to be replaced.
         let in_lane = |&(&id, _): &(&i64, &i64)| ticker.tick().is_err() || lane.locate(id).is_some();
         let replaced: Vec<i64> = replaced.range(..arrival.id_lo).filter(in_lane).map(|(&id, _)| id).collect();
         ticker.tick()?;
         let kernels = shared.kernels;
-        let view = View { schema, kernels, lane, arrival, tokens: &tokens, replaced: &replaced, number, touches };
+        let (row, staged, heat) = (self.row, self.staged, shared.evict.heat());
+        let (tokens, replaced_ids) = (tokens.as_slice(), replaced.as_slice());
+        let view = View {
+            schema,
+            kernels,
+            lane,
+            arrival,
+            tokens,
+            replaced: replaced_ids,
+            number,
+            head,
+            row,
+            staged,
+            touches,
+            heat,
+        };
         let (mut edits, runs) = shared.write.plan(view);
         edits.extend(replaced.iter().map(|&id| Edit::Replace { id }));
         let mut leaving: Vec<i64> = edits.iter().filter_map(Edit::ends).collect();
         leaving.sort_unstable();
         let after = lane.len() - leaving.len() + runs.iter().map(ExactSizeIterator::len).sum::<usize>();
         let capacity = shared.config.capacity.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
+        let mut line = None;
         if after > capacity {
             let decided = Decided { leaving: &leaving, runs: &runs };
-            edits.extend(shared.evict.plan(view, decided, after - capacity));
+            let plan = shared.evict.plan(view, decided, after - capacity);
+            edits.extend(plan.edits);
+            line = plan.line;
         }
         for run in runs {
             let routed = shared.index.route(schema, lane, arrival, run);
             edits.extend(routed.into_iter().map(|(list, tokens)| Edit::Append { list, tokens }));
         }
-        lane.prepare(schema, arrival, edits, room, ticker)
+        let mut prepared = lane.prepare(schema, arrival, edits, room, ticker)?;
+        prepared.line = line;
+        Ok(prepared)
     }
 
     /// Runs of the arriving tokens that no later one replaces.
@@ -198,7 +224,7 @@ fn publish(
     receipt: &mut Receipt,
 ) {
     for (&(row, head), touches) in &staging.touches {
-        Arc::make_mut(&mut version.rows[row]).lanes[head].touch(touches, version.number + 1);
+        Arc::make_mut(&mut version.rows[row]).lanes[head].touch(touches, version.number + 1, shared.evict.heat());
     }
     if let Some(schema) = &staging.schema {
         for (at, staged) in arriving(staging) {
@@ -209,6 +235,9 @@ fn publish(
                 let arrival = Arrival { id_lo: staged.id_lo, rows };
                 landings.push(std::mem::take(&mut prepared.landing));
                 receipt.evicted += lane.apply(schema, shared.kernels, arrival, prepared, &mut emptied);
+                if shared.config.evict.tracks() {
+                    lane.usage_mut().begin(arrival.id_lo..arrival.id_lo + staged.len() as i64, version.number + 1);
+                }
             }
             row.next_id = staged.id_lo + staged.len() as i64;
             if staged.has_labels {

@@ -2,7 +2,7 @@
 
 use mnemex_kernels::canonical::Metric;
 
-use crate::cells::{Declared, check_declared};
+use crate::cells::{ColumnType, Declared, check_declared};
 use crate::codec::Codec;
 use crate::error::{Kind, Result, ensure};
 
@@ -53,12 +53,145 @@ impl ScanCodec {
 }
 
 /// What happens to a write beyond the capacity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Evict {
-    /// The oldest entries go.
-    Fifo,
     /// The write is refused.
     Error,
+    /// The oldest entries go.
+    Fifo,
+    /// Those of least worth go, pinned ones aside.
+    Least(Worth, Pins),
+}
+
+/// What an entry is worth to a lane that is full. Time is counted in commits. Ties: the older one goes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Worth {
+    /// Its id: the oldest goes.
+    Age,
+    /// When it was written or last used.
+    Recency,
+    /// How often it was used, times `decay` for each commit since the last time.
+    Hits {
+        /// From 0, exclusive, to 1.
+        decay: f64,
+    },
+    /// The softmax mass that it was told to have, times `decay` for each commit since the last time; of the entries `pool`
+    /// around it, in the order of ids, the largest counts.
+    Mass {
+        /// From 0, exclusive, to 1.
+        decay: f64,
+        /// An odd number of entries.
+        pool: usize,
+    },
+    /// What is left of it in memory: exp(-t / S) a time t after it was last used, of strength S = `strength` + hits.
+    Retention {
+        /// Above 0.
+        strength: f64,
+    },
+    /// A number of the caller's, times `decay` for each commit since it was written.
+    Score {
+        /// A float32 column.
+        column: String,
+        /// From 0, exclusive, to 1.
+        decay: f64,
+    },
+    /// Nothing: entries that were there before a commit go by lot.
+    Lot {
+        /// Of the lots.
+        seed: u64,
+    },
+    /// A lot that it draws once: what stays is an even sample of everything that was ever written.
+    Reservoir {
+        /// Of the lots.
+        seed: u64,
+    },
+}
+
+/// Entries of a lane that no policy ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pins {
+    /// So many of the oldest.
+    pub sinks: u64,
+    /// So many of the newest.
+    pub recent: u64,
+}
+
+impl Worth {
+    /// The name of its policy in Python and in files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Worth::Age => "fifo",
+            Worth::Recency => "lru",
+            Worth::Hits { .. } => "lfu",
+            Worth::Mass { .. } => "attention_mass",
+            Worth::Retention { .. } => "retention",
+            Worth::Score { .. } => "min_score",
+            Worth::Lot { .. } => "random",
+            Worth::Reservoir { .. } => "reservoir",
+        }
+    }
+}
+
+impl Evict {
+    /// Its name in Python.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Evict::Error => "error",
+            Evict::Fifo => "fifo",
+            Evict::Least(worth, _) => worth.name(),
+        }
+    }
+
+    /// Whether lanes note when entries were written and used, in files too: the policy asks.
+    pub fn tracks(&self) -> bool {
+        match self {
+            Evict::Least(Worth::Score { decay, .. }, _) => *decay < 1.0,
+            Evict::Least(worth, _) => !matches!(worth, Worth::Age | Worth::Lot { .. } | Worth::Reservoir { .. }),
+            Evict::Error | Evict::Fifo => false,
+        }
+    }
+
+    /// Whether it makes something of the use of entries, which somebody has to tell the bank.
+    pub fn wants_use(&self) -> bool {
+        self.tracks() && !matches!(self, Evict::Least(Worth::Score { .. }, _))
+    }
+
+    /// Refuses what cannot be.
+    fn check(&self, capacity: Option<u64>, columns: &[Declared]) -> Result<()> {
+        let Evict::Least(worth, pins) = self else { return Ok(()) };
+        let pinned = pins.sinks.saturating_add(pins.recent);
+        ensure(capacity.is_none_or(|capacity| pinned < capacity), Kind::Argument, || {
+            format!(
+                "evict pins {pinned} entries, sinks and recent ones, of a capacity of {}: pin fewer, or raise capacity=",
+                capacity.unwrap_or(0)
+            )
+        })?;
+        let decays = |decay: f64| {
+            ensure(decay > 0.0 && decay <= 1.0, Kind::Argument, || {
+                format!("evict: decay={decay} must be above 0 and at most 1")
+            })
+        };
+        match worth {
+            Worth::Hits { decay } => decays(*decay),
+            Worth::Mass { decay, pool } => {
+                ensure(pool % 2 == 1, Kind::Argument, || format!("evict: pool={pool} must be an odd number"))?;
+                decays(*decay)
+            }
+            Worth::Retention { strength } => ensure(*strength > 0.0 && strength.is_finite(), Kind::Argument, || {
+                format!("evict: strength={strength} must be a positive number")
+            }),
+            Worth::Score { column, decay } => {
+                let dtype = columns.iter().find(|declared| declared.name == *column).map(|declared| declared.dtype);
+                ensure(dtype == Some(ColumnType::F32), Kind::Argument, || {
+                    format!(
+                        "evict names {column:?}: declare it as a float32 column, columns={{{column:?}: \"float32\"}}"
+                    )
+                })?;
+                decays(*decay)
+            }
+            Worth::Age | Worth::Recency | Worth::Lot { .. } | Worth::Reservoir { .. } => Ok(()),
+        }
+    }
 }
 
 /// A bank's fixed properties.
@@ -122,6 +255,7 @@ impl Config {
             "scan_codec=\"int8\" serves metric=\"dot\" and \"cos\": with \"l2\" expected None".into()
         })?;
         check_declared(&self.columns)?;
+        self.evict.check(self.capacity, &self.columns)?;
         check_lanes(rows, self.heads)
     }
 }

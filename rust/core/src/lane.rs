@@ -8,10 +8,11 @@ use mnemex_kernels::Kernels;
 use crate::arena::Arena;
 use crate::block::{Encoded, Schema};
 use crate::error::Result;
+use crate::evict::Line;
 use crate::extent::Demand;
 use crate::landing::Landing;
 use crate::list::{Append, List, Ref};
-use crate::usage::{Touches, Usage};
+use crate::usage::{Heat, Touches, Usage, Use};
 use crate::work::Ticker;
 
 /// What a policy asks for. A plan names an id once, so the order of its edits does not matter.
@@ -77,6 +78,8 @@ pub struct Lane {
     lists: Vec<List>,
     n_live: usize,
     usage: Usage,
+    /// Who goes next, where the evict policy keeps a line.
+    line: Option<Line>,
 }
 
 /// A plan with everything built that could fail.
@@ -90,6 +93,8 @@ pub(crate) struct Prepared {
     /// Arriving tokens that the plan drops.
     dropped: usize,
     pub(crate) landing: Landing,
+    /// What the evict policy keeps, if it was asked.
+    pub(crate) line: Option<Line>,
 }
 
 /// Where what a lane takes finds room.
@@ -192,6 +197,8 @@ impl Lane {
         plan: Prepared,
         emptied: &mut Vec<Range<i64>>,
     ) -> usize {
+        // Where no policy was asked, nobody put in line what arrives.
+        self.line = plan.line;
         // First, while the last block that rows were meant for is surely there: a floor may end all that is in it.
         for (list, append) in plan.appends {
             if self.lists.len() <= list {
@@ -263,16 +270,31 @@ impl Lane {
         self.usage.drop_from(end);
     }
 
+    /// How an entry was used; nothing where nobody noted it.
+    pub fn used(&self, id: i64) -> Use {
+        self.usage.get(id)
+    }
+
     /// How entries were used.
     pub(crate) fn usage(&self) -> &Usage {
         &self.usage
     }
 
+    /// The same, to be changed.
+    pub(crate) fn usage_mut(&mut self) -> &mut Usage {
+        &mut self.usage
+    }
+
+    /// Who goes next, if that is known.
+    pub(crate) fn line(&self) -> Option<&Line> {
+        self.line.as_ref()
+    }
+
     /// Counts touches of entries that are there, seen from version `number` on.
-    pub(crate) fn touch(&mut self, touches: &Touches, number: u64) {
+    pub(crate) fn touch(&mut self, touches: &Touches, number: u64, heat: Heat) {
         for (&id, &touch) in touches {
             if self.locate(id).is_some() {
-                self.usage.add(id, touch, number);
+                self.usage.add(id, touch, number, heat);
             }
         }
     }

@@ -13,6 +13,7 @@ use crate::cells::{Declared, Numbers};
 use crate::columns::Column;
 use crate::error::{Error, Kind, Result, ensure};
 use crate::lane::{Arrival, Lane, Room};
+use crate::usage::Use;
 use crate::version::Row;
 
 /// Largest next id: keeps sums of ids and counts far from overflow.
@@ -154,6 +155,23 @@ impl<'s> RowBuilder<'s> {
         ensure(restored == Some(true), Kind::Argument, || {
             format!("the column {name:?} has another type, or different numbers of one id: heads must agree")
         })
+    }
+
+    /// Says how entries that were added to a head were used.
+    ///
+    /// # Errors
+    /// When they are not as many as the ids, or were used after version `number`, or a weight is no number.
+    pub fn used(&mut self, head: usize, ids: &[i64], uses: &[Use], number: u64) -> Result<()> {
+        let can_be = |used: &Use| {
+            used.last <= number
+                && used.born <= used.last
+                && [used.mass, used.heat].iter().all(|x| x.is_finite() && *x >= 0.0)
+        };
+        ensure(uses.len() == ids.len() && uses.iter().all(can_be), Kind::Argument, || {
+            format!("{} ids come with {} uses, or some that cannot be", ids.len(), uses.len())
+        })?;
+        ids.iter().zip(uses).for_each(|(&id, &used)| self.row.lanes[head].usage_mut().set(id, used));
+        Ok(())
     }
 
     /// The row.

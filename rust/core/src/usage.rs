@@ -21,8 +21,42 @@ pub struct Use {
     pub hits: u64,
     /// Sum of its softmax weights, where they were told.
     pub mass: f64,
-    /// Number of the last version that a touch of it made; 0: never touched.
+    /// What the evict policy makes of both: see [`Heat`].
+    pub heat: f64,
+    /// Number of the last version that a touch of it made, or its writing where the evict policy asks; 0: neither.
     pub last: u64,
+    /// Number of the version that wrote it, where the evict policy asks.
+    pub born: u64,
+}
+
+/// What an evict policy makes of the use of entries: the hits or the mass of each touch, and of what there was before a
+/// share of `decay` for each version since the touch before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heat {
+    /// From 0, exclusive, to 1.
+    pub decay: f64,
+    /// The mass of touches, not their number.
+    pub by_mass: bool,
+}
+
+impl Default for Heat {
+    fn default() -> Heat {
+        Heat { decay: 1.0, by_mass: false }
+    }
+}
+
+impl Use {
+    /// After touches that are seen from version `number` on.
+    pub(crate) fn touched(self, (hits, mass): (u64, f64), number: u64, heat: Heat) -> Use {
+        let left = if heat.decay == 1.0 { 1.0 } else { heat.decay.powf((number - self.last) as f64) };
+        Use {
+            hits: self.hits + hits,
+            mass: self.mass + mass,
+            heat: self.heat * left + if heat.by_mass { mass } else { hits as f64 },
+            last: number,
+            ..self
+        }
+    }
 }
 
 /// Touches of entries of one lane, by id, summed.
@@ -42,15 +76,39 @@ impl Usage {
         page.map_or(Use::default(), |at| self.pages[at].1[(id % PAGE_IDS) as usize])
     }
 
-    /// Adds touches of an entry, seen from version `number` on.
-    pub(crate) fn add(&mut self, id: i64, (hits, mass): (u64, f64), number: u64) {
-        let page = id / PAGE_IDS;
+    /// The uses of a page, to be changed.
+    fn page(&mut self, page: i64) -> &mut [Use] {
         let at = self.pages.binary_search_by_key(&page, |(number, _)| *number).unwrap_or_else(|at| {
             self.pages.insert(at, (page, Arc::new([Use::default(); PAGE_IDS as usize])));
             at
         });
-        let used = &mut Arc::make_mut(&mut self.pages[at].1)[(id % PAGE_IDS) as usize];
-        *used = Use { hits: used.hits + hits, mass: used.mass + mass, last: number };
+        Arc::make_mut(&mut self.pages[at].1)
+    }
+
+    /// Adds touches of an entry, seen from version `number` on.
+    pub(crate) fn add(&mut self, id: i64, touches: (u64, f64), number: u64, heat: Heat) {
+        let used = &mut self.page(id / PAGE_IDS)[(id % PAGE_IDS) as usize];
+        *used = used.touched(touches, number, heat);
+    }
+
+    /// Notes that version `number` wrote these ids.
+    pub(crate) fn begin(&mut self, ids: Range<i64>, number: u64) {
+        let mut id = ids.start;
+        while id < ids.end {
+            let end = ids.end.min((id / PAGE_IDS + 1) * PAGE_IDS);
+            let page = self.page(id / PAGE_IDS);
+            page[(id % PAGE_IDS) as usize..][..(end - id) as usize].fill(Use {
+                last: number,
+                born: number,
+                ..Use::default()
+            });
+            id = end;
+        }
+    }
+
+    /// Sets how an entry was used.
+    pub(crate) fn set(&mut self, id: i64, used: Use) {
+        self.page(id / PAGE_IDS)[(id % PAGE_IDS) as usize] = used;
     }
 
     /// Forgets pages of which every id is `end` or more.

@@ -11,6 +11,7 @@ use crate::block::Schema;
 use crate::cells::{Cells, Declared};
 use crate::columns::{AnyColumn, Column};
 use crate::error::{Result, room_for};
+use crate::evict::Line;
 use crate::lane::Lane;
 use crate::work::Ticker;
 
@@ -182,7 +183,8 @@ impl Version {
         let mut total = self.rows.capacity() * size_of::<Arc<Row>>();
         let mut add = |address: *const u8, bytes: usize| total += if seen.insert(address) { bytes } else { 0 };
         for row in &self.rows {
-            let usage: usize = row.lanes.iter().map(|lane| lane.usage().nbytes()).sum();
+            let lines = row.lanes.iter().filter_map(Lane::line).map(Line::nbytes).sum::<usize>();
+            let usage = row.lanes.iter().map(|lane| lane.usage().nbytes()).sum::<usize>() + lines;
             let lists = row.lanes.capacity() * size_of::<Lane>() + row.columns.capacity() * size_of::<AnyColumn>();
             add(Arc::as_ptr(row).cast(), size_of::<Row>() + lists + usage);
             let own = row.columns.iter().flat_map(AnyColumn::page_bytes);

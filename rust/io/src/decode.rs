@@ -33,13 +33,17 @@ pub(crate) fn read_rows(
     bank: &BankEntry,
     interrupt: &Interrupt,
 ) -> Result<Vec<Arc<Row>>> {
-    let columns = table::columns(schema, own);
+    let columns = match bank.number {
+        Some(_) => table::columns_with_use(schema, own),
+        None => table::columns(schema, own),
+    };
     let (decoder, blocks) = read_footer(file, &columns)?;
     let all_finite = bank.file.all_finite;
     let counts = bank.stored.iter().flat_map(|row| &row.counts);
     let entries = counts.fold(0usize, |sum, &count| sum.saturating_add(usize::try_from(count).unwrap_or(usize::MAX)));
     let (blocks, together) = (blocks.iter().peekable(), Arc::new(Together::of(entries)));
-    let mut reader = Reader { file, decoder, schema, own, all_finite, interrupt, blocks, together };
+    let number = bank.number;
+    let mut reader = Reader { file, decoder, schema, own, number, all_finite, interrupt, blocks, together };
     let rows = bank.stored.iter().enumerate().map(|(at, row)| reader.row(at, row)).collect::<Result<Vec<_>>>()?;
     match reader.blocks.peek() {
         None => Ok(rows),
@@ -88,6 +92,8 @@ struct Reader<'a> {
     decoder: FileDecoder,
     schema: &'a Schema,
     own: &'a [Declared],
+    /// Of the version, where the file says how entries were used.
+    number: Option<u64>,
     all_finite: bool,
     interrupt: &'a Interrupt<'a>,
     blocks: Peekable<Iter<'a, Block>>,
@@ -123,6 +129,12 @@ impl Reader<'_> {
                     let cells = cells.ok_or_else(|| self.file.fail("holds nulls in a column"))?;
                     let column = builder.column(head, entries.ids, (self.own, at), cells.view());
                     column.map_err(|error| refused(self.file, error))?;
+                }
+                if let Some(number) = self.number {
+                    let uses = table::uses(batch.columns(), table::first_own(schema) + self.own.len());
+                    let uses = uses.ok_or_else(|| self.file.fail("holds no counts of use where some are due"))?;
+                    let used = builder.used(head, entries.ids, &uses, number);
+                    used.map_err(|error| refused(self.file, error))?;
                 }
                 let known = self.numbers(&batch, row, entries.ids, &mut lane);
                 known.ok_or_else(|| self.file.fail(format!("row {at} has labels or positions that were not given")))?;

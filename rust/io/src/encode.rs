@@ -14,6 +14,7 @@ use mnemex_core::block::Schema;
 use mnemex_core::cells::Declared;
 use mnemex_core::lane::Lane;
 use mnemex_core::list::Ref;
+use mnemex_core::usage::Use;
 use mnemex_core::version::Row;
 use sha2::{Digest, Sha256};
 
@@ -72,11 +73,12 @@ pub(crate) fn write_rows(
     out: &mut impl Write,
     (schema, own): (&Schema, &[Declared]),
     rows: &[&Arc<Row>],
+    with_use: bool,
     interrupt: &Interrupt,
     failed: impl Fn(io::Error) -> Error,
 ) -> Result<bool> {
     let failed = |error| failed(io_error(error));
-    let columns = table::columns(schema, own);
+    let columns = if with_use { table::columns_with_use(schema, own) } else { table::columns(schema, own) };
     let mut writer = FileWriter::try_new(out, &columns).map_err(&failed)?;
     let mut all_finite = true;
     for (at, row) in rows.iter().enumerate() {
@@ -85,7 +87,10 @@ pub(crate) fn write_rows(
                 interrupt.poll()?;
                 let run = [(at as i32, &***row, entries.len())];
                 let heads = Int32Array::from_value(head as i32, entries.len());
-                let (batch, finite) = batch(&columns, (schema, own), &run, heads, entries).map_err(&failed)?;
+                let used = entries.iter().map(|(r, slot)| lane.used(r.id(*slot)));
+                let used: Vec<Use> = if with_use { used.collect() } else { Vec::new() };
+                let used = with_use.then_some(&*used);
+                let (batch, finite) = batch(&columns, (schema, own), &run, heads, (entries, used)).map_err(&failed)?;
                 all_finite &= finite;
                 writer.write(&batch).map_err(&failed)?;
             }
@@ -115,14 +120,14 @@ fn entries(lane: &Lane) -> Vec<(&Ref, usize)> {
     entries
 }
 
-/// A record batch of entries, with the head of each; and whether all its numbers are finite. `runs` are the rows that
+/// A record batch of entries, with the head of each and, if wanted, how it was used; and whether all its numbers are finite. `runs` are the rows that
 /// they are of, one after the other: number, row, and how many entries.
 pub(crate) fn batch(
     columns: &SchemaRef,
     (schema, own): (&Schema, &[Declared]),
     runs: &[(i32, &Row, usize)],
     heads: Int32Array,
-    entries: &[(&Ref, usize)],
+    (entries, used): (&[(&Ref, usize)], Option<&[Use]>),
 ) -> Result<(RecordBatch, bool), ArrowError> {
     let ids: Vec<i64> = entries.iter().map(|(r, slot)| r.id(*slot)).collect();
     let mut rest = ids.as_slice();
@@ -161,5 +166,6 @@ pub(crate) fn batch(
         let parts: Vec<ArrayRef> = of_rows.iter().map(|(row, ids)| table::array(row.cells(own, at, ids))).collect();
         arrays.push(concat(&parts.iter().map(AsRef::as_ref).collect::<Vec<_>>())?);
     }
+    arrays.extend(used.into_iter().flat_map(table::use_arrays));
     Ok((RecordBatch::try_new(Arc::clone(columns), arrays)?, finite))
 }

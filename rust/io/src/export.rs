@@ -134,7 +134,7 @@ impl Iterator for Export {
         let rows = &self.snapshot.version().rows;
         let runs: Vec<(i32, &Row, usize)> = runs.into_iter().map(|(at, n)| (at as i32, &*rows[at], n)).collect();
         let own = (&self.schema, self.snapshot.config().columns.as_slice());
-        let batch = encode::batch(&self.columns, own, &runs, Int32Array::from(heads), &entries);
+        let batch = encode::batch(&self.columns, own, &runs, Int32Array::from(heads), (&entries, None));
         Some(batch.map(|(batch, _)| batch))
     }
 }

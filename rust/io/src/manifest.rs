@@ -5,7 +5,7 @@
 
 use mnemex_core::block::Schema;
 use mnemex_core::cells::{ColumnType, Declared};
-use mnemex_core::config::{Evict, NonFinite, ScanCodec, Values};
+use mnemex_core::config::{Evict, NonFinite, Pins, ScanCodec, Values, Worth};
 use mnemex_core::{Codec, Config, Metric};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -76,6 +76,9 @@ pub(crate) struct BankEntry {
     /// The stored row of each row of the bank: copies share one.
     pub(crate) rows: Vec<u32>,
     pub(crate) stored: Vec<RowEntry>,
+    /// Number of the version, where the file says how entries were used, which is counted in versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) number: Option<u64>,
     pub(crate) file: FileEntry,
 }
 
@@ -125,8 +128,7 @@ pub(crate) struct ConfigEntry {
     /// What first passes read instead of the keys; the copy itself is made again when a bank is opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     scan_codec: Option<String>,
-    #[serde(with = "EvictEntry")]
-    evict: Evict,
+    evict: EvictEntry,
     #[serde(with = "NonFiniteEntry")]
     nonfinite: NonFinite,
     /// The caller's columns.
@@ -158,11 +160,57 @@ enum MetricEntry {
     L2,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Evict", rename_all = "lowercase")]
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum EvictEntry {
     Fifo,
     Error,
+    #[serde(untagged)]
+    Least(LeastEntry),
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LeastEntry {
+    #[serde(with = "WorthEntry")]
+    worth: Worth,
+    sinks: u64,
+    recent: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Worth", rename_all = "lowercase", deny_unknown_fields)]
+enum WorthEntry {
+    Age,
+    Recency,
+    Hits { decay: f64 },
+    Mass { decay: f64, pool: usize },
+    Retention { strength: f64 },
+    Score { column: String, decay: f64 },
+    Lot { seed: u64 },
+    Reservoir { seed: u64 },
+}
+
+impl From<&Evict> for EvictEntry {
+    fn from(evict: &Evict) -> EvictEntry {
+        match evict {
+            Evict::Fifo => EvictEntry::Fifo,
+            Evict::Error => EvictEntry::Error,
+            Evict::Least(worth, Pins { sinks, recent }) => {
+                EvictEntry::Least(LeastEntry { worth: worth.clone(), sinks: *sinks, recent: *recent })
+            }
+        }
+    }
+}
+
+impl From<EvictEntry> for Evict {
+    fn from(entry: EvictEntry) -> Evict {
+        match entry {
+            EvictEntry::Fifo => Evict::Fifo,
+            EvictEntry::Error => Evict::Error,
+            EvictEntry::Least(LeastEntry { worth, sinks, recent }) => Evict::Least(worth, Pins { sinks, recent }),
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -196,7 +244,7 @@ impl ConfigEntry {
             key_codec: name(config.key_codec),
             value_codec: name(config.value_codec),
             scan_codec: config.scan_codec.map(|codec| codec.name().to_owned()),
-            evict: config.evict,
+            evict: EvictEntry::from(&config.evict),
             nonfinite: config.nonfinite,
             columns: (config.columns.iter())
                 .map(|column| ColumnEntry { name: column.name.clone(), dtype: column.dtype.name().to_owned() })
@@ -215,7 +263,7 @@ impl ConfigEntry {
             key_codec: codec(&self.key_codec)?,
             value_codec: codec(&self.value_codec)?,
             scan_codec: self.scan_codec.as_deref().map(scan_named).transpose()?,
-            evict: self.evict,
+            evict: self.evict.clone().into(),
             nonfinite: self.nonfinite,
             columns: self.columns.iter().map(ColumnEntry::declared).collect::<Result<_, _>>()?,
         })

@@ -14,6 +14,9 @@ use crate::manifest::{self, BankEntry, Kind, Manifest};
 use crate::publish::bank_name;
 use crate::table::schema_or_default;
 
+/// Largest number of a version: keeps counts far from overflow.
+const MAX_NUMBER: u64 = 1 << 62;
+
 /// What was saved.
 pub struct Opened {
     /// One bank, or a memory.
@@ -67,13 +70,16 @@ fn open_bank(
     }
     let stored = read_rows(&mut file, (&schema_or_default(&config, schema), &config.columns), entry, interrupt)?;
     let rows = entry.rows.iter().map(|&row| Arc::clone(&stored[row as usize])).collect();
-    Ok(Bank::from_rows(config, rows, schema)?)
+    Ok(Bank::from_rows(config, rows, schema, entry.number.unwrap_or(0))?)
 }
 
 /// What can be said against an entry without its file.
 fn check_entry(at: usize, entry: &BankEntry) -> Result<Config, String> {
     let config = entry.config.config()?;
     config.check(entry.rows.len().max(entry.stored.len())).map_err(|error| error.message)?;
+    if entry.number.is_some() != config.evict.tracks() || entry.number.is_some_and(|number| number > MAX_NUMBER) {
+        return Err("its evict policy and the number of its version do not go together".into());
+    }
     if entry.file.name != bank_name(at) {
         return Err(format!("its file is {:?} and must be {:?}", entry.file.name, bank_name(at)));
     }

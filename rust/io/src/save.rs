@@ -51,8 +51,10 @@ pub fn save(path: &Path, contents: &Contents, overwrite: bool, work: &Work) -> R
 fn save_bank(draft: &Draft, name: String, bank: &Snapshot, interrupt: &Interrupt) -> Result<BankEntry> {
     let schema = schema_or_default(bank.config(), bank.version().schema);
     let (stored, rows) = stored_rows(bank);
-    let (all_finite, bytes, sha256) = draft
-        .file(&name, |out, failed| write_rows(out, (&schema, &bank.config().columns), &stored, interrupt, failed))?;
+    let tracks = bank.config().evict.tracks();
+    let (all_finite, bytes, sha256) = draft.file(&name, |out, failed| {
+        write_rows(out, (&schema, &bank.config().columns), &stored, tracks, interrupt, failed)
+    })?;
     let entry = |row: &std::sync::Arc<mnemex_core::version::Row>| RowEntry {
         next_id: row.next_id(),
         has_labels: row.has_labels(),
@@ -64,6 +66,7 @@ fn save_bank(draft: &Draft, name: String, bank: &Snapshot, interrupt: &Interrupt
         codecs: bank.version().schema.as_ref().map(Codecs::of),
         rows,
         stored: stored.into_iter().map(entry).collect(),
+        number: tracks.then_some(bank.version().number),
         file: FileEntry { name, bytes, sha256, all_finite },
     })
 }

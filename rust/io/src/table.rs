@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow_array::types::{Float16Type, Float32Type, Int64Type, UInt16Type};
-use arrow_array::{Array, ArrayRef, BooleanArray, FixedSizeListArray, Float32Array, Int64Array, PrimitiveArray};
+use arrow_array::types::{Float16Type, Float32Type, Float64Type, Int64Type, UInt16Type};
+use arrow_array::{
+    Array, ArrayRef, BooleanArray, FixedSizeListArray, Float32Array, Float64Array, Int64Array, PrimitiveArray,
+};
 use arrow_buffer::{Buffer, ScalarBuffer};
 use arrow_schema::{ArrowError, DataType, Field, Schema as ArrowSchema, SchemaRef};
 use mnemex_core::block::Schema;
 use mnemex_core::cells::{Cells, ColumnType, Declared};
 use mnemex_core::layout::Layout;
+use mnemex_core::usage::Use;
 use mnemex_core::{Codec, Config};
 
 /// Most entries of one record batch.
@@ -45,6 +48,44 @@ pub(crate) fn columns(schema: &Schema, own: &[Declared]) -> SchemaRef {
         Field::new(&column.name, data_type, false)
     }));
     Arc::new(ArrowSchema::new(fields))
+}
+
+/// The same with how entries were used, behind all others.
+pub(crate) fn columns_with_use(schema: &Schema, own: &[Declared]) -> SchemaRef {
+    let columns = columns(schema, own);
+    let types = [DataType::Int64, DataType::Float64, DataType::Float64, DataType::Int64, DataType::Int64];
+    let names = ["used_hits", "used_mass", "used_heat", "used_last", "used_born"];
+    let more = names.into_iter().zip(types).map(|(name, data_type)| Arc::new(Field::new(name, data_type, false)));
+    Arc::new(ArrowSchema::new(columns.fields().iter().cloned().chain(more).collect::<Vec<_>>()))
+}
+
+/// How entries were used, as columns.
+pub(crate) fn use_arrays(used: &[Use]) -> [ArrayRef; 5] {
+    let counts = |of: fn(&Use) -> u64| -> ArrayRef {
+        Arc::new(Int64Array::from_iter_values(used.iter().map(|used| i64::try_from(of(used)).unwrap_or(i64::MAX))))
+    };
+    let floats = |of: fn(&Use) -> f64| -> ArrayRef { Arc::new(Float64Array::from_iter_values(used.iter().map(of))) };
+    [
+        counts(|used| used.hits),
+        floats(|used| used.mass),
+        floats(|used| used.heat),
+        counts(|used| used.last),
+        counts(|used| used.born),
+    ]
+}
+
+/// How entries were used, out of the columns from `first` on; None where they hold anything else.
+pub(crate) fn uses(columns: &[ArrayRef], first: usize) -> Option<Vec<Use>> {
+    let column = |at: usize| columns.get(first + at).filter(|column| column.null_count() == 0);
+    let counts = |at: usize| Some(column(at)?.as_any().downcast_ref::<PrimitiveArray<Int64Type>>()?.values());
+    let floats = |at: usize| Some(column(at)?.as_any().downcast_ref::<PrimitiveArray<Float64Type>>()?.values());
+    let (hits, mass, heat, last, born) = (counts(0)?, floats(1)?, floats(2)?, counts(3)?, counts(4)?);
+    let count = |n: i64| u64::try_from(n).ok();
+    let used = |at: usize| {
+        let (hits, last, born) = (count(hits[at])?, count(last[at])?, count(born[at])?);
+        Some(Use { hits, mass: mass[at], heat: heat[at], last, born })
+    };
+    (0..hits.len()).map(used).collect()
 }
 
 /// Where the first of the caller's columns is.

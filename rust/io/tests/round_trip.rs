@@ -87,7 +87,7 @@ fn heads_may_differ_in_what_is_alive() {
         row.append(head, 4, &mnemex_core::restore::Entries { ids, keys: &keys, values: &values }).unwrap();
     }
     row.labels([(1, 5), (2, 6), (4, 7), (700, 8)]);
-    let bank = Bank::from_rows(config(), vec![row.finish()], Some(schema)).unwrap();
+    let bank = Bank::from_rows(config(), vec![row.finish()], Some(schema), 0).unwrap();
     assert_same(&bank.snapshot(), &through_a_file(&bank).snapshot());
 }
 

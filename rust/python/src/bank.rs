@@ -1,6 +1,6 @@
 //! Writes, and what a bank is made of.
 
-use mnemex_core::config::{Config, Evict, NonFinite, ScanCodec, Values};
+use mnemex_core::config::{Config, Evict, NonFinite, Pins, ScanCodec, Values, Worth};
 use mnemex_core::error::{Error, Kind};
 use mnemex_core::labels::OnDuplicate;
 use mnemex_core::stage::{StagedIds, Tokens};
@@ -100,10 +100,50 @@ impl Given<'_> {
     }
 }
 
+/// What a policy takes, by name; what it does not take is left alone.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct EvictOptions {
+    sinks: u64,
+    recent: u64,
+    #[pyo3(default)]
+    decay: f64,
+    #[pyo3(default)]
+    pool: usize,
+    #[pyo3(default)]
+    strength: f64,
+    #[pyo3(default)]
+    column: String,
+    #[pyo3(default)]
+    seed: u64,
+}
+
+fn evict_named(name: &str, options: &EvictOptions) -> PyResult<Evict> {
+    let EvictOptions { sinks, recent, decay, pool, strength, ref column, seed } = *options;
+    let pins = Pins { sinks, recent };
+    let worth = match name {
+        "error" => return Ok(Evict::Error),
+        "fifo" if pins == Pins::default() => return Ok(Evict::Fifo),
+        "fifo" => Worth::Age,
+        "lru" => Worth::Recency,
+        "lfu" => Worth::Hits { decay },
+        "attention_mass" => Worth::Mass { decay, pool },
+        "retention" => Worth::Retention { strength },
+        "min_score" => Worth::Score { column: column.clone(), decay },
+        "random" => Worth::Lot { seed },
+        "reservoir" => Worth::Reservoir { seed },
+        _ => {
+            let known = "error, fifo, lru, lfu, attention_mass, retention, min_score, random, reservoir";
+            return Err(unknown("evict", name, known));
+        }
+    };
+    Ok(Evict::Least(worth, pins))
+}
+
 #[pymethods]
 impl NativeBank {
     #[new]
-    #[pyo3(signature = (*, rows, heads, key_dim, value_dim, key_is_value, capacity, metric, key_codec, value_codec, scan_codec, evict, nonfinite, columns))]
+    #[pyo3(signature = (*, rows, heads, key_dim, value_dim, key_is_value, capacity, metric, key_codec, value_codec, scan_codec, evict, evict_options, nonfinite, columns))]
     #[expect(clippy::too_many_arguments, reason = "what a bank is made of")]
     fn new(
         rows: usize,
@@ -117,6 +157,7 @@ impl NativeBank {
         value_codec: Option<&str>,
         scan_codec: Option<&str>,
         evict: &str,
+        evict_options: EvictOptions,
         nonfinite: &str,
         columns: Vec<(String, String)>,
     ) -> PyResult<NativeBank> {
@@ -138,11 +179,7 @@ impl NativeBank {
             key_codec: codec_named("key_codec", key_codec)?,
             value_codec: codec_named("value_codec", value_codec)?,
             scan_codec: scan_codec.map(scan_named).transpose()?,
-            evict: match evict {
-                "fifo" => Evict::Fifo,
-                "error" => Evict::Error,
-                _ => return Err(unknown("evict", evict, "fifo, error")),
-            },
+            evict: evict_named(evict, &evict_options)?,
             nonfinite: nonfinite_named(nonfinite)?,
             columns: declared(columns)?,
         };
@@ -162,10 +199,7 @@ impl NativeBank {
             Metric::Cos => "cos",
             Metric::L2 => "l2",
         };
-        let evict = match config.evict {
-            Evict::Fifo => "fifo",
-            Evict::Error => "error",
-        };
+        let evict = config.evict.name();
         let nonfinite = match config.nonfinite {
             NonFinite::Raise => "raise",
             NonFinite::Keep => "keep",
@@ -174,6 +208,12 @@ impl NativeBank {
         let key_is_value = config.values == Values::Key;
         let scan = config.scan_codec.map(ScanCodec::name);
         (config.heads, config.key_dim, value_dim, key_is_value, config.capacity, metric, evict, nonfinite, scan)
+    }
+
+    /// Whether the evict policy makes something of the use of entries.
+    #[getter]
+    fn wants_use(&self) -> bool {
+        self.0.config().evict.wants_use()
     }
 
     /// Stage tokens; the ids `[rows, T]`.

@@ -9,8 +9,11 @@ use std::ops::Range;
 use mnemex_kernels::Kernels;
 
 use crate::block::Schema;
+use crate::columns::AnyColumn;
 use crate::lane::{Arrival, Edit, Lane};
-use crate::usage::{Touches, Use};
+use crate::stage::StagedRow;
+use crate::usage::{Heat, Touches, Use};
+use crate::version::Row;
 
 /// What a policy may look at.
 #[derive(Clone, Copy)]
@@ -29,17 +32,40 @@ pub struct View<'a> {
     pub replaced: &'a [i64],
     /// Number of the version that this commit makes.
     pub number: u64,
+    /// Which head of its row the lane is.
+    pub head: usize,
+    /// The row, and what is staged for it.
+    pub(crate) row: &'a Row,
+    pub(crate) staged: &'a StagedRow,
     /// What was staged of the use of entries.
     pub(crate) touches: Option<&'a Touches>,
+    /// What the evict policy makes of it.
+    pub(crate) heat: Heat,
 }
 
 impl View<'_> {
-    /// How an entry of the lane was used; touches that were staged count, from version `number` on.
+    /// How an entry of the lane was used; touches that were staged count, from version `number` on, which writes what
+    /// arrives.
     pub fn usage(&self, id: i64) -> Use {
+        if id >= self.arrival.id_lo {
+            return Use { last: self.number, born: self.number, ..Use::default() };
+        }
         let used = self.lane.usage().get(id);
         match self.touches.and_then(|touches| touches.get(&id)) {
-            Some((hits, mass)) => Use { hits: used.hits + hits, mass: used.mass + mass, last: self.number },
+            Some(&touches) => used.touched(touches, self.number, self.heat),
             None => used,
+        }
+    }
+
+    /// The number that an entry or an arriving token has in the `at`-th of the caller's columns; 0 where it was given none,
+    /// or where the column holds no float32.
+    pub fn float(&self, at: usize, id: i64) -> f32 {
+        match usize::try_from(id - self.arrival.id_lo) {
+            Ok(token) => self.staged.columns.float(at, token),
+            Err(_) => match self.row.columns.get(at) {
+                Some(AnyColumn::F32(column)) => column.get(id),
+                _ => 0.0,
+            },
         }
     }
 }

@@ -207,7 +207,7 @@ fn ids_far_apart_cost_nothing_between_them() {
     let ids = [0, 1 << 20, (1 << 32) + 1, (1 << 60) + 5];
     let keys: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|x| x.to_le_bytes()).collect();
     row.append(0, 4, &Entries { ids: &ids, keys: &keys, values: &[] }).unwrap();
-    let bank = Bank::from_rows(config, vec![row.finish()], Some(schema)).unwrap();
+    let bank = Bank::from_rows(config, vec![row.finish()], Some(schema), 0).unwrap();
     let part = attend(&bank.snapshot(), &ask(&Array4::zeros((1, 1, 1, 1))), None, &Work::ALONE);
     assert!((part.out[0] - 2.5).abs() < 1e-6 && (part.lse[0] - 4f32.ln()).abs() < 1e-6);
 }

@@ -27,7 +27,7 @@ fn parted() -> Bank {
         let lie = row.column(1, &[2], (&config.columns, 0), Numbers::I64(&[3]));
         assert!(lie.is_err(), "the first head has this id with another number");
     }
-    Bank::from_rows(config, vec![row.finish()], Some(schema)).unwrap()
+    Bank::from_rows(config, vec![row.finish()], Some(schema), 0).unwrap()
 }
 
 #[test]

@@ -74,10 +74,10 @@ fn rows_that_do_not_fit_their_bank() {
     let schema = Schema::of(&setting(), Codec::F32, Codec::F32);
     let row = |heads| RowBuilder::new(&schema, heads, 9).unwrap().finish();
     let other = Schema { metric: Metric::Cos, ..schema };
-    refused(Kind::Shape, Bank::from_rows(setting(), vec![row(HEADS + 1)], Some(schema)));
-    refused(Kind::Shape, Bank::from_rows(setting(), vec![row(HEADS)], Some(other)));
+    refused(Kind::Shape, Bank::from_rows(setting(), vec![row(HEADS + 1)], Some(schema), 0));
+    refused(Kind::Shape, Bank::from_rows(setting(), vec![row(HEADS)], Some(other), 0));
     let held = std::sync::Arc::clone(&filled(setting()).snapshot().version().rows[0]);
-    refused(Kind::Shape, Bank::from_rows(setting(), vec![held], None));
+    refused(Kind::Shape, Bank::from_rows(setting(), vec![held], None, 0));
     refused(Kind::Argument, RowBuilder::new(&schema, 1, -1));
     refused(Kind::Argument, RowBuilder::new(&schema, 1, i64::MAX));
     let mut row = RowBuilder::new(&schema, 1, 9).unwrap();
