@@ -152,7 +152,7 @@ def product(problem: Problem) -> Job:
         scores, ids = keys.lookup(queries, problem.k, threads=problem.threads)
         return {"ids": ids.swapaxes(0, 1), "scores": scores.swapaxes(0, 1)}
 
-    return Job(run, problem.case.nbytes / problem.case.slots)
+    return Job(run, problem.case.nbytes / problem.case.slots, scan=_product_scan())
 
 
 def product_read(problem: Problem) -> Job:
@@ -162,7 +162,12 @@ def product_read(problem: Problem) -> Job:
     def run() -> Answer:
         return {"out": keys.read(queries, problem.k, threads=problem.threads)[None]}
 
-    return Job(run, problem.case.nbytes / problem.case.slots)
+    return Job(run, problem.case.nbytes / problem.case.slots, scan=_product_scan())
+
+
+def _product_scan() -> Scan:
+    """Half keys are float32, and made codes of at each call where products of bytes are faster."""
+    return Scan(arithmetic="int8" if isa() in WORTH_CODING else "f32")
 
 
 def _product(problem: Problem, *, values: bool) -> tuple[mx.ProductKeys, NDArray[np.float32]]:
@@ -176,7 +181,11 @@ def product_layer(problem: Problem) -> Job:
     """Go forward through `mnemex.torch.ProductKeyMemory`."""
     layer, queries = _layer(problem)
     layer.requires_grad_(requires_grad=False)
-    return Job(lambda: {"out": layer(queries.flatten(1)).numpy()[None]}, problem.case.nbytes / problem.case.slots)
+
+    def run() -> Answer:
+        return {"out": layer(queries.flatten(1)).numpy()[None]}
+
+    return Job(run, problem.case.nbytes / problem.case.slots, scan=_product_scan())
 
 
 def product_train(problem: Problem) -> Job:
@@ -194,7 +203,7 @@ def product_train(problem: Problem) -> Job:
             out = layer(queries.flatten(1))
             return product_answer(out, gradient, queries, (layer.rows, layer.columns), layer.values.weight)
 
-    return Job(run, problem.case.nbytes / problem.case.slots)
+    return Job(run, problem.case.nbytes / problem.case.slots, scan=_product_scan())
 
 
 def _layer(problem: Problem) -> tuple[mx.torch.ProductKeyMemory, torch.Tensor]:

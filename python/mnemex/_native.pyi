@@ -5,7 +5,7 @@ Native part of mnemex; use the `mnemex` package.
 from _typeshed import Incomplete, SupportsGetItem
 from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["NativeBank", "NativeIngest", "NativeReceipt", "NativeSnapshot", "bag", "bag_backward", "change_all", "commit_all", "isa", "isas", "max_threads", "open", "product_backward", "product_lookup", "save", "stream", "stream_schema"]
+__all__ = ["NativeBank", "NativeIngest", "NativeReceipt", "NativeSnapshot", "bag", "bag_backward", "change_all", "commit_all", "isa", "isas", "max_threads", "open", "product_backward", "product_lookup", "product_read", "save", "stream", "stream_schema"]
 
 @final
 class NativeBank:
@@ -254,6 +254,11 @@ def product_backward(rows: Incomplete, columns: Incomplete, queries: Incomplete,
 def product_lookup(rows: Incomplete, columns: Incomplete, queries: Incomplete, k: SupportsIndex, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete]:
     """
     The best k slots: scores and ids `[T, heads, k]`.
+    """
+
+def product_read(rows: Incomplete, columns: Incomplete, queries: Incomplete, k: SupportsIndex, values: tuple[Incomplete, str], softmax: bool, scale: SupportsFloat | SupportsIndex, threads: SupportsIndex | None) -> Incomplete:
+    """
+    Sums of the values of the best k slots of all heads, `[T, dim]`, weighed by scores or by their softmax.
     """
 
 def save(path: str, kind: str, snapshots: SupportsGetItem[int, NativeSnapshot], metadata: str, overwrite: bool) -> None:

@@ -222,14 +222,9 @@ class ProductKeys:
         scale, softmax = arguments.real("scale", scale), arguments.flag("softmax", softmax)
         q, _ = self._queries(queries)
         threads = arguments.optional_count("threads", threads) or self._threads
-        scores, ids = _native.product_lookup(self._rows, self._columns, q, arguments.count("k", k), threads)
-        found = ids >= 0
-        weights = np.where(found, scores, 0) * np.float32(scale)
-        if softmax:
-            weights = _softmax(np.where(found, weights, -np.inf))
-        ids = np.where(found, ids % self.n_values, -1)
-        tokens, many = len(ids), ids.shape[1] * ids.shape[2]
-        return _native.bag(self._values, ids.reshape(tokens, many), weights.reshape(tokens, many), threads)
+        return _native.product_read(
+            self._rows, self._columns, q, arguments.count("k", k), self._values, softmax, scale, threads
+        )
 
     def _queries(self, queries: ArrayLike) -> tuple[NDArray[np.float32], bool]:
         q = _arrays.floats("queries", queries)
@@ -304,12 +299,3 @@ def _mapped(
         )
     array: NDArray[Any] = np.memmap(path, dtype, "r", shape=(rows, width))
     return (array.view(np.uint16) if dtype.itemsize == 2 else array), _NAMES[value_dtype]
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Along the last axis; zeros where everything is minus infinity."""
-    largest = logits.max(axis=-1, keepdims=True)
-    weights: NDArray[np.float32] = np.exp(logits - np.where(np.isfinite(largest), largest, np.float32(0)))
-    total = weights.sum(axis=-1, keepdims=True)
-    weights /= np.where(total > 0, total, np.float32(1))
-    return weights

@@ -231,7 +231,7 @@ mod entry {
     use crate::short::{ShortKeys, ShortQueries};
     use crate::tile::Pass;
 
-    crate::table::kernel_table!(@entries (enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+    crate::table::kernel_table!(@entries (enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,popcnt,lzcnt,bmi1,bmi2")
         select(keys: ShortKeys, live: u64, queries: ShortQueries, thresholds: &[f32], out: &mut Vec<Pass>)
             => super::select;
         maxima(keys: ShortKeys, queries: ShortQueries, out: Maxima) => super::maxima;

@@ -181,5 +181,5 @@ impl Quads for F32x8 {
 
 kernel_table! {
     /// AVX2, FMA and F16C.
-    isa: Avx2, lanes: F32x8, features: (enable = "avx2,fma,f16c")
+    isa: Avx2, lanes: F32x8, features: (enable = "avx2,fma,f16c,popcnt,lzcnt,bmi1,bmi2")
 }

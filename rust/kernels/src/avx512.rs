@@ -156,6 +156,14 @@ impl Lanes for F32x16 {
                 }
             }
             let mut out = [0.0; M];
+            if M == 8 {
+                let mut eight = [_mm512_setzero_pd(); 8];
+                eight[..M].copy_from_slice(&sums);
+                let mut all = [0.0; 8];
+                _mm512_storeu_pd(all.as_mut_ptr(), canonical_sums(eight));
+                out.copy_from_slice(&all[..M]);
+                return out;
+            }
             for m in 0..M {
                 let four = _mm256_add_pd(_mm512_castpd512_pd256(sums[m]), _mm512_extractf64x4_pd::<1>(sums[m]));
                 let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
@@ -169,6 +177,32 @@ impl Lanes for F32x16 {
     unsafe fn not_less(self, other: Self) -> u32 {
         // SAFETY: AVX-512F is enabled.
         u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(self.0, other.0) })
+    }
+}
+
+/// In lane i the sum of vector i, added up in the canonical order: lanes four apart, then two, then one.
+///
+/// # Safety
+/// AVX-512 is enabled.
+#[inline(always)]
+unsafe fn canonical_sums(x: [__m512d; 8]) -> __m512d {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut four = [_mm512_setzero_pd(); 4];
+        for i in 0..4 {
+            // The four sums of vector i, then those of vector i + 4.
+            let low = _mm512_shuffle_f64x2::<0x44>(x[i], x[i + 4]);
+            four[i] = _mm512_add_pd(low, _mm512_shuffle_f64x2::<0xEE>(x[i], x[i + 4]));
+        }
+        let mut two = [_mm512_setzero_pd(); 2];
+        for i in 0..2 {
+            // Two each of vectors i, i + 4, i + 2 and i + 6.
+            let low = _mm512_shuffle_f64x2::<0x88>(four[i], four[i + 2]);
+            two[i] = _mm512_add_pd(low, _mm512_shuffle_f64x2::<0xDD>(four[i], four[i + 2]));
+        }
+        // Of vectors 0, 1, 4, 5, 2, 3, 6 and 7.
+        let one = _mm512_add_pd(_mm512_unpacklo_pd(two[0], two[1]), _mm512_unpackhi_pd(two[0], two[1]));
+        _mm512_shuffle_f64x2::<0b1101_1000>(one, one)
     }
 }
 
@@ -272,5 +306,5 @@ impl Quads for F32x16 {
 
 kernel_table! {
     /// AVX-512 F, BW, DQ and VL.
-    isa: Avx512, lanes: F32x16, features: (enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+    isa: Avx512, lanes: F32x16, features: (enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt,lzcnt,bmi1,bmi2")
 }

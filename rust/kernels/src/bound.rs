@@ -121,6 +121,16 @@ impl QueryBound {
         }
     }
 
+    /// What a key's slack is multiplied by: the norm of what it loses and `share` of its own.
+    pub fn per_slack(&self, share: f32) -> f32 {
+        self.per_lost.max(self.per_reach / share)
+    }
+
+    /// How far a score can be off whatever the key.
+    pub fn constant(&self) -> f32 {
+        self.constant
+    }
+
     /// For all keys of a block with this [`reach`], of which none loses more than `lost` by rounding: the norm of it, for
     /// cosine as a share of the key's. 0 where keys are taken as they are.
     #[inline(always)]

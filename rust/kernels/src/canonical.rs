@@ -77,25 +77,42 @@ pub struct Chosen<'a> {
 /// # Safety
 /// The instructions of `L` are enabled.
 #[inline(always)]
-pub(crate) unsafe fn products<L: Lanes>(Chosen { table, rows }: Chosen, q: &[f32], out: &mut [f64]) {
-    const TOGETHER: usize = 4;
-    assert_eq!(rows.len(), out.len());
+pub(crate) unsafe fn products<L: Lanes>(chosen: Chosen, q: &[f32], out: &mut [f64]) {
+    assert_eq!(chosen.rows.len(), out.len());
+    let mut done = 0;
+    if L::REGISTERS == 32 {
+        // SAFETY: the caller's promise.
+        done = unsafe { groups::<L, 8>(chosen, q, done, out) };
+    }
+    // SAFETY: the caller's promise.
+    done = unsafe { groups::<L, 4>(chosen, q, done, out) };
+    // SAFETY: the caller's promise.
+    unsafe { groups::<L, 1>(chosen, q, done, out) };
+}
+
+/// Rows from `done` on, as many at a time while there are so many. Returns how many are done then.
+///
+/// # Safety
+/// The instructions of `L` are enabled.
+#[inline(always)]
+unsafe fn groups<L: Lanes, const TOGETHER: usize>(
+    Chosen { table, rows }: Chosen,
+    q: &[f32],
+    mut done: usize,
+    out: &mut [f64],
+) -> usize {
     let width = q.len();
-    let mut groups = out.chunks_exact_mut(TOGETHER);
-    let mut first = 0;
-    for out in &mut groups {
+    while let Some(rows) = rows[done..].first_chunk::<TOGETHER>() {
+        // A loop of fixed length: nothing of this goes through memory.
         let mut keys = [q; TOGETHER];
-        for (key, &row) in keys.iter_mut().zip(&rows[first..]) {
-            *key = &table[row as usize * width..][..width];
+        for i in 0..TOGETHER {
+            keys[i] = &table[rows[i] as usize * width..][..width];
         }
         // SAFETY: the caller's promise.
-        out.copy_from_slice(&unsafe { L::dots(keys, q) });
-        first += TOGETHER;
+        out[done..][..TOGETHER].copy_from_slice(&unsafe { L::dots(keys, q) });
+        done += TOGETHER;
     }
-    for (out, &row) in groups.into_remainder().iter_mut().zip(&rows[first..]) {
-        // SAFETY: the caller's promise.
-        [*out] = unsafe { L::dots([&table[row as usize * width..][..width]], q) };
-    }
+    done
 }
 
 /// The canonical scores of keys that stand one after the other, rounded once to float32; there is no -0. `query_norm` is

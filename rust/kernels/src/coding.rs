@@ -16,7 +16,7 @@ use crate::many::{Room, Shares, row_bytes};
 use crate::single::{BF16, F16, Format, Stored};
 
 /// Rows that are coded together.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Numbers of half precision in a vector.
 const NUMBERS: usize = 32;
@@ -142,7 +142,7 @@ unsafe fn code_rows<const FORMAT: u8, const NORMS: bool>(
 /// # Safety
 /// AVX-512 is enabled.
 #[inline(always)]
-unsafe fn roots(squares: &[F32x16; LANES], dim: usize) -> __m512 {
+pub(crate) unsafe fn roots(squares: &[F32x16; LANES], dim: usize) -> __m512 {
     let (mut sums, tiny) = ([0.0f32; LANES], (dim as f32).sqrt() * 1.1e-19);
     // SAFETY: the caller's promise; a vector is as long as `sums`.
     unsafe {
@@ -194,7 +194,7 @@ unsafe fn join<const FORMAT: u8>([a, b]: [__m512i; 2]) -> __m256i {
 /// # Safety
 /// AVX-512 is enabled; lengths are as [`Room`] asserts.
 #[inline(always)]
-unsafe fn side_by_side(rows: &[u8], dim: usize, row: usize, out: &mut [u8]) {
+pub(crate) unsafe fn side_by_side(rows: &[u8], dim: usize, row: usize, out: &mut [u8]) {
     let (stride, quads) = (row_bytes(dim), dim.div_ceil(QUAD));
     for first in (0..quads).step_by(LANES) {
         // SAFETY: rows are padded to whole vectors; a quad below `quads` has 64 rows in `out`.

@@ -16,6 +16,7 @@ pub mod bound;
 pub mod canonical;
 pub mod codes;
 pub mod convert;
+pub mod halves;
 pub mod kth;
 pub mod many;
 pub mod prefetch;
@@ -42,6 +43,12 @@ mod avx512;
 mod avx512bf16;
 #[cfg(target_arch = "x86_64")]
 mod coding;
+#[cfg(target_arch = "x86_64")]
+mod halves_best;
+#[cfg(target_arch = "x86_64")]
+mod halves_coding;
+#[cfg(target_arch = "x86_64")]
+mod halves_vnni;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 

@@ -218,3 +218,71 @@ unsafe fn bag_of<L: Lanes, const FORMAT: u8>(table: Table, rows: &[u32], weights
     }
     out[whole..].copy_from_slice(&last[..rest]);
 }
+
+/// The inner product of a vector with each of some rows of a table, in an order that depends on the width alone.
+///
+/// # Safety
+/// The instructions of `L` are enabled.
+#[inline(always)]
+pub(crate) unsafe fn row_products<L: Lanes>(table: Table, rows: &[u32], q: &[f32], out: &mut [f32]) {
+    let n = table.len();
+    assert!(rows.iter().all(|&row| (row as usize) < n), "rows of the table");
+    assert!(rows.len() == out.len() && q.len() == table.dim, "a product per row, and a number per column");
+    // SAFETY: lengths were asserted; the instructions are the caller's promise.
+    unsafe {
+        match table.format {
+            Format::F32 => row_products_of::<L, F32>(table, rows, q, out),
+            Format::F16 => row_products_of::<L, F16>(table, rows, q, out),
+            Format::Bf16 => row_products_of::<L, BF16>(table, rows, q, out),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`row_products`], which checked the lengths.
+#[inline(always)]
+unsafe fn row_products_of<L: Lanes, const FORMAT: u8>(table: Table, rows: &[u32], q: &[f32], out: &mut [f32]) {
+    const V: usize = 4;
+    let number = if FORMAT == F32 { 4 } else { 2 };
+    let whole = q.len() - q.len() % L::N;
+    let unrolled = whole - whole % (V * L::N);
+    let mut last = [0.0f32; PANEL];
+    last[..q.len() - whole].copy_from_slice(&q[whole..]);
+    for &row in &rows[..rows.len().min(AHEAD)] {
+        prefetch(table.row(row as usize));
+    }
+    for (first, out) in (0..rows.len()).step_by(L::N).zip(out.chunks_mut(L::N)) {
+        // SAFETY: whole vectors of a row and of `q`, and arrays that are long enough.
+        unsafe {
+            let mut all = [L::splat(0.0); PANEL];
+            for (e, all) in (first..first + out.len()).zip(&mut all) {
+                if let Some(&next) = rows.get(e + AHEAD) {
+                    prefetch(table.row(next as usize));
+                }
+                let row = table.row(rows[e] as usize);
+                let mut sums = [L::splat(0.0); V];
+                for column in (0..unrolled).step_by(V * L::N) {
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        let at = column + v * L::N;
+                        *sum = sum.mul_add(load::<L, FORMAT>(row.as_ptr(), at), L::load(q.as_ptr().add(at)));
+                    }
+                }
+                for column in (unrolled..whole).step_by(L::N) {
+                    let x = load::<L, FORMAT>(row.as_ptr(), column);
+                    sums[0] = sums[0].mul_add(x, L::load(q.as_ptr().add(column)));
+                }
+                if whole < q.len() {
+                    let mut numbers = [0u32; PANEL];
+                    let bytes = &row[whole * number..];
+                    std::ptr::copy_nonoverlapping(bytes.as_ptr(), numbers.as_mut_ptr().cast::<u8>(), bytes.len());
+                    let x = load::<L, FORMAT>(numbers.as_ptr().cast(), 0);
+                    sums[1] = sums[1].mul_add(x, L::load(last.as_ptr()));
+                }
+                *all = sums[0].add(sums[1]).add(sums[2].add(sums[3]));
+            }
+            let mut products = [0.0; PANEL];
+            L::sums(&all).store(products.as_mut_ptr());
+            out.copy_from_slice(&products[..out.len()]);
+        }
+    }
+}

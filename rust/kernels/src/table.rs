@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use crate::canonical::{Chosen, Metric};
 use crate::codes::{Coded, Codes, Query};
+use crate::halves::Halves;
 use crate::isa::{Isa, IsaError};
 use crate::many::Many;
 use crate::product::{Candidates, Table};
@@ -30,6 +31,8 @@ pub struct Kernels {
     pub select_codes: fn(keys: Codes, live: u64, queries: &[Query], thresholds: &[f32], out: &mut Vec<Pass>),
     /// The same for many queries at once, where products of bytes are faster.
     pub many: Option<Many>,
+    /// Product keys in codes, where products of bytes are faster: see [`crate::halves`].
+    pub halves: Option<Halves>,
     /// A key times `unit` in codes: see [`crate::codes`].
     pub code: fn(key: &[f32], unit: f64, out: &mut [u8]) -> Coded,
     /// All first-pass scores of a block, stored at row `first` of panels of `rows` rows.
@@ -73,6 +76,8 @@ pub struct Kernels {
     pub ranks: fn(scores: &[f32], out: &mut Vec<u32>),
     /// Weighted sums of some rows of a table, added to `out`.
     pub bag: fn(table: Table, rows: &[u32], weights: &[f32], out: &mut [f32]),
+    /// The inner products of a vector with some rows of a table.
+    pub row_products: fn(table: Table, rows: &[u32], q: &[f32], out: &mut [f32]),
     /// What a key loses when it is rounded to bfloat16: see [`crate::short`].
     pub lost: fn(x: &[f32]) -> f32,
     /// The canonical sum of squares.
@@ -136,6 +141,7 @@ macro_rules! kernel_table {
             refine: entry::refine,
             select_codes: entry::select_codes,
             many: None,
+            halves: None,
             code: entry::code,
             scores: entry::scores,
             scores_few: entry::scores_few,
@@ -157,6 +163,7 @@ macro_rules! kernel_table {
             collect: entry::collect,
             ranks: entry::ranks,
             bag: entry::bag,
+            row_products: entry::row_products,
             lost: entry::lost,
             square_norm: entry::square_norm,
             join: entry::join,
@@ -208,6 +215,7 @@ macro_rules! kernel_table {
                     => product::collect::<L>;
                 ranks(scores: &[f32], out: &mut Vec<u32>) => product::ranks;
                 bag(table: Table, rows: &[u32], weights: &[f32], out: &mut [f32]) => product::bag::<L>;
+                row_products(table: Table, rows: &[u32], q: &[f32], out: &mut [f32]) => product::row_products::<L>;
                 lost(x: &[f32]) -> f32 => short::lost;
                 square_norm(x: &[f32]) -> f64 => canonical::square_norm::<L>;
                 join(high: &[u16], low: &[u16], out: &mut [f32]) => convert::joined;

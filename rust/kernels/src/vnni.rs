@@ -21,6 +21,7 @@ pub(crate) static TABLE: Kernels = Kernels {
     isa: Isa::Avx512Vnni,
     select_codes: entry::select_codes,
     many: Some(Many { code: entry::code, select: entry::select, maxima: entry::maxima }),
+    halves: Some(crate::halves_vnni::HALVES),
     ..crate::avx512::TABLE
 };
 
@@ -195,7 +196,7 @@ unsafe fn append(mut passed: u64, scores: &[f32; ROWS], factor: f32, query: u32,
 /// # Safety
 /// AVX-512 VNNI is enabled; there are as many keys and queries.
 #[inline(always)]
-unsafe fn tile<const R: usize, const V: usize>(
+pub(crate) unsafe fn tile<const R: usize, const V: usize>(
     keys: &Codes,
     queries: &Bytes,
     width: usize,
@@ -295,7 +296,7 @@ mod entry {
 
     use super::{F32x16, Parts};
 
-    crate::table::kernel_table!(@entries (enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+    crate::table::kernel_table!(@entries (enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,popcnt,lzcnt,bmi1,bmi2")
         select_codes(keys: Codes, live: u64, queries: &[Query], thresholds: &[f32], out: &mut Vec<Pass>)
             => codes::select::<F32x16, Parts>;
         code(keys: Stored, dim: usize, shares: Shares, out: Room) => coding::code;

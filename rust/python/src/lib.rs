@@ -50,6 +50,8 @@ mod _native {
     #[pymodule_export]
     use crate::product::product_lookup;
     #[pymodule_export]
+    use crate::product::product_read;
+    #[pymodule_export]
     use crate::receipt::NativeReceipt;
     #[pymodule_export]
     use crate::snapshot::NativeSnapshot;

@@ -2,11 +2,11 @@
 
 use mnemex_core::Codec;
 use mnemex_core::error::{Error, Kind};
-use mnemex_core::product::{Bag, SubKeys};
+use mnemex_core::product::{Bag, SubKeys, Weighing};
 use mnemex_kernels::Kernels;
 use mnemex_kernels::product::Table;
 use mnemex_kernels::single::Format;
-use numpy::{PyArray1, PyArray2, PyArray3, PyReadonlyArray2, PyReadonlyArray3, PyUntypedArrayMethods};
+use numpy::{PyArray1, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray2, PyReadonlyArray3, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 use crate::arrays::array;
@@ -110,6 +110,28 @@ impl Values<'_> {
     }
 }
 
+/// Sums of the values of the best k slots of all heads, `[T, dim]`, weighed by scores or by their softmax.
+#[pyfunction]
+#[pyo3(signature = (rows, columns, queries, k, values, softmax, scale, threads))]
+#[expect(clippy::too_many_arguments, reason = "the facade names them")]
+pub(crate) fn product_read<'py>(
+    py: Python<'py>,
+    rows: PyReadonlyArray3<'py, f32>,
+    columns: PyReadonlyArray3<'py, f32>,
+    queries: PyReadonlyArray3<'py, f32>,
+    k: usize,
+    values: Values<'py>,
+    softmax: bool,
+    scale: f32,
+    threads: Option<usize>,
+) -> PyResult<Bound<'py, PyArray2<f32>>> {
+    let (keys, kernels, values) = (sub_keys(&rows, &columns, &queries)?, kernels()?, values.table()?);
+    let ([tokens, ..], numbers) = (shape(&queries), queries.as_slice()?);
+    let weighing = if softmax { Weighing::Softmax(scale) } else { Weighing::Scores(scale) };
+    let sums = run(py, threads, |work| keys.read(kernels, numbers, k, weighing, values, work))?;
+    array(py, sums, [tokens, values.dim])
+}
+
 /// Sums of weighted rows of a table, `[T, dim]`.
 #[pyfunction]
 #[pyo3(signature = (values, ids, weights, threads))]
@@ -140,11 +162,14 @@ pub(crate) fn bag_backward<'py>(
     let (values, kernels, n) = (values.table()?, kernels()?, ids.shape()[0]);
     let (each, grad) = (ids.shape()[1], grad.as_slice()?);
     let bag = Bag { values, ids: ids.as_slice()?, weights: weights.as_slice()?, n };
-    let found = run(py, threads, |work| bag.gradient(kernels, grad, work))?;
-    let touched = found.rows.len();
-    Ok((
-        array(py, found.weights, [n, each])?,
-        PyArray1::from_vec(py, found.rows),
-        array(py, found.values, [touched, values.dim])?,
-    ))
+    let reads = run(py, threads, |_| bag.reads())?;
+    // numpy asks for large pages, and memory that is not cleared first: half of the time would go there.
+    let empty = py.import("numpy")?.getattr("empty")?.call1(((reads.rows.len(), values.dim), "float32"))?;
+    let of_values = empty.cast_into::<PyArray2<f32>>()?;
+    let weights = {
+        let mut room = of_values.readwrite();
+        let room = room.as_slice_mut()?;
+        run(py, threads, |work| bag.gradient(kernels, &reads, grad, room, work))?
+    };
+    Ok((array(py, weights, [n, each])?, PyArray1::from_vec(py, reads.rows), of_values))
 }

@@ -1,11 +1,12 @@
 //! Values of slots, weighed and summed, and the way back: a gradient for each weight, and for the rows that were read.
 
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mnemex_kernels::Kernels;
 use mnemex_kernels::product::Table;
+use mnemex_kernels::single::Format;
 
-use crate::codec::Codec;
 use crate::error::{Error, Kind, Result, ensure, filled};
 use crate::work::Work;
 
@@ -20,17 +21,6 @@ pub struct Bag<'a> {
     pub weights: &'a [f32],
     /// Outputs, T.
     pub n: usize,
-}
-
-/// What [`Bag::gradient`] finds.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BagGradient {
-    /// Of the weights, `[T, m]`.
-    pub weights: Vec<f32>,
-    /// The rows that were read, ascending.
-    pub rows: Vec<i64>,
-    /// The gradient of each of them, `[rows, dim]`.
-    pub values: Vec<f32>,
 }
 
 /// Outputs, or rows, of one job.
@@ -89,71 +79,127 @@ impl Bag<'_> {
         Ok(out)
     }
 
-    /// The way back from `grad`, the gradient of the sums.
+    /// The rows that are read, and where from.
     ///
     /// # Errors
-    /// As [`Bag::sums`].
-    pub fn gradient(&self, kernels: &'static Kernels, grad: &[f32], work: &Work) -> Result<BagGradient> {
+    /// As [`Bag::sums`], or when there are too many.
+    pub fn reads(&self) -> Result<Reads> {
+        self.check()?;
+        ensure(self.ids.len() < 1 << 32, Kind::Argument, || "more than 2^32 rows are read: take fewer".into())?;
+        let read = self.ids.iter().enumerate().filter(|(_, id)| **id >= 0);
+        let mut read: Vec<u64> = read.map(|(at, &id)| (id as u64) << 32 | at as u64).collect();
+        read.sort_unstable();
+        let mut starts: Vec<usize> =
+            (0..read.len()).filter(|&at| at == 0 || row(read[at - 1]) != row(read[at])).collect();
+        let rows = starts.iter().map(|&at| row(read[at])).collect();
+        starts.push(read.len());
+        Ok(Reads { rows, read, starts })
+    }
+
+    /// The way back from `grad`, the gradient of the sums: that of the weights, `[T, m]`, and into `values` those of the
+    /// rows that were read, `[rows, dim]`. Row by row, and in the order of the outputs within one: the same sums whatever
+    /// the number of threads.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or the caller interrupts.
+    pub fn gradient(
+        &self,
+        kernels: &'static Kernels,
+        reads: &Reads,
+        grad: &[f32],
+        values: &mut [f32],
+        work: &Work,
+    ) -> Result<Vec<f32>> {
         self.check()?;
         let (dim, each) = (self.values.dim, self.each());
         ensure(grad.len() == self.n * dim, Kind::Shape, || {
             format!("a gradient of {} numbers; expected {} x {dim}", grad.len(), self.n)
         })?;
-        ensure(self.ids.len() < 1 << 32, Kind::Argument, || "more than 2^32 rows are read: take fewer".into())?;
-        let work = work.for_size(self.ids.len().saturating_mul(dim));
-        let codec = match self.values.row_bytes() / dim {
-            4 => Codec::F32,
-            _ if self.values.format == mnemex_kernels::single::Format::F16 => Codec::F16,
-            _ => Codec::Bf16,
-        };
-        let weights = work.map(self.n.div_ceil(JOB), |job, ticker| {
-            let outputs = of_job(job, self.n);
-            let mut weights = vec![0.0; outputs.len() * each];
-            let mut wide = vec![0.0; dim];
-            for (at, out) in outputs.zip(weights.chunks_exact_mut(each.max(1))) {
-                ticker.tick()?;
-                let ids = &self.ids[at * each..][..each];
-                for (e, (&id, out)) in ids.iter().zip(out).enumerate() {
-                    if let Some(&next) = ids.get(e + AHEAD).filter(|&&next| next >= 0) {
-                        mnemex_kernels::prefetch::prefetch(self.values.row(next as usize));
-                    }
-                    if id >= 0 {
-                        codec.decode(self.values.row(id as usize), &mut wide);
-                        *out = (kernels.dot)(&grad[at * dim..][..dim], &wide);
-                    }
-                }
-            }
-            Ok(weights)
+        ensure(values.len() == reads.rows.len() * dim && reads.of(self), Kind::Shape, || {
+            format!("room for {} numbers; expected {} x {dim}", values.len(), reads.rows.len())
         })?;
-
-        // Row by row, and in the order of the outputs within one: the same sums whatever the number of threads.
-        let read = self.ids.iter().enumerate().filter(|(_, id)| **id >= 0);
-        let mut read: Vec<u64> = read.map(|(at, &id)| (id as u64) << 32 | at as u64).collect();
-        read.sort_unstable();
-        let mut starts: Vec<usize> =
-            (0..read.len()).filter(|&at| at == 0 || read[at - 1] >> 32 != read[at] >> 32).collect();
-        let rows: Vec<i64> = starts.iter().map(|&at| (read[at] >> 32) as i64).collect();
-        starts.push(read.len());
-        let mut values = filled(0.0, rows.len() * dim)?;
-        let parts = values.chunks_mut((JOB * dim).max(1)).map(std::sync::Mutex::new).collect::<Vec<_>>();
-        work.map(parts.len(), |job, ticker| {
+        let work = work.for_size(self.ids.len().saturating_mul(dim));
+        let mut weights = filled(0.0, self.ids.len())?;
+        let parts =
+            |numbers, each| <[f32]>::chunks_mut(numbers, usize::max(each, 1)).map(Mutex::new).collect::<Vec<_>>();
+        let (of_weights, of_values) = (parts(&mut weights, JOB * each), parts(values, JOB * dim));
+        let table = Table { bytes: bytemuck::cast_slice(grad), format: Format::F32, dim };
+        work.map(of_weights.len() + of_values.len(), |job, ticker| {
             ticker.tick()?;
-            let mut out = parts[job].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            for (row, out) in of_job(job, rows.len()).zip(out.chunks_exact_mut(dim)) {
-                for &read in &read[starts[row]..starts[row + 1]] {
-                    let at = (read & u64::from(u32::MAX)) as usize;
-                    (kernels.add_scaled)(self.weights[at], &grad[at / each * dim..][..dim], out);
+            match of_weights.get(job) {
+                Some(out) => self.weights(kernels, grad, job, &mut locked(out)),
+                None => {
+                    let job = job - of_weights.len();
+                    self.rows(kernels, reads, table, job, &mut locked(&of_values[job]));
                 }
             }
             Ok(())
         })?;
-        drop(parts);
-        Ok(BagGradient { weights: weights.concat(), rows, values })
+        Ok(weights)
+    }
+
+    /// The gradients of the weights of some outputs.
+    fn weights(&self, kernels: &Kernels, grad: &[f32], job: usize, out: &mut [f32]) {
+        let (dim, each) = (self.values.dim, self.each());
+        let (mut rows, mut places, mut products) =
+            (Vec::with_capacity(each), Vec::with_capacity(each), vec![0.0; each]);
+        for (at, out) in of_job(job, self.n).zip(out.chunks_exact_mut(each)) {
+            rows.clear();
+            places.clear();
+            for (place, &id) in self.ids[at * each..][..each].iter().enumerate() {
+                if id >= 0 {
+                    rows.push(id as u32);
+                    places.push(place);
+                }
+            }
+            let products = &mut products[..rows.len()];
+            (kernels.row_products)(self.values, &rows, &grad[at * dim..][..dim], products);
+            places.iter().zip(products).for_each(|(&place, &mut product)| out[place] = product);
+        }
+    }
+
+    /// The gradients of some rows, from those of the outputs that read them.
+    fn rows(&self, kernels: &Kernels, reads: &Reads, grad: Table, job: usize, out: &mut [f32]) {
+        let (mut outputs, mut weights) = (Vec::new(), Vec::new());
+        for (row, out) in of_job(job, reads.rows.len()).zip(out.chunks_exact_mut(grad.dim)) {
+            outputs.clear();
+            weights.clear();
+            for &read in &reads.read[reads.starts[row]..reads.starts[row + 1]] {
+                let at = (read & u64::from(u32::MAX)) as usize;
+                outputs.push((at / self.each()) as u32);
+                weights.push(self.weights[at]);
+            }
+            out.fill(0.0);
+            (kernels.bag)(grad, &outputs, &weights, out);
+        }
     }
 }
 
-/// Rows that are asked for ahead: they lie anywhere.
-const AHEAD: usize = 12;
+/// Which rows are read, and by which outputs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reads {
+    /// The rows, ascending.
+    pub rows: Vec<i64>,
+    /// The row and the place among the ids of each read, in order.
+    read: Vec<u64>,
+    /// Where those of each row start, and the end.
+    starts: Vec<usize>,
+}
+
+impl Reads {
+    /// Whether they are those of a bag, as far as lengths say.
+    fn of(&self, bag: &Bag) -> bool {
+        self.read.iter().all(|&read| bag.ids.get((read & u64::from(u32::MAX)) as usize) == Some(&row(read)))
+    }
+}
+
+fn row(read: u64) -> i64 {
+    (read >> 32) as i64
+}
+
+fn locked<'a, 'b>(part: &'a Mutex<&'b mut [f32]>) -> MutexGuard<'a, &'b mut [f32]> {
+    part.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn of_job(job: usize, n: usize) -> Range<usize> {
     job * JOB..n.min((job + 1) * JOB)

@@ -1,7 +1,5 @@
 //! Sixteen queries of one head at a time: all half scores in float32, then ever fewer pairs, until few are left to be
-//! scored exactly. The products take a third of the time; the forms in bytes and bfloat16 that searches have are not used
-//! here yet. Estimated, not measured: their wider bounds leave so much more to collect and to score again that little is
-//! won.
+//! scored exactly. For processors whose products of bytes are no faster, few queries, and a large k; see [`super::coded`].
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -12,7 +10,7 @@ use mnemex_kernels::product::Candidates;
 use mnemex_kernels::tile::{Queries as Panels, ROW_GROUP, pack};
 use mnemex_kernels::{Kernels, Keys, PANEL, Rule};
 
-use super::{Slot, SubKeys, score, sorted};
+use super::{Slot, Slots, SubKeys, score, sorted};
 use crate::error::{Result, filled};
 use crate::input::all_finite;
 use crate::plane::Plane;
@@ -203,9 +201,9 @@ pub(super) fn best(
     queries: &[f32],
     tokens: Range<usize>,
     ticker: &Ticker,
-) -> Result<Vec<Slot>> {
+) -> Result<Slots> {
     if (0..2).any(|half| is_too_much(keys.n[half], k)) {
-        return by_sorting(keys, kernels, (head, k), queries, tokens, ticker);
+        return by_sorting(keys, kernels, (head, k), queries, tokens, ticker).map(Slots::from);
     }
     let together = (SCORES / (keys.n[0] + keys.n[1]) / PANEL * PANEL).clamp(PANEL, MOST).min(tokens.len());
     let half = |half, room| Half::new(keys, kernels, [head, half], together, room);
@@ -233,7 +231,7 @@ pub(super) fn best(
     }
     let rooms = halves.map(|half| half.scores);
     ROOM.set(rooms.map(|room| if room.bytes().len() > MOST_KEPT { Plane::default() } else { room }));
-    Ok(best)
+    Ok(best.into())
 }
 
 /// Whether so many candidates are due of `n` rows that all are as soon sorted; counts of rows are float32.
@@ -268,7 +266,7 @@ fn by_sorting(
 }
 
 /// The exact scores of all rows of both halves.
-fn scored(keys: &SubKeys, kernels: &Kernels, head: usize, query: [&[f32]; 2]) -> Result<[Vec<f64>; 2]> {
+pub(super) fn scored(keys: &SubKeys, kernels: &Kernels, head: usize, query: [&[f32]; 2]) -> Result<[Vec<f64>; 2]> {
     let score = |half: usize| {
         let n = keys.n[half];
         let (mut rows, mut exact) = (filled(0, n)?, filled(0.0, n)?);

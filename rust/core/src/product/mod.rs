@@ -4,18 +4,22 @@
 //! The score of slot i m + j is the sum of two halves, S1(i) + S2(j): each the canonical float64 sum of products of
 //! [`mnemex_kernels::canonical`], added and rounded once to float32. Larger first, then the smaller slot.
 //!
-//! What is read: all half scores of sixteen queries at a time in float32, with proven bounds. Of each half stay the rows
+//! What is read: all half scores of some queries at a time, in float32 or, of many queries where the processor is faster at
+//! that, in products of bytes ([`coded`]); with proven bounds. Of each half stay the rows
 //! that may be among its best k; of their pairs those that may be among the best k sums; only these are scored exactly.
 //! A slot outside has k slots above it, unless sums that differ round to the same number: then, or where bounds say too
 //! little, [`sorted`] decides.
 
 mod bag;
+mod coded;
 mod fast;
 mod gradient;
+mod read;
 mod sorted;
 
-pub use bag::{Bag, BagGradient};
+pub use bag::{Bag, Reads};
 pub use gradient::Gradient;
+pub use read::Weighing;
 
 use mnemex_kernels::{Kernels, PANEL};
 
@@ -36,12 +40,19 @@ pub struct SubKeys<'a> {
 }
 
 /// The best slots of each query of each head: `[T, heads, k]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Slots {
     /// Scores, best first; -inf where there is no slot.
     pub scores: Vec<f32>,
     /// Slots i m + j; -1 where there is none.
     pub ids: Vec<i64>,
+}
+
+impl From<Vec<Slot>> for Slots {
+    fn from(slots: Vec<Slot>) -> Slots {
+        let (scores, ids) = slots.into_iter().map(|slot| (slot.score, slot.id)).unzip();
+        Slots { scores, ids }
+    }
 }
 
 /// Most numbers in an answer.
@@ -128,26 +139,33 @@ impl<'a> SubKeys<'a> {
         })?;
         // Jobs keep what they found until all are done.
         room_for((n * k).saturating_mul(2 * size_of::<Slot>()), || format!("the best {k} slots of {n} queries"))?;
-        let mut slots = Slots { scores: filled(f32::NEG_INFINITY, n * k)?, ids: filled(-1, n * k)? };
         let operations = n.saturating_mul(self.n[0] + self.n[1]).saturating_mul(self.query_dim() / 2 + 1);
         let work = work.for_size(operations);
         // A head's keys are looked through once for each job, so there are few.
         let parts = if work.threads == 1 { 1 } else { (2 * work.threads).div_ceil(self.heads) };
         let per_job = tokens.div_ceil(parts).next_multiple_of(PANEL).max(1);
         let jobs = tokens.div_ceil(per_job);
-        let found = work.map(self.heads * jobs, |job, ticker| {
-            let (head, first) = (job / jobs, job % jobs * per_job);
-            let n = per_job.min(tokens - first);
-            fast::best(self, kernels, (head, k), queries, first..first + n, ticker)
+        let mut found = coded::with(self, kernels, queries, k, |coded| {
+            work.map(self.heads * jobs, |job, ticker| {
+                let (head, first) = (job / jobs, job % jobs * per_job);
+                let some = first..tokens.min(first + per_job);
+                match coded {
+                    Some(coded) => coded.best(head, some, job % 2 == 1, ticker),
+                    None => fast::best(self, kernels, (head, k), queries, some, ticker),
+                }
+            })
         })?;
+        if let [all] = &mut found[..] {
+            return Ok(std::mem::take(all));
+        }
+        let mut slots = Slots { scores: filled(f32::NEG_INFINITY, n * k)?, ids: filled(-1, n * k)? };
         for (job, found) in found.into_iter().enumerate() {
             let (head, first) = (job / jobs, job % jobs * per_job);
-            for (at, best) in found.chunks_exact(k).enumerate() {
+            let best = found.scores.chunks_exact(k).zip(found.ids.chunks_exact(k));
+            for (at, (scores, ids)) in best.enumerate() {
                 let to = ((first + at) * self.heads + head) * k;
-                for (i, slot) in best.iter().enumerate() {
-                    slots.scores[to + i] = slot.score;
-                    slots.ids[to + i] = slot.id;
-                }
+                slots.scores[to..][..k].copy_from_slice(scores);
+                slots.ids[to..][..k].copy_from_slice(ids);
             }
         }
         Ok(slots)

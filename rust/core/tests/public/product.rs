@@ -1,7 +1,7 @@
 //! Product keys beside a scan of every pair, on every instruction set and number of threads.
 
 use mnemex_core::Kind;
-use mnemex_core::product::{Bag, SubKeys};
+use mnemex_core::product::{Bag, SubKeys, Weighing};
 use mnemex_core::work::Work;
 use mnemex_kernels::product::Table;
 use mnemex_kernels::single::Format;
@@ -102,12 +102,35 @@ fn sums_that_round_to_the_same_number_go_by_id() {
     let rows: Vec<f32> = (0..100).map(|i| i as f32 * 1e-9).collect();
     let columns: Vec<f32> = (0..100).map(|j| if j % 7 == 3 { 2.0 } else { 1.0 }).collect();
     let keys = [[rows.clone(), rows].concat(), [columns.clone(), columns].concat()];
-    Trial { keys, n: [100, 100], dim: [1, 1], queries: vec![1.0; 12] }.holds(&[1, 5, 20, 40, 1500]);
+    Trial { keys, n: [100, 100], dim: [1, 1], queries: vec![1.0; 40] }.holds(&[1, 5, 20, 40, 1500]);
+}
+
+#[test]
+fn a_half_key_far_above_the_others_makes_all_the_best_pairs() {
+    let mut trial = Trial::new([Data::Gaussian; 2], [150, 140], [24, 24], 9);
+    for half in 0..2 {
+        let first = &mut trial.keys[half][7 * 24..8 * 24];
+        first.iter_mut().for_each(|x| *x *= 30.0);
+    }
+    trial.holds(&[20, 64]);
+}
+
+#[test]
+fn queries_and_keys_of_any_size_are_met() {
+    let plain = Trial::new([Data::Gaussian; 2], [40, 50], [8, 8], 9);
+    for size in [0.0, 1e-42, 1e-30, 1e15, 1e17] {
+        let mut trial = Trial::new([Data::Gaussian; 2], [40, 50], [8, 8], 9);
+        trial.queries[64..].iter_mut().for_each(|x| *x *= size);
+        trial.holds(&[9]);
+        trial.queries.copy_from_slice(&plain.queries);
+        trial.keys[0][16..].iter_mut().for_each(|x| *x *= size);
+        trial.holds(&[9]);
+    }
 }
 
 #[test]
 fn what_is_not_finite_is_never_found() {
-    let mut trial = Trial::new([Data::Gaussian; 2], [40, 50], [4, 4], 4);
+    let mut trial = Trial::new([Data::Gaussian; 2], [40, 50], [4, 4], 12);
     let clean = trial.sub_keys().lookup(every_table().last().unwrap(), &trial.queries, 9, &Work::ALONE).unwrap();
     trial.queries[3] = f32::NAN;
     trial.keys[0][8] = f32::INFINITY;
@@ -185,6 +208,40 @@ fn gradients_are_those_of_plain_loops() {
 }
 
 #[test]
+fn what_is_read_are_the_values_of_the_best_slots_weighed() {
+    let (trial, k, dim) = (Trial::new([Data::Gaussian; 2], [20, 30], [5, 6], 9), 7, 33);
+    let mut random = Random::new(4);
+    let values = Data::Gaussian.array(&mut random, [1, 1, 50, dim]).into_raw_vec_and_offset().0;
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let table = Table { bytes: &bytes, format: Format::F32, dim };
+    for kernels in every_table() {
+        for weighing in [Weighing::Softmax(0.5), Weighing::Scores(0.5)] {
+            let keys = trial.sub_keys();
+            let found = keys.lookup(kernels, &trial.queries, k, &Work::ALONE).unwrap();
+            let mut want = vec![0.0f64; 9 * dim];
+            for (query, (scores, ids)) in found.scores.chunks(k).zip(found.ids.chunks(k)).enumerate() {
+                let weight = |&score: &f32| match weighing {
+                    Weighing::Scores(scale) => f64::from(scale * score),
+                    Weighing::Softmax(scale) => f64::exp((scale * (score - scores[0])).into()),
+                };
+                let total = if weighing == Weighing::Scores(0.5) { 1.0 } else { scores.iter().map(weight).sum() };
+                for (score, id) in scores.iter().zip(ids) {
+                    for c in 0..dim {
+                        let value = values[*id as usize % 50 * dim + c];
+                        want[query / HEADS * dim + c] += weight(score) / total * f64::from(value);
+                    }
+                }
+            }
+            for threads in [1, 3] {
+                let work = Work { threads, ..Work::ALONE };
+                let got = keys.read(kernels, &trial.queries, k, weighing, table, &work).unwrap();
+                assert!(got.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-4), "{weighing:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn values_are_summed_and_their_gradients_kept_row_by_row() {
     let (n, dim, tokens, m) = (50, 33, 70, 8);
     let mut random = Random::new(11);
@@ -211,11 +268,14 @@ fn values_are_summed_and_their_gradients_kept_row_by_row() {
         let mut before = None;
         for threads in [1, 2, 3] {
             let work = Work { threads, ..Work::ALONE };
-            let got = (bag.sums(kernels, &work).unwrap(), bag.gradient(kernels, &grad, &work).unwrap());
-            assert!(near(&got.0, &sums) && near(&got.1.weights, &of_weights));
+            let reads = bag.reads().unwrap();
+            let mut values = vec![f32::NAN; reads.rows.len() * dim];
+            let weights = bag.gradient(kernels, &reads, &grad, &mut values, &work).unwrap();
+            let got = (bag.sums(kernels, &work).unwrap(), weights, values);
+            assert!(near(&got.0, &sums) && near(&got.1, &of_weights));
             let read: Vec<i64> = (0..40).filter(|id| ids.contains(id)).collect();
-            assert_eq!(got.1.rows, read, "what was read, ascending");
-            for (row, got) in read.iter().zip(got.1.values.chunks(dim)) {
+            assert_eq!(reads.rows, read, "what was read, ascending");
+            for (row, got) in read.iter().zip(got.2.chunks(dim)) {
                 assert!(near(got, &of_values[*row as usize]));
             }
             assert_eq!(&got, before.get_or_insert_with(|| got.clone()), "{threads} threads");
@@ -224,5 +284,15 @@ fn values_are_summed_and_their_gradients_kept_row_by_row() {
     let wrong = Bag { ids: &[50; 8], weights: &[1.0; 8], n: 1, ..bag };
     let kernels = every_table().last().unwrap();
     assert_eq!(wrong.sums(kernels, &Work::ALONE).unwrap_err().kind, Kind::Id);
-    assert_eq!(bag.gradient(kernels, &grad[1..], &Work::ALONE).unwrap_err().kind, Kind::Shape);
+    let reads = bag.reads().unwrap();
+    let mut room = vec![0.0; reads.rows.len() * dim];
+    let mut kind = |bag: Bag, grad: &[f32], n: usize| {
+        bag.gradient(kernels, &reads, grad, &mut room[..n], &Work::ALONE).unwrap_err().kind
+    };
+    let n = reads.rows.len() * dim;
+    assert_eq!(kind(bag, &grad[1..], n), Kind::Shape);
+    assert_eq!(kind(bag, &grad, n - dim), Kind::Shape);
+    let other: Vec<i64> = ids.iter().map(|&id| (id + 1).min(40)).collect();
+    assert_eq!(kind(Bag { ids: &other, ..bag }, &grad, n), Kind::Shape, "reads of other ids");
+    assert_eq!(wrong.reads().unwrap_err().kind, Kind::Id);
 }

@@ -10,6 +10,7 @@ use mnemex_oracle as oracle;
 mod block;
 mod codes;
 mod few;
+mod halves;
 mod many;
 mod product;
 mod short;

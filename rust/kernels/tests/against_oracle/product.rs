@@ -93,7 +93,7 @@ fn sums_of_products_are_the_oracles_bits() {
 }
 
 #[test]
-fn weighted_rows_add_up() {
+fn weighted_rows_add_up_and_rows_meet_a_vector() {
     for kernels in tables() {
         for dim in [1, 7, 8, 15, 16, 17, 64, 127, 128, 129, 300] {
             let mut random = Random(dim as u64);
@@ -115,7 +115,17 @@ fn weighted_rows_add_up() {
                 let rows: Vec<u32> = (0..m).map(|_| random.bits() as u32 % n).collect();
                 let weights: Vec<f32> = (0..m).map(|_| random.unit()).collect();
                 let mut out = vec![0.5; dim];
-                (kernels.bag)(Table { bytes: &bytes, format, dim }, &rows, &weights, &mut out);
+                let table = Table { bytes: &bytes, format, dim };
+                (kernels.bag)(table, &rows, &weights, &mut out);
+                let q: Vec<f32> = (0..dim).map(|_| random.unit()).collect();
+                let mut products = vec![f32::NAN; m];
+                (kernels.row_products)(table, &rows, &q, &mut products);
+                for (&row, &got) in rows.iter().zip(&products) {
+                    let row = &kept[row as usize * dim..][..dim];
+                    let want: f64 = row.iter().zip(&q).map(|(&x, &q)| f64::from(x) * f64::from(q)).sum();
+                    let room = 2f64.powi(-24) * dim as f64 * (dim as f64 + 8.0);
+                    assert!((f64::from(got) - want).abs() <= room, "{:?} {dim}: {got} for {want}", kernels.isa);
+                }
                 for (column, &got) in out.iter().enumerate() {
                     let term = |(&row, &weight): (&u32, &f32)| {
                         f64::from(weight) * f64::from(kept[row as usize * dim + column])
