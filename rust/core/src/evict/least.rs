@@ -16,6 +16,9 @@ const IN_LINE: usize = 4;
 /// Or one in so many of the lane.
 const LINE_SHARE: usize = 8;
 
+/// Draws find places in line one by one; where more than one in so many goes, to look at everything is sooner done.
+const DRAWN_SHARE: usize = 64;
+
 /// Ends what is worth least.
 pub struct Least {
     worth: Worth,
@@ -92,7 +95,7 @@ impl Least {
         let [sinks, recent] = self.pinned();
         let before = view.lane.len() - decided.leaving.len();
         let old = before.checked_sub(sinks)?.checked_sub(recent.saturating_sub(decided.arriving()))?;
-        if over >= old / 2 {
+        if over >= old / DRAWN_SHARE {
             return None;
         }
         // Each place with the same chance; one that was drawn is drawn again.
