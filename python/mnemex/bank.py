@@ -178,6 +178,11 @@ class Bank(Writes):
     def _staged_nbytes(self) -> int:
         return self._native.staged_nbytes
 
+    @property
+    def wants_use(self) -> bool:
+        """Whether the evict policy goes by the use of entries, which `touch` tells; adapters that write tell it."""
+        return self._native.wants_use
+
     # ------------------------------------------------------------------ versions
 
     def snapshot(self) -> Snapshot:

@@ -170,7 +170,7 @@ class Writes(Ingests, Reads):
         """Stage that entries were used: a commit counts it, before it writes. Ids that are not there are passed over.
 
         Evict policies that go by use read these counts; searching alone never changes a bank. Counts stay with an entry
-        through snapshots, copies, forks and reordering; they are not saved.
+        through snapshots, copies, forks and reordering, and are saved where the evict policy goes by them.
 
         Parameters
         ----------

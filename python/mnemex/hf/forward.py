@@ -7,7 +7,6 @@ is still open: only then are tokens kept for staging, once per layer.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StaticCache
 
+from mnemex import Hits
 from mnemex.errors import ArgumentError, Unsupported
 from mnemex.hf import masks
 from mnemex.hf.cache import WindowCache, self_attention_cache
@@ -27,6 +27,7 @@ from mnemex.torch.retrieved import check_fits
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from mnemex import Memory
     from mnemex.hf.attachment import Attachment
     from mnemex.hf.rotary import Turn
     from mnemex.hf.window import Bools, Ints
@@ -89,6 +90,9 @@ class ModelForward:
             attachment.trace = {}
         memory = attachment.memory if self.cache is None else self.cache.memory
         self._snapshot = memory.snapshot()
+        writes = self.cache is not None or self.stages
+        self._wants_use = {i for i in self.layers.values() if memory[i].wants_use} if writes else set()
+        self._used: dict[int, Trace] = {}
 
     @property
     def positions(self) -> Ints:
@@ -204,8 +208,25 @@ class ModelForward:
 
     def _observer(self, index: int) -> Callable[[Trace], None] | None:
         """Make what notes the retrieval of one layer, while this pass is open and someone asked for it."""
-        trace = self.attachment.trace
-        return None if trace is None or not self.open else partial(trace.__setitem__, index)
+        notes = [self.attachment.trace] if self.attachment.trace is not None else []
+        notes += [self._used] if index in self._wants_use else []
+        if not notes or not self.open or self.attachment.top_k is None:
+            return None
+
+        def note(found: Trace) -> None:
+            for each in notes:
+                each[index] = found
+
+        return note
+
+    def tell_use(self, memory: Memory) -> bool:
+        """Stage how much attention each retrieved entry got, where an evict policy goes by it; whether any did."""
+        for index, found in self._used.items():
+            mass = np.nan_to_num(found.mass * found.share[..., None], posinf=0.0)
+            rows = np.zeros(len(mass), np.int64) if memory.rows == 1 else np.arange(len(mass))
+            memory.touch(index, Hits(mass, found.ids, rows), mass)
+        told, self._used = bool(self._used), {}
+        return told
 
     def close(self, *, failed: bool) -> None:
         """End the pass: stage and, with a cache, commit; or forget all of it."""
@@ -217,6 +238,7 @@ class ModelForward:
             else:
                 self.cache.end(self)
         elif kept and not failed:
+            self.tell_use(self.attachment.memory)
             positions, valid = self.positions, self.valid
             self.attachment.staged = stage_tokens(
                 self.attachment.memory,
