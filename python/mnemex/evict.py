@@ -204,7 +204,7 @@ def evict_options(part: object, *, seed: int) -> dict[str, object]:
     if part == MinScore.name:
         raise ArgumentError('evict="min_score" needs a column: MinScore(column="surprise"), for one')
     if isinstance(part, str):
-        part = EVICTS.get(part, Fifo)()
+        part = EVICTS.get(part, Fifo)()  # type: ignore[call-arg]
     options = {field.name: getattr(part, field.name) for field in fields(part)}  # type: ignore[arg-type]
     return options | {"seed": seed if options.get("seed") is None else options["seed"]}
 
