@@ -104,3 +104,26 @@ def test_what_is_no_reader_is_refused_by_name():
     for wrong in (0, 2.5, "window", mx.Window, mx.Flat()):
         with pytest.raises(mx.Error, match=r"top_k=.*Window"):
             mx.torch.attention(q, k, v, memory=bank, top_k=wrong)
+
+
+def test_a_language_model_reads_through_a_window_and_traces_each_entry_once():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    memory = mx.Memory.for_model(model)
+    text = torch.randint(0, 50, (1, 30))
+    with torch.no_grad(), mx.hf.attach(model, memory, top_k=mx.Window(3, 1, 1), trace=True) as attachment:
+        attachment.ingest(text)
+        start = attachment.next_position
+        model(text[:, :6], position_ids=torch.arange(start, start + 6)[None])
+        for layer in attachment.trace.values():
+            assert layer.ids.shape == layer.mass.shape == (1, 4, 6, 9)
+            hits = mx.Hits(layer.mass, layer.ids, np.zeros(1, np.int64))
+            assert hits.distinct.sum() < hits.valid.sum()
+            assert not layer.mass[~hits.distinct].any()
+            np.testing.assert_allclose(layer.mass.sum(-1), 1, atol=1e-5)
+        assert attachment.citations()
