@@ -39,7 +39,7 @@ from mnemex.files import open  # noqa: A004 - `mnemex.open` is what the reader o
 from mnemex.ingest import IngestReport
 from mnemex.memory import Memory, MemorySnapshot, from_cache
 from mnemex.merge import merge
-from mnemex.parts import BF16, F16, F32, Append, Flat
+from mnemex.parts import BF16, F16, F32, Append, Flat, Threshold, TopK, Window
 from mnemex.product_keys import ProductKeys, Slots
 from mnemex.results import Hits, Partial, Receipt
 
@@ -89,7 +89,10 @@ __all__ = [
     "Snapshot",
     "StateError",
     "Stats",
+    "Threshold",
+    "TopK",
     "Unsupported",
+    "Window",
     "build_info",
     "from_cache",
     "merge",

@@ -65,9 +65,9 @@ class NativeBank:
         """
         Bytes of what is staged, and of what finds entries by label.
         """
-    def touch(self, /, rows: Incomplete, heads: SupportsIndex, ids: Incomplete, mass: Incomplete | None) -> None:
+    def touch(self, /, rows: Incomplete, heads: SupportsIndex, k: SupportsIndex, ids: Incomplete, mass: Incomplete | None) -> None:
         """
-        Stage the use of found ids `[rows, heads, T * k]`, which lie in the given bank rows.
+        Stage the use of found ids `[rows, heads, T, k]`, which lie in the given bank rows.
         """
     def truncate(self, /, ends: Incomplete, rows: Incomplete | None) -> None:
         """
@@ -137,7 +137,7 @@ class NativeSnapshot:
     """
     A frozen version of a bank.
     """
-    def attend(self, /, queries: tuple[Incomplete, str], k: SupportsIndex | None, rows: Incomplete | None, scale: SupportsFloat | SupportsIndex, softcap: SupportsFloat | SupportsIndex | None, bias: Incomplete | str | None, before: Incomplete | None, allowed: Incomplete | None, predicates: SupportsGetItem[int, tuple[str, str, Incomplete]], with_hits: bool, nonfinite: str | None, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, tuple[tuple[Incomplete, Incomplete, Incomplete | None, Incomplete], Incomplete] | None]:
+    def attend(self, /, queries: tuple[Incomplete, str], reader: tuple[SupportsIndex, SupportsFloat | SupportsIndex, SupportsIndex, SupportsIndex] | None, rows: Incomplete | None, scale: SupportsFloat | SupportsIndex, softcap: SupportsFloat | SupportsIndex | None, bias: Incomplete | str | None, before: Incomplete | None, allowed: Incomplete | None, predicates: SupportsGetItem[int, tuple[str, str, Incomplete]], with_hits: bool, nonfinite: str | None, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, tuple[tuple[Incomplete, Incomplete, Incomplete | None, Incomplete], Incomplete] | None]:
         """
         Attention: out, lse and, if asked for, hits and mass.
         """
@@ -185,9 +185,9 @@ class NativeSnapshot:
         """
         Rows.
         """
-    def search(self, /, queries: tuple[Incomplete, str], k: SupportsIndex, rows: Incomplete | None, before: Incomplete | None, allowed: Incomplete | None, predicates: SupportsGetItem[int, tuple[str, str, Incomplete]], nonfinite: str | None, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, Incomplete | None, Incomplete]:
+    def search(self, /, queries: tuple[Incomplete, str], reader: tuple[SupportsIndex, SupportsFloat | SupportsIndex, SupportsIndex, SupportsIndex], rows: Incomplete | None, before: Incomplete | None, allowed: Incomplete | None, predicates: SupportsGetItem[int, tuple[str, str, Incomplete]], nonfinite: str | None, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, Incomplete | None, Incomplete]:
         """
-        The best k: scores, ids, labels (if any entry has one) and the bank row of each query row.
+        What a reader takes: scores, ids, labels (if any entry has one) and the bank row of each query row.
         """
     def stats(self, /) -> tuple[int, int, int, int, int, int, int, int, int, float]:
         """

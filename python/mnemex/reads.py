@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from mnemex import _arguments as arguments
-from mnemex import _entries, _where
+from mnemex import _entries, _where, parts
 from mnemex._arrays import is_flat, vectors
 from mnemex.arrow import ArrowTable
 from mnemex.errors import ArgumentError, DtypeError, ShapeError, StateError, Unsupported
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mnemex._arrays import ArrayLike, IntsLike
     from mnemex._entries import Columns, Vectors
     from mnemex._where import Where
+    from mnemex.parts import Reader
 
 ANSWER_LIMIT = 2**31
 
@@ -33,7 +34,7 @@ class Reads(Facts):
     def search(
         self,
         queries: ArrayLike,
-        k: int,
+        k: int | Reader,
         *,
         rows: IntsLike | None = None,
         before: IntsLike | None = None,
@@ -53,7 +54,7 @@ class Reads(Facts):
             `[rows, query_heads, T, key_dim]` (`[T, key_dim]` for one lane); query head h reads key/value head
             h // (query_heads // heads).
         k
-            Hits per query; more than the lane holds gives padding.
+            Hits per query; more than the lane holds gives padding. Or a reader: `mnemex.TopK`, `Threshold`, `Window`.
         rows
             Bank row of each query row; None: all. A bank with one row answers any number of query rows.
         before
@@ -80,19 +81,19 @@ class Reads(Facts):
             A wrong argument, or an answer of more than 2**31 entries.
         """
         arguments.effort(effort)
-        k, nonfinite = arguments.count("k", k), arguments.nonfinite(nonfinite)
+        reader, nonfinite = parts.reader(k), arguments.nonfinite(nonfinite)
         query, flat, at, seen = self._query(queries, rows, before)
-        if k > ANSWER_LIMIT:
+        if reader[0] * (1 + reader[2] + reader[3]) > ANSWER_LIMIT:
             raise ArgumentError(f"k={k} makes an answer of more than 2**31 entries: ask for less")
         allowed, conditions = _where.parse(where)
         native, threads = self._native_snapshot(), self._threads_of(threads)
-        found = native.search(query, k, at, seen, allowed, conditions, nonfinite, threads)
+        found = native.search(query, reader, at, seen, allowed, conditions, nonfinite, threads)
         return _hits(found, flat=flat)
 
     def attend(
         self,
         queries: ArrayLike,
-        k: int | None,
+        k: int | Reader | None,
         *,
         rows: IntsLike | None = None,
         scale: float | None = None,
@@ -114,7 +115,7 @@ class Reads(Facts):
         queries, rows, before, where, effort, nonfinite, threads
             As for `search`; a query that holds NaN or infinity, where it is let through, gives NaN.
         k
-            Entries per query, clamped to the longest lane.
+            Entries per query, clamped to the longest lane; or a reader, as for `search`.
         scale
             None: key_dim ** -0.5.
         softcap
@@ -130,10 +131,10 @@ class Reads(Facts):
         StateError
             The bank stores no values.
         ShapeError, DtypeError, RowError, NonFinite, ArgumentError
-            A wrong argument.
+            A wrong argument, or more than 2**31 places: of hits that are asked for, or of a `Window`.
         """
         arguments.effort(effort)
-        k, nonfinite = arguments.optional_count("k", k), arguments.nonfinite(nonfinite)
+        reader, nonfinite = None if k is None else parts.reader(k), arguments.nonfinite(nonfinite)
         hits = arguments.flag("hits", hits)
         scale = self.key_dim**-0.5 if scale is None else arguments.real("scale", scale)
         softcap = None if softcap is None else arguments.real("softcap", softcap, positive=True)
@@ -142,7 +143,7 @@ class Reads(Facts):
         allowed, conditions = _where.parse(where)
         native, threads = self._native_snapshot(), self._threads_of(threads)
         out, lse, found = native.attend(
-            query, k, at, scale, softcap, bias, seen, allowed, conditions, hits, nonfinite, threads
+            query, reader, at, scale, softcap, bias, seen, allowed, conditions, hits, nonfinite, threads
         )
         if flat:
             out, lse = out[0, 0], lse[0, 0]
@@ -175,7 +176,7 @@ class Reads(Facts):
             As `attend` took them.
         hits
             What each query read, and of which rows: of this very version, since entries that are gone have no gradient
-            to give.
+            to give. An entry that stands there several times for a query counts once, as in `attend`.
         grad
             float32, the shape of `out`: its gradient.
         delta

@@ -25,6 +25,9 @@ class Hits:
         int64, same shape; -1 where there is no hit.
     rows
         int64 `[rows]`: the bank row of each query row.
+
+    With `mnemex.Window` the last axis has k * (1 + before + after) places: each hit is followed by its neighbours,
+    padding stands wherever one is missing, and an entry may stand in several places.
     """
 
     scores: NDArray[np.float32]
@@ -36,6 +39,20 @@ class Hits:
     def valid(self) -> NDArray[np.bool_]:
         """Whether there is a hit, same shape as `ids`."""
         return self.ids >= 0
+
+    @property
+    def distinct(self) -> NDArray[np.bool_]:
+        """Where each entry that a query found stands for the first time, same shape as `ids`.
+
+        The same as `valid`, unless neighbours were read (`mnemex.Window`): neighbourhoods may overlap.
+        """
+        order = np.argsort(self.ids, axis=-1, kind="stable")
+        ids = np.take_along_axis(self.ids, order, -1)
+        first = np.ones(ids.shape, np.bool_)
+        first[..., 1:] = ids[..., 1:] != ids[..., :-1]
+        distinct = np.empty_like(first)
+        np.put_along_axis(distinct, order, first, -1)
+        return distinct & self.valid
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -62,7 +79,7 @@ class Partial:
         What was attended, with `hits=True`; else None.
     mass
         float32, the shape of `hits.ids`: the softmax weight of each hit among the k, summing to 1; 0 where there is no
-        hit. None without `hits=True`.
+        hit, and where an entry stands that had a place before (`mnemex.Window`). None without `hits=True`.
     """
 
     out: NDArray[np.float32]

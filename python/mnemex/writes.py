@@ -175,9 +175,11 @@ class Writes(Ingests, Reads):
         Parameters
         ----------
         hits
-            Of `search` or `attend` on this bank; an entry that several queries found is counted for each.
+            Of `search` or `attend` on this bank; an entry that several queries found is counted for each, one that a
+            query found in several places (`Window`) once.
         mass
-            Softmax weight of each hit, the shape of `hits.ids`, as `Partial.mass`; None: none is added.
+            Softmax weight of each hit, the shape of `hits.ids`, as `Partial.mass`; None: none is added. Weights in
+            several places of an entry are added up.
 
         Raises
         ------
@@ -186,4 +188,4 @@ class Writes(Ingests, Reads):
         """
         rows, ids = arguments.hits(hits, self.heads, self.rows)
         weights = None if mass is None else arguments.weights("mass", mass, np.shape(hits.ids))
-        self._native.touch(rows, ids.shape[1], np.ascontiguousarray(ids).reshape(-1), weights)
+        self._native.touch(rows, ids.shape[1], ids.shape[3], np.ascontiguousarray(ids).reshape(-1), weights)

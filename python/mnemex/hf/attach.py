@@ -24,6 +24,7 @@ from mnemex.torch.retrieved import check_metric
 if TYPE_CHECKING:
     from torch import nn
 
+    from mnemex.parts import Reader
     from mnemex.torch import Bias, Gate
 
 DISTANCE = 512
@@ -39,7 +40,7 @@ def attach(
     model: nn.Module,
     memory: Memory,
     *,
-    top_k: int | None = 32,
+    top_k: int | Reader | None = 32,
     merge: Literal["joint"] | Bias | Gate = "joint",
     layers: Layers = "auto",
     positions: Literal["auto", "true", "fixed", "none"] | int = "auto",
@@ -58,7 +59,8 @@ def attach(
     memory
         From `Memory.for_model(model)`, or one that was saved.
     top_k
-        Entries each query reads; None: every entry, which makes the model exact over the whole past.
+        Entries each query reads, or a reader (`mnemex.Window`); None: every entry, which makes the model exact over the
+        whole past.
     merge
         "joint": one softmax over local keys and entries, exact. A `mnemex.torch.Bias` or `Gate` with one number per
         query head is copied into each attached attention module as its submodule `mnemex_merge`: until `detach` it is

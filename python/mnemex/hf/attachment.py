@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mnemex import Bank, Memory, Receipt, Snapshot
     from mnemex.hf.stack import Stack
     from mnemex.hf.window import Ints
+    from mnemex.parts import Reader
     from mnemex.torch.joined import Trace
     from mnemex.torch.merges import PerHead
 
@@ -76,7 +77,7 @@ class Attachment:
     memory
         The memory that is read, and written where `write` says so.
     top_k
-        Entries each query reads; None: every entry.
+        Entries each query reads, or a reader (`mnemex.Window`); None: every entry.
     modules
         The attention modules that read, by layer.
     staged
@@ -92,7 +93,7 @@ class Attachment:
         modules: dict[int, nn.Module],
         memory: Memory,
         *,
-        top_k: int | None,
+        top_k: int | Reader | None,
         write: Write | None,
         trace: bool,
         merge: PerHead | None = None,

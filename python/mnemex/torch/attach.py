@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mnemex import Receipt
+    from mnemex.parts import Reader
 
 MERGE = "mnemex_merge"
 """The submodule of an attached module that holds its learned merge."""
@@ -44,7 +45,7 @@ def attach(
     model: nn.Module,
     memory: Bank | Memory,
     *,
-    top_k: int | None = 32,
+    top_k: int | Reader | None = 32,
     merge: Literal["joint"] | Bias | Gate = "joint",
     modules: Sequence[str] | None = None,
     write: Literal["off", "all"] = "off",
@@ -59,7 +60,7 @@ def attach(
         A bank for each attention module in order, `Memory({0: Bank(...), ...})`; a `Bank` where there is one module.
         A bank has the batch's rows (or one row, to read), and the heads and sizes of what its module attends with.
     top_k
-        Entries each query reads; None: every entry.
+        Entries each query reads, or a reader (`mnemex.Window`); None: every entry.
     merge
         "joint": one softmax, exact. A `Bias` or `Gate` with one number per query head is copied into each module as
         its submodule `mnemex_merge`, until `detach`.
@@ -172,7 +173,7 @@ class Attachment:
         model: nn.Module,
         modules: list[nn.Module],
         memory: Memory,
-        top_k: int | None,
+        top_k: int | Reader | None,
         merge: PerHead | None,
         write: str,
     ) -> None:

@@ -20,6 +20,7 @@ from mnemex.torch.merges import GATED, JOINT, Merge, learned
 from mnemex.torch.retrieved import check_rows
 
 if TYPE_CHECKING:
+    from mnemex.parts import Reader
     from mnemex.torch.merges import Bias, Gate
 
 
@@ -29,7 +30,7 @@ def attention(
     v: Tensor,
     *,
     memory: Bank | Snapshot,
-    top_k: int | None,
+    top_k: int | Reader | None,
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
@@ -46,7 +47,7 @@ def attention(
         A bank, or a snapshot of one, with B rows or one row, whose heads divide Hq. Its entries get no gradient. The
         backward pass reads the version that the forward pass read.
     top_k
-        Entries each query reads; None: every entry.
+        Entries each query reads, or a reader (`mnemex.Window`); None: every entry.
     attn_mask
         For the local keys: boolean (True: attend) or additive, broadcastable to `[B, Hq, Q, K]`. A query that may
         attend to no local key reads the memory alone.

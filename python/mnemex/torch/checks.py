@@ -8,6 +8,7 @@ import operator
 from torch import Tensor
 
 from mnemex.errors import ArgumentError, DtypeError
+from mnemex.parts import Reader
 
 LARGEST = 2**63 - 1
 
@@ -23,12 +24,14 @@ def count(name: str, x: object, *, low: int = 1) -> int:
     return n
 
 
-def top_k(x: object) -> int | None:
-    """Take a number of entries, or None for every entry."""
+def top_k(x: object) -> int | Reader | None:
+    """Take a number of entries, a reader, or None for every entry."""
+    if isinstance(x, Reader):
+        return x
     try:
         return None if x is None else count("top_k", x)
     except (ArgumentError, DtypeError) as error:
-        raise type(error)(f"{error}, or None for every entry") from None
+        raise type(error)(f"{error}, or a reader such as mnemex.Window, or None for every entry") from None
 
 
 def real(name: str, x: object) -> float:

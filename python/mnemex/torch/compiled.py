@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mnemex.errors import Error
+from mnemex.parts import Threshold, TopK, Window
 from mnemex.torch.joined import Pass, Reading, backward_pass, forward_pass, joined_attention, refuse_second_derivatives
 from mnemex.torch.local import Mask, Scoring, prepare
 from mnemex.torch.merges import GATED, JOINT
@@ -25,6 +26,7 @@ from mnemex.torch.retrieved import check_rows
 
 if TYPE_CHECKING:
     from mnemex import Bank, Snapshot
+    from mnemex.parts import Reader
 
 _memories: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _tickets: WeakValueDictionary[int, _Ticket] = WeakValueDictionary()
@@ -54,7 +56,7 @@ def attention(
     key: Tensor,
     value: Tensor,
     memory: Bank | Snapshot,
-    k: int | None,
+    k: int | Reader | None,
     mask: Tensor | None,
     *,
     is_causal: bool,
@@ -64,12 +66,30 @@ def attention(
 ) -> Tensor:
     """Attend as one operator; the arguments are those of `mnemex.torch.attention`, checked."""
     given = (query, key, value, mask, weight)
+    n, least, before, after = _numbers(k)
     out, _ = _attend(
-        query, key, value, mask, weight, id(memory), k, query.shape[-1] ** -0.5 if scale is None else float(scale),
+        query, key, value, mask, weight, id(memory), n, least, before, after,
+        query.shape[-1] ** -0.5 if scale is None else float(scale),
         is_causal, gated, torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given),
         torch.is_grad_enabled() and mask is not None and mask.requires_grad,
     )  # fmt: skip
     return out
+
+
+def _numbers(k: int | Reader | None) -> tuple[int | None, float | None, int, int]:
+    """Say what is read in numbers, which is what an operator takes."""
+    if isinstance(k, Window):
+        return k.k, None, k.before, k.after
+    if isinstance(k, Threshold):
+        return k.k, k.score, 0, 0
+    return k.k if isinstance(k, TopK) else k, None, 0, 0
+
+
+def _reader(k: int | None, least: float | None, before: int, after: int) -> int | Reader | None:
+    """Undo `_numbers`."""
+    if k is None or (least is None and not before and not after):
+        return k
+    return Window(k, before, after) if least is None else Threshold(least, k)
 
 
 def _prepared(mask: Tensor | None, dtype: torch.dtype, *, of_mask: bool) -> Mask | None:
@@ -91,6 +111,9 @@ def _attend(
     weight: Tensor | None,
     memory: int,
     k: int | None,
+    least: float | None,
+    before: int,
+    after: int,
     scale: float,
     causal: bool,  # noqa: FBT001 - operators take what a schema can say
     gated: bool,  # noqa: FBT001
@@ -102,7 +125,7 @@ def _attend(
         raise Error("the memory this function was compiled with is gone: keep a reference to it")
     check_rows(found, query.shape[0])
     scoring = Scoring(scale, causal=causal)
-    reading = Reading(found, k, GATED if gated else JOINT)
+    reading = Reading(found, _reader(k, least, before, after), GATED if gated else JOINT)
     local_mask = _prepared(mask, query.dtype, of_mask=of_mask)
     if not gradients:
         out = joined_attention(query, key, value, local_mask, scoring, reading, weight=weight)
@@ -184,7 +207,7 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
     of_mask = ctx.needs_input_grad[3]
     first, second, third, *rest = _attend_backward(grad, ticket, query, key, value, mask, weight, of_mask)
     of_mask_ = rest.pop(0) if of_mask else None
-    return first, second, third, of_mask_, rest.pop(0) if rest else None, *(None,) * 7
+    return first, second, third, of_mask_, rest.pop(0) if rest else None, *(None,) * 10
 
 
 _attend.register_autograd(_differentiate, setup_context=_keep)

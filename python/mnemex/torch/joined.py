@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mnemex import Hits, Snapshot
+    from mnemex.parts import Reader
 
 
 class Trace(NamedTuple):
@@ -33,9 +34,9 @@ class Trace(NamedTuple):
     Attributes
     ----------
     ids
-        Entries, int64 `[B, Hq, Q, k]`; -1 where there were fewer.
+        Entries, int64 `[B, Hq, Q, k]`; -1 where there were fewer. With a `mnemex.Window`, in the places of its answer.
     mass
-        Their weights among each other, float32, of the same shape.
+        Their weights among each other, float32, of the same shape; an entry in several places has its in the first.
     share
         Share of the memory in the whole softmax, float32 `[B, Hq, Q]`.
     """
@@ -64,7 +65,7 @@ class Reading(NamedTuple):
     """
 
     memory: Bank | Snapshot
-    k: int | None
+    k: int | Reader | None
     merge: Merge = JOINT
     observe: Callable[[Trace], None] | None = None
     view: View | None = None

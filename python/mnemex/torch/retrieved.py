@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mnemex import Bank, Snapshot
+    from mnemex.parts import Reader
     from mnemex.torch.local import Scoring
 
 GATHER_BYTES = 64 << 20
@@ -74,8 +75,10 @@ def check_fits(where: str, bank: Bank | Snapshot, key: Tensor, value: Tensor) ->
         )
 
 
-def attend(memory: Bank | Snapshot, query: Tensor, k: int | None, scoring: Scoring, *, hits: bool = False) -> Retrieved:
-    """Attend to the `k` best entries of each query, or to all of them.
+def attend(
+    memory: Bank | Snapshot, query: Tensor, k: int | Reader | None, scoring: Scoring, *, hits: bool = False
+) -> Retrieved:
+    """Attend to the `k` best entries of each query, to what a reader takes, or to all of them.
 
     A query with NaN or infinity in it gives NaN and leaves the others alone. The bank answers in float32; float64
     queries are answered here, over the entries it finds, so that gradients can be checked by differences.
@@ -102,7 +105,9 @@ def _threads(multiplications: int) -> int | None:
     return 1 if multiplications < ALONE else None
 
 
-def _attend_wide(memory: Bank | Snapshot, query: Tensor, k: int | None, scoring: Scoring, *, hits: bool) -> Retrieved:
+def _attend_wide(
+    memory: Bank | Snapshot, query: Tensor, k: int | Reader | None, scoring: Scoring, *, hits: bool
+) -> Retrieved:
     """Attend in float64."""
     home, query = query.device, query.cpu()
     bad = ~torch.isfinite(query).all(-1)
@@ -111,23 +116,22 @@ def _attend_wide(memory: Bank | Snapshot, query: Tensor, k: int | None, scoring:
         out, lse = _every_entry_wide(memory, query, scoring)
     else:
         narrow = query.float()
-        found = memory.attend(narrow, k, scale=scoring.scale, softcap=scoring.softcap, hits=hits, nonfinite="keep")
+        found = memory.attend(narrow, k, scale=scoring.scale, softcap=scoring.softcap, hits=True, nonfinite="keep")
         out, lse = torch.from_numpy(found.out).double(), torch.from_numpy(found.lse).double()
-        longest = int(np.max(memory.lengths, initial=0))
-        if longest and query.numel():
-            out, lse = _hits_wide(memory, memory.search(narrow, min(k, longest), nonfinite="keep"), query, scoring)
+        if found.hits is not None and found.hits.ids.size:
+            out, lse = _hits_wide(memory, found.hits, query, scoring)
     out, lse = out.masked_fill(bad[..., None], torch.nan), lse.masked_fill(bad, torch.nan)
-    seen = (None, None) if found is None else (found.hits, found.mass)
+    seen = (None, None) if found is None or not hits else (found.hits, found.mass)
     return Retrieved(out.to(home), lse.to(home), *seen)
 
 
 def _hits_wide(memory: Bank | Snapshot, hits: Hits, query: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
     """Attend to what was found, in float64; output and log-sum-exp."""
-    outs, sums = [], []
+    outs, sums, repeated = [], [], torch.from_numpy(~hits.distinct)
     for span in _spans(query.shape, hits.ids.shape[-1], memory):
         keys, values = (torch.from_numpy(x).double() for x in memory.gather(_stretch(hits, span)))  # [.., q, k, dim]
         logits = _logits((query[:, :, span, None] @ keys.transpose(-1, -2)).squeeze(-2), scoring)
-        logits = logits.masked_fill(torch.from_numpy(hits.ids[:, :, span] < 0), -torch.inf)
+        logits = logits.masked_fill(repeated[:, :, span], -torch.inf)
         lse = logits.logsumexp(-1)
         outs.append((_weights(logits, lse)[..., None, :] @ values).squeeze(-2))
         sums.append(lse)
@@ -198,14 +202,13 @@ def query_gradient(
             threads=_threads(query.numel() * k),
         )  # fmt: skip
         return torch.from_numpy(found).to(home, dtype)
-    parts = []
+    parts, distinct = [], torch.from_numpy(hits.distinct)  # [B, Hq, Q, k]
     for span in _spans(query.shape, k, snapshot):
         keys, values = (torch.from_numpy(x).to(wide) for x in snapshot.gather(_stretch(hits, span)))  # [.., q, k, dim]
-        valid = torch.from_numpy(ids[:, :, span] >= 0)  # [B, Hq, q, k]
         q, g = query[:, :, span, None], grad[:, :, span, None]  # [B, Hq, q, 1, dim]
         logits = (q @ keys.transpose(-1, -2)).squeeze(-2) * scoring.scale
         of_weights = (g @ values.transpose(-1, -2)).squeeze(-2)
-        of_logits = _of_logits(logits, of_weights, valid, scoring, delta[:, :, span], lse[:, :, span])
+        of_logits = _of_logits(logits, of_weights, distinct[:, :, span], scoring, delta[:, :, span], lse[:, :, span])
         parts.append((of_logits[..., None, :] @ keys).squeeze(-2))
     return torch.cat(parts, 2).to(home, dtype)
 

@@ -10,14 +10,15 @@ use crate::dense;
 use crate::error::{Error, Kind, Result, ensure, filled, room_for};
 use crate::input::all_finite;
 use crate::query::{Queries, Query, Unit};
+use crate::reader::Reader;
 use crate::reservoir::Best;
 use crate::search::Hits;
 use crate::work::Work;
 
 /// How scores become weights.
 pub struct Attention<'a> {
-    /// Entries per query; None: every entry. Clamped to the longest lane.
-    pub k: Option<usize>,
+    /// What is read of each query's lane; None: every entry. Its k is clamped to the longest lane.
+    pub k: Option<Reader>,
     /// From score to logit.
     pub logit: Logit,
     /// What is added to the logits.
@@ -60,25 +61,29 @@ impl Snapshot {
             "this bank stores no values to attend to: make it with value_dim=, or search it".into()
         })?;
         check_logit(&attention.logit)?;
-        ensure(attention.k != Some(0), Kind::Argument, || "k=0 must be at least 1, or None for every entry".into())?;
+        attention.k.map_or(Ok(()), |reader| reader.check())?;
         let queries = Queries::check(self, query)?;
         let refuse = query.nonfinite.unwrap_or(config.nonfinite) == NonFinite::Raise;
         let column = attention.bias.check(self, queries.heads, refuse)?;
         let longest = self.version.longest();
-        let k = attention.k.unwrap_or(longest).min(longest);
+        let reader = attention.k.unwrap_or(longest.into());
+        let reader = Reader { k: reader.k.min(longest), ..reader };
         let n = queries.len();
+        let told = attention.with_hits || reader.has_neighbours();
+        let places = if told { reader.places(n)? } else { reader.k };
         let dim = config.value_dim();
         let shape = [queries.rows.len(), queries.heads, queries.tokens];
         let mut partial = Partial { shape, out: filled(0.0, n * dim)?, lse: filled(f32::NEG_INFINITY, n)?, hits: None };
-        if let Some(schema) = self.version.schema.as_ref().filter(|_| k > 0) {
-            if k == longest && !attention.with_hits {
+        if let Some(schema) = self.version.schema.as_ref().filter(|_| reader.k > 0) {
+            if reader.k == longest && reader.takes_all() && !attention.with_hits {
                 let how = dense::How { logit: attention.logit, bias: column.as_ref() };
                 dense::attend(self, schema, &queries, how, work, &mut partial)?;
             } else {
-                self.attend_best(schema, &queries, k, (attention, column.as_ref()), work, &mut partial)?;
+                let how = (attention, column.as_ref());
+                self.attend_best(schema, &queries, (reader, places), how, work, &mut partial)?;
             }
         } else if attention.with_hits {
-            partial.hits = Some((self.hits(&queries, k, &[])?, filled(0.0, n * k)?));
+            partial.hits = Some((self.hits(&queries, places, &[])?, filled(0.0, n * places)?));
         }
         if let Bias::Heads(bias) = attention.bias {
             partial.add(bias);
@@ -94,15 +99,12 @@ impl Snapshot {
         &self,
         schema: &Schema,
         queries: &Queries,
-        k: usize,
+        (reader, k): (Reader, usize),
         (attention, bias): (&Attention, Option<&ColumnBias>),
         work: &Work,
         partial: &mut Partial,
     ) -> Result<()> {
-        if attention.with_hits {
-            self.check_k(queries, k)?;
-        }
-        let units = self.best(schema, queries, k, true, work)?;
+        let units = self.read(schema, queries, reader, true, work)?;
         let (dim, asked) = (self.config().value_dim(), if attention.with_hits { k } else { 0 });
         let each = 4 * (1 + dim + asked);
         room_for(queries.len().saturating_mul(each), || format!("weighing {k} hits of {} queries", queries.len()))?;
@@ -112,15 +114,19 @@ impl Snapshot {
             let row = &*self.version.rows[queries.rows[unit.row]];
             let n = best.len();
             let mut weighed = Weighed { out: vec![0.0; n * dim], lse: vec![0.0; n], mass: vec![0.0; n * asked] };
-            let (mut mass, mut scratch) = (Vec::with_capacity(k), vec![0.0; dim]);
+            let (mut mass, mut scratch) = (Vec::new(), vec![0.0; dim]);
             // The values of one query come near while the one before it is weighed.
             let near = |hits: &Vec<Best>| {
-                hits.iter().filter_map(|hit| unit.value(schema, hit)).for_each(|value| value.prefetch())
+                hits.iter()
+                    .filter(|hit| hit.id >= 0)
+                    .filter_map(|hit| unit.value(schema, hit))
+                    .for_each(|value| value.prefetch())
             };
             best.first().into_iter().for_each(near);
             for (at, hits) in best.iter().enumerate() {
                 ticker.tick()?;
                 best.get(at + 1).into_iter().for_each(near);
+                let (hits, places) = reader.distinct(hits);
                 mass.clear();
                 mass.extend(hits.iter().map(|hit| attention.logit.of(hit.score)));
                 if let Some(bias) = bias {
@@ -128,9 +134,13 @@ impl Snapshot {
                     mass.iter_mut().zip(bias.of(row, &ids)?).for_each(|(z, bias)| *z = biased(*z, bias));
                 }
                 let out = &mut weighed.out[at * dim..][..dim];
-                weighed.lse[at] = self.weigh(schema, unit, hits, &mut mass, out, &mut scratch);
+                weighed.lse[at] = self.weigh(schema, unit, &hits, &mut mass, out, &mut scratch);
                 if attention.with_hits {
-                    weighed.mass[at * k..][..mass.len()].copy_from_slice(&mass);
+                    let to = &mut weighed.mass[at * k..][..k];
+                    match places {
+                        None => to[..mass.len()].copy_from_slice(&mass),
+                        Some(places) => places.iter().zip(&mass).for_each(|(&place, &mass)| to[place] = mass),
+                    }
                 }
             }
             Ok(weighed)
@@ -148,7 +158,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Softmax over hits in the order of their scores: `mass` is their logits, which come from canonical scores, and becomes
+    /// Softmax over hits in their order: `mass` is their logits, which come from canonical scores, and becomes
     /// their weights; `out`, zeros before, the sum of their values. Returns the log-sum-exp.
     fn weigh(
         &self,

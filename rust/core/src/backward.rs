@@ -11,6 +11,7 @@ use crate::error::{Error, Kind, Result, ensure, filled};
 use crate::input::all_finite;
 use crate::layout::Vector;
 use crate::query::{Queries, Query};
+use crate::reader::firsts;
 use crate::work::Work;
 
 /// What is known of a softmax over entries, and the gradient of its output.
@@ -51,19 +52,16 @@ impl Snapshot {
             return Ok(out);
         };
         let per_row = queries.heads * queries.tokens;
-        // Entry `at` of all that were read; None where nothing was.
-        let entry = |at: usize| -> Result<Option<[Vector; 2]>> {
+        // Entry `at` of all that were read.
+        let entry = |at: usize| -> Result<[Vector; 2]> {
             let id = given.ids[at];
-            if id == -1 {
-                return Ok(None);
-            }
             let (row, head) = (queries.rows[at / k / per_row], at / k % per_row / queries.tokens / queries.group);
             let (r, slot) = self.version.rows[row].lanes[head].locate(id).ok_or_else(|| {
                 Error::new(Kind::Id, format!("ids name {id}, which row {row} does not hold in head {head}"))
             })?;
             let value =
                 r.block.value(schema, slot).ok_or_else(|| Error::new(Kind::State, "this bank has no values"))?;
-            Ok(Some([r.block.key(schema, slot), value]))
+            Ok([r.block.key(schema, slot), value])
         };
         let kernels = self.shared.kernels;
         let jobs = n.div_ceil(JOB_QUERIES);
@@ -71,9 +69,12 @@ impl Snapshot {
             let places = job * JOB_QUERIES..n.min((job + 1) * JOB_QUERIES);
             let mut gradients = vec![0.0; places.len() * dim];
             let (mut key, mut value) = (vec![0.0; dim], vec![0.0; value_dim]);
-            let near = |query: usize| -> Result<Vec<Option<[Vector; 2]>>> {
-                let entries = (query * k..(query + 1) * k).map(entry).collect::<Result<Vec<_>>>()?;
-                entries.iter().flatten().flatten().for_each(Vector::prefetch);
+            let near = |query: usize| -> Result<Vec<[Vector; 2]>> {
+                // Neighbourhoods may overlap: what stands there twice was weighed once.
+                let ids = &given.ids[query * k..][..k];
+                let places = firsts(ids.iter().copied()).into_iter();
+                let entries = places.map(|place| entry(query * k + place)).collect::<Result<Vec<_>>>()?;
+                entries.iter().flatten().for_each(Vector::prefetch);
                 Ok(entries)
             };
             let mut next = near(places.start)?;
@@ -85,7 +86,7 @@ impl Snapshot {
                     gradient.fill(f32::NAN);
                 }
                 let grad = &given.grad[at * value_dim..][..value_dim];
-                for [x, v] in std::mem::replace(&mut next, more).into_iter().flatten() {
+                for [x, v] in std::mem::replace(&mut next, more) {
                     let x = x.floats(&mut key);
                     let (z, slope) = given.logit.with_slope((kernels.dot)(queries.get(at), x));
                     let weight = mnemex_kernels::softmax::exp(z - given.lse[at]);

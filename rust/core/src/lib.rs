@@ -39,6 +39,7 @@ pub mod labels;
 pub mod predicate;
 pub mod product;
 pub mod query;
+pub mod reader;
 pub mod restore;
 pub mod search;
 pub mod stage;

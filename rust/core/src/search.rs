@@ -7,10 +7,11 @@ use mnemex_kernels::{Kernels, Pass};
 
 use crate::bank::Snapshot;
 use crate::block::{BLOCK_ROWS, Block, Schema};
-use crate::error::{Kind, Result, ensure, filled, room_for};
+use crate::error::{Result, filled, room_for};
 use crate::first_pass::{FirstPass, GROUP, Scratch, Thresholds};
 use crate::list::first_rows;
 use crate::query::{Packed, Queries, Query, Unit, Visible};
+use crate::reader::Reader;
 use crate::rescore::{Rescorer, TOGETHER};
 use crate::reservoir::{Best, Desk, Reservoir};
 use crate::small::SmallLane;
@@ -47,9 +48,6 @@ const LOOSE_PASSES: usize = 8;
 /// What an allocation takes beside what was asked for, about.
 const PIECE_BYTES: usize = 32;
 
-/// Most numbers in an answer.
-const MAX_ANSWER: u128 = 1 << 31;
-
 /// The best entries of each query, best first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hits {
@@ -66,30 +64,24 @@ pub struct Hits {
 }
 
 impl Snapshot {
-    /// The `k` best entries of each query: larger score first, then the smaller id.
+    /// The `k` best entries of each query: larger score first, then the smaller id. Or what a [`Reader`] takes.
     ///
     /// # Errors
     /// When anything about the call is wrong, the answer would be too large, or the caller interrupts.
-    pub fn search(&self, query: &Query, k: usize, work: &Work) -> Result<Hits> {
-        let queries = Queries::check(self, query)?;
-        self.check_k(&queries, k)?;
+    pub fn search(&self, query: &Query, k: impl Into<Reader>, work: &Work) -> Result<Hits> {
+        let (queries, reader) = (Queries::check(self, query)?, k.into());
+        reader.check()?;
+        let places = reader.places(queries.len())?;
         let best = match &self.version.schema {
             Some(schema) => {
-                self.best(schema, &queries, k, false, work)?.into_iter().flat_map(|(_, best)| best).collect()
+                self.read(schema, &queries, reader, false, work)?.into_iter().flat_map(|(_, best)| best).collect()
             }
             None => Vec::new(),
         };
-        self.hits(&queries, k, &best)
+        self.hits(&queries, places, &best)
     }
 
-    pub(crate) fn check_k(&self, queries: &Queries, k: usize) -> Result<()> {
-        ensure(k >= 1, Kind::Argument, || "k=0 must be at least 1".into())?;
-        ensure(queries.len() as u128 * k as u128 <= MAX_ANSWER, Kind::Argument, || {
-            format!("k={k} for {} queries makes an answer of more than 2^31 entries: ask for less", queries.len())
-        })
-    }
-
-    /// Arrays out of the best of each query, in query order.
+    /// Arrays out of what each query read, in query order.
     pub(crate) fn hits(&self, queries: &Queries, k: usize, best: &[Vec<Best>]) -> Result<Hits> {
         let n = queries.len() * k;
         let (mut scores, mut ids) = (filled(f32::NEG_INFINITY, n)?, filled(-1, n)?);
@@ -97,7 +89,7 @@ impl Snapshot {
         let mut labels = if has_labels { Some(filled(-1, n)?) } else { None };
         for (at, best) in best.iter().enumerate() {
             let row = &self.version.rows[queries.rows[at / (queries.heads * queries.tokens)]];
-            for (i, hit) in best.iter().enumerate() {
+            for (i, hit) in best.iter().enumerate().filter(|(_, hit)| hit.id >= 0) {
                 scores[at * k + i] = hit.score;
                 ids[at * k + i] = hit.id;
                 if let Some(labels) = &mut labels {

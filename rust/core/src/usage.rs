@@ -3,7 +3,7 @@
 //! Nothing is held for a lane that was never touched. Pages of ids are shared between versions and copied when written.
 //! What an ended entry had stays in its page until the page goes; its id never comes back, so nobody reads it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -149,6 +149,8 @@ pub struct Found<'a> {
     pub rows: &'a [usize],
     /// `[rows, query_heads, T * k]`; negative: no hit.
     pub ids: &'a [i64],
+    /// Places of one query: what stands there several times was found once.
+    pub k: usize,
     /// Query heads.
     pub heads: usize,
     /// Softmax weights, one per id; None: not told.
@@ -163,10 +165,12 @@ impl Bank {
     pub fn touch(&self, found: &Found) -> Result<()> {
         let mut staging = self.writer();
         let version = self.snapshot().version;
-        let Found { rows, ids, heads: query_heads, mass } = *found;
+        let Found { rows, ids, k, heads: query_heads, mass } = *found;
         let heads = self.config().heads;
         let lanes = rows.len() * query_heads;
-        let fits = query_heads.is_multiple_of(heads) && query_heads > 0 && lanes > 0 && ids.len().is_multiple_of(lanes);
+        let each = ids.len().checked_div(lanes).unwrap_or(0);
+        let fits = query_heads.is_multiple_of(heads) && query_heads > 0 && each * lanes == ids.len() && k > 0;
+        let fits = fits && each.is_multiple_of(k);
         ensure(fits || ids.is_empty(), Kind::Shape, || {
             format!("hits have {} rows and {query_heads} query heads; the bank has {heads} heads", rows.len())
         })?;
@@ -185,13 +189,16 @@ impl Bank {
                 weight(refused.unwrap_or(0))
             )
         })?;
-        let each = ids.len().checked_div(lanes).unwrap_or(0);
+        let mut seen = HashSet::new();
         for (at, &id) in ids.iter().enumerate() {
+            if at.is_multiple_of(k) {
+                seen.clear();
+            }
             let (row, head) = (rows[at / each / query_heads], at / each % query_heads / (query_heads / heads));
             // What is not live now is not live at the commit either: ids never come back.
             if id >= 0 && version.rows[row].lanes[head].locate(id).is_some() {
                 let (hits, sum) = staging.touches.entry((row, head)).or_default().entry(id).or_default();
-                *hits += 1;
+                *hits += u64::from(seen.insert(id));
                 *sum += weight(at);
             }
         }

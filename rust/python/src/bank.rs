@@ -253,18 +253,19 @@ impl NativeBank {
         })
     }
 
-    /// Stage the use of found ids `[rows, heads, T * k]`, which lie in the given bank rows.
-    #[pyo3(signature = (rows, heads, ids, mass))]
+    /// Stage the use of found ids `[rows, heads, T, k]`, which lie in the given bank rows.
+    #[pyo3(signature = (rows, heads, k, ids, mass))]
     fn touch(
         &self,
         py: Python,
         rows: Flat<'_, i64>,
         heads: usize,
+        k: usize,
         ids: Flat<'_, i64>,
         mass: Option<Flat<'_, f64>>,
     ) -> PyResult<()> {
         let rows = self::rows(Some(&rows))?.unwrap_or_default();
-        let found = Found { rows: &rows, ids: ids.as_slice()?, heads, mass: slice(mass.as_ref())? };
+        let found = Found { rows: &rows, ids: ids.as_slice()?, k, heads, mass: slice(mass.as_ref())? };
         run(py, Some(1), |_| self.0.touch(&found))
     }
 

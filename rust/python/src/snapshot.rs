@@ -7,6 +7,7 @@ use mnemex_core::config::NonFinite;
 use mnemex_core::gather::{Vectors as Gathered, Wanted};
 use mnemex_core::predicate::Predicate;
 use mnemex_core::query::{Bitmaps, Query};
+use mnemex_core::reader::Reader;
 use mnemex_core::search::Hits;
 use mnemex_core::tally::Tally;
 use mnemex_core::work::Work;
@@ -58,14 +59,14 @@ fn vector_array(py: Python<'_>, vectors: Gathered, n: usize, dim: usize) -> PyRe
 
 #[pymethods]
 impl NativeSnapshot {
-    /// The best k: scores, ids, labels (if any entry has one) and the bank row of each query row.
-    #[pyo3(signature = (queries, k, rows, before, allowed, predicates, nonfinite, threads))]
+    /// What a reader takes: scores, ids, labels (if any entry has one) and the bank row of each query row.
+    #[pyo3(signature = (queries, reader, rows, before, allowed, predicates, nonfinite, threads))]
     #[expect(clippy::too_many_arguments, reason = "the arguments of the Python call")]
     fn search<'py>(
         &self,
         py: Python<'py>,
         queries: Vectors,
-        k: usize,
+        reader: ReaderNumbers,
         rows: Option<Flat<'py, i64>>,
         before: Option<Flat<'py, i64>>,
         allowed: Option<PyReadonlyArray2<'py, bool>>,
@@ -77,7 +78,7 @@ impl NativeSnapshot {
         let predicates = self::predicates(&predicates)?;
         let seen = (slice(before.as_ref())?, allowed.as_ref(), predicates.as_slice());
         let query = query(&queries, rows.as_deref(), seen, nonfinite)?;
-        let hits = run(py, threads, |work| self.0.search(&query, k, work))?;
+        let hits = run(py, threads, |work| self.0.search(&query, self::reader(reader), work))?;
         hit_arrays(py, hits)
     }
 
@@ -93,14 +94,14 @@ impl NativeSnapshot {
     }
 
     /// Attention: out, lse and, if asked for, hits and mass.
-    #[pyo3(signature = (queries, k, rows, scale, softcap, bias, before, allowed, predicates, with_hits, nonfinite, threads))]
+    #[pyo3(signature = (queries, reader, rows, scale, softcap, bias, before, allowed, predicates, with_hits, nonfinite, threads))]
     #[expect(clippy::too_many_arguments, reason = "the arguments of the Python call")]
     #[expect(clippy::type_complexity, reason = "a tuple that the facade names")]
     fn attend<'py>(
         &self,
         py: Python<'py>,
         queries: Vectors,
-        k: Option<usize>,
+        reader: Option<ReaderNumbers>,
         rows: Option<Flat<'py, i64>>,
         scale: f32,
         softcap: Option<f32>,
@@ -125,7 +126,7 @@ impl NativeSnapshot {
             Some(BiasArray::Heads(numbers)) => Bias::Heads(numbers.as_slice()?),
             Some(BiasArray::Column(name)) => Bias::Column(name),
         };
-        let attention = Attention { k, logit: Logit { scale, softcap }, bias, with_hits };
+        let attention = Attention { k: reader.map(self::reader), logit: Logit { scale, softcap }, bias, with_hits };
         let partial = run(py, threads, |work| self.0.attend(&query, &attention, work))?;
         let [r, h, t] = partial.shape;
         let hits = match partial.hits {
@@ -268,6 +269,13 @@ impl NativeSnapshot {
         let value = schema.and_then(|schema| schema.value).map(|layout| layout.codec).or(asked.value_codec);
         (key.map(Codec::name), value.map(Codec::name))
     }
+}
+
+/// The best so many, the least score, neighbours before and after.
+type ReaderNumbers = (usize, f32, usize, usize);
+
+fn reader((k, least, before, after): ReaderNumbers) -> Reader {
+    Reader { k, least, before, after }
 }
 
 /// A number per query head, or the name of a column.

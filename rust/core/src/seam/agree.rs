@@ -10,6 +10,7 @@ use crate::bank::Snapshot;
 use crate::gather::{Vectors, Wanted};
 use crate::input::Input;
 use crate::query::Query;
+use crate::reader::Reader;
 use crate::search::Hits;
 use crate::work::Work;
 
@@ -51,6 +52,9 @@ pub(super) fn agree(snapshot: &Snapshot, plain: &Plain, seed: u64) {
             let hits = snapshot.search(&query, k, &Work::ALONE).unwrap();
             let sight = |row: usize, t: usize| before.map_or(i64::MAX, |before| before[row * T + t]);
             finds_the_same(&hits, plain, &queries, sight);
+            let reader = Reader { before: 1, after: 2, ..Reader::from(k) };
+            let near = snapshot.search(&query, reader, &Work::ALONE).unwrap();
+            finds_the_same_around(&hits, &near, plain, &queries, sight);
             for k in [Some(k), None] {
                 attends_the_same(snapshot, plain, &query, (k, &queries), sight);
             }
@@ -106,6 +110,28 @@ fn finds_the_same(hits: &Hits, plain: &Plain, queries: &Array4<f32>, before: imp
     }
 }
 
+/// Each hit, and with it the id before and the two ids after, where a query sees them.
+fn finds_the_same_around(
+    hits: &Hits,
+    near: &Hits,
+    plain: &Plain,
+    queries: &Array4<f32>,
+    before: impl Fn(usize, usize) -> i64,
+) {
+    let [_, heads, _, k] = hits.shape;
+    for (at, &hit) in hits.ids.iter().enumerate() {
+        let (row, head, t) = (at / k / T / heads, at / k / T % heads, at / k % T);
+        let q = query_of(queries, [row, head, t]);
+        let seen = plain.search(Sight { row, head, before: before(row, t) }, &q, usize::MAX);
+        let want = [hit, hit - 1, hit + 1, hit + 2].map(|id| {
+            let there = seen.iter().find(|(_, seen)| hit >= 0 && *seen == id);
+            there.map_or((f32::NEG_INFINITY.to_bits(), -1), |(score, id)| (score.to_bits(), *id))
+        });
+        let got = [0, 1, 2, 3].map(|i| (near.scores[at * 4 + i].to_bits(), near.ids[at * 4 + i]));
+        assert_eq!(got, want);
+    }
+}
+
 /// Within 1e-5 + 2.4e-7 times the largest logit, relative to the largest output.
 fn attends_the_same(
     snapshot: &Snapshot,
@@ -116,8 +142,9 @@ fn attends_the_same(
 ) {
     let (heads, dim) = (snapshot.config().heads, snapshot.config().value_dim());
     let logit = Logit { scale: 0.5, softcap: None };
-    let part =
-        snapshot.attend(query, &Attention { k, logit, bias: Bias::None, with_hits: false }, &Work::ALONE).unwrap();
+    let part = snapshot
+        .attend(query, &Attention { k: k.map(Into::into), logit, bias: Bias::None, with_hits: false }, &Work::ALONE)
+        .unwrap();
     for at in 0..part.lse.len() {
         let (row, head, t) = (at / (T * heads), at / T % heads, at % T);
         let q = query_of(queries, [row, head, t]);

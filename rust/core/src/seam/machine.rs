@@ -323,7 +323,7 @@ impl Machine {
     fn touch(&mut self, row: usize, ids: &[i64], with_mass: bool) {
         let every = ids.repeat(2 * HEADS);
         let mass: Vec<f64> = (0..every.len()).map(|at| at as f64 / 8.0).collect();
-        let found = Found { rows: &[row], ids: &every, heads: 2 * HEADS, mass: with_mass.then_some(&mass) };
+        let found = Found { rows: &[row], ids: &every, k: 1, heads: 2 * HEADS, mass: with_mass.then_some(&mass) };
         self.bank.touch(&found).unwrap();
         for (at, &id) in every.iter().enumerate() {
             let weight = if with_mass { mass[at] } else { 0.0 };

@@ -32,7 +32,7 @@ fn attention_is_softmax_over_what_search_takes() {
                 bank.delete(&[3, 5, 64, 299], None).unwrap();
                 for (k, softcap) in [(Some(1), None), (Some(9), Some(2.0)), (None, None), (None, Some(1.5))] {
                     let logit = Logit { scale: 0.7, softcap };
-                    let asked = Attention { k, logit, bias: Bias::None, with_hits: false };
+                    let asked = Attention { k: k.map(Into::into), logit, bias: Bias::None, with_hits: false };
                     let part = bank.snapshot().attend(&ask(&queries), &asked, &Work::ALONE).unwrap();
                     agrees(&bank, slow, &queries, &asked, &part);
                     let asked = Attention { with_hits: true, ..asked };
@@ -52,7 +52,7 @@ fn agrees(bank: &Bank, metric: oracle::Metric, queries: &Array4<f32>, asked: &At
     let dim = bank.config().value_dim();
     for t in 0..queries.dim().2 {
         let q = queries.slice(ndarray::s![0, 0, t, ..]).to_vec();
-        let best = oracle::search(metric, &keys, &q, asked.k.unwrap_or(usize::MAX));
+        let best = oracle::search(metric, &keys, &q, asked.k.map_or(usize::MAX, |reader| reader.k));
         let logit = |score: f32| {
             let z = f64::from(score) * f64::from(asked.logit.scale);
             asked.logit.softcap.map_or(z, |cap| f64::from(cap) * (z / f64::from(cap)).tanh())

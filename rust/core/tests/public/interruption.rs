@@ -50,7 +50,8 @@ fn reading() {
     assert_eq!(found, snapshot.search(&ask(&queries), 5, &Work::ALONE).unwrap());
     for k in [Some(5), None] {
         let logit = mnemex_kernels::softmax::Logit { scale: 0.5, softcap: None };
-        let attention = mnemex_core::attend::Attention { k, logit, bias: Bias::None, with_hits: false };
+        let attention =
+            mnemex_core::attend::Attention { k: k.map(Into::into), logit, bias: Bias::None, with_hits: false };
         let attended = until_it_gets_through(&bank, |work| snapshot.attend(&ask(&queries), &attention, work));
         assert_eq!(attended, attend(&snapshot, &ask(&queries), k, &Work::ALONE));
     }

@@ -78,7 +78,9 @@ pub(crate) fn search(snapshot: &Snapshot, query: &Query, k: usize, work: &Work) 
 
 pub(crate) fn attend(snapshot: &Snapshot, query: &Query, k: Option<usize>, work: &Work) -> Partial {
     let logit = Logit { scale: 0.5, softcap: None };
-    snapshot.attend(query, &Attention { k, logit, bias: Bias::None, with_hits: false }, work).unwrap()
+    snapshot
+        .attend(query, &Attention { k: k.map(Into::into), logit, bias: Bias::None, with_hits: false }, work)
+        .unwrap()
 }
 
 pub(crate) fn bits(x: &[f32]) -> Vec<u32> {

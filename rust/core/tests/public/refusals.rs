@@ -227,8 +227,9 @@ fn questions_that_cannot_be_answered() {
         harmless(&bank, Kind::Argument, |_| search(&ask(&good), k));
     }
 
-    let attend = |bank: &Bank, k, scale, softcap| {
-        let attention = Attention { k, logit: Logit { scale, softcap }, bias: Bias::None, with_hits: false };
+    let attend = |bank: &Bank, k: Option<usize>, scale, softcap| {
+        let attention =
+            Attention { k: k.map(Into::into), logit: Logit { scale, softcap }, bias: Bias::None, with_hits: false };
         bank.snapshot().attend(&ask(&good), &attention, &Work::ALONE)
     };
     attend(&bank, Some(usize::MAX), 1.0, None).expect("attend clamps k to the longest lane");

@@ -20,7 +20,7 @@ fn an_upsert_workload_beside_one_old_entry_takes_no_more_memory_with_time() {
         let given = Tokens { labels: Some(&labels), positions: Some(&labels), ..tokens(&keys, None) };
         bank.write(&given, &Work::ALONE).unwrap();
         let ids: Vec<i64> = (first..first + 10).collect();
-        bank.touch(&Found { rows: &[0], ids: &ids, heads: 1, mass: None }).unwrap();
+        bank.touch(&Found { rows: &[0], ids: &ids, k: 1, heads: 1, mass: None }).unwrap();
         bank.commit(&Work::ALONE).unwrap();
         // Entry 0 stays for ever.
         let before: Vec<i64> = (first - 10..first).filter(|&id| id > 0).collect();
