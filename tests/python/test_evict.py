@@ -139,13 +139,13 @@ def test_who_is_left_is_who_the_definition_says(policy, capacity, steps, seed, t
                 assert [int(i) for i in landed if i >= 0] == [i for i in lane.entries if i >= next_id]
             next_id += n
         elif what == "touch" and len(bank):
-            found = rng.integers(max(0, next_id - capacity - 4), next_id, (1, HEADS, 1, n))
-            mass = rng.random((1, HEADS, 1, n)).astype(np.float32)
+            found = rng.integers(max(0, next_id - capacity - 4), next_id, (1, HEADS, n, 1))
+            mass = rng.random((1, HEADS, n, 1)).astype(np.float32)
             bank.touch(mx.Hits(np.zeros(found.shape, np.float32), found, np.array([0])), mass)
             version = bank.commit().version
             for head, lane in enumerate(lanes):
                 touched: dict[int, tuple[int, float]] = {}
-                for id_, m in zip(found[0, head, 0].tolist(), mass[0, head, 0].tolist(), strict=True):
+                for id_, m in zip(found[0, head, :, 0].tolist(), mass[0, head, :, 0].tolist(), strict=True):
                     hits, before = touched.get(id_, (0, 0.0))
                     touched[id_] = (hits + 1, before + m)
                 lane.touch(touched, version)
