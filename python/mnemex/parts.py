@@ -43,5 +43,4 @@ class Append:
 
 CODECS = {part.name: part for part in (F32, F16, BF16)}
 INDEXES = {part.name: part for part in (Flat,)}
-WRITES = {part.name: part for part in (Append,)}
 Codec = F32 | F16 | BF16

@@ -31,8 +31,7 @@ impl Decided<'_> {
     pub(crate) fn nth_oldest(&self, view: &View, n: usize) -> Option<i64> {
         // A place in line; each entry that leaves and stands before it moves it by one.
         let mut place = n;
-        loop {
-            let Some(id) = view.lane.nth_oldest(place) else { break };
+        while let Some(id) = view.lane.nth_oldest(place) {
             let gone = self.leaving.partition_point(|&leaving| leaving <= id);
             if n + gone == place {
                 return Some(id);
