@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mnemex.arrow import ArrowTable
 from mnemex.bank import Bank, Snapshot
 from mnemex.build import BuildInfo, build_info
+from mnemex.consolidate import Consolidate
 from mnemex.describe import Stats
 from mnemex.errors import (
     ArgumentError,
@@ -34,7 +35,7 @@ from mnemex.errors import (
     StateError,
     Unsupported,
 )
-from mnemex.evict import AttentionMass, Fifo, Lfu, Lru, MinScore, Random, Reservoir, Retention
+from mnemex.evict import AttentionMass, Fifo, Lfu, Lru, MinScore, OldestAge, Random, Reservoir, Retention
 from mnemex.files import open  # noqa: A004 - `mnemex.open` is what the reader of a saved bank writes
 from mnemex.ingest import IngestReport
 from mnemex.memory import Memory, MemorySnapshot, from_cache
@@ -59,6 +60,7 @@ __all__ = [
     "Bank",
     "BuildInfo",
     "CapacityError",
+    "Consolidate",
     "DtypeError",
     "Error",
     "ExistsError",
@@ -76,6 +78,7 @@ __all__ = [
     "MissingDependency",
     "NonFinite",
     "NotFoundError",
+    "OldestAge",
     "Partial",
     "ProductKeys",
     "Random",

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     Vectors = NDArray[np.float32] | NDArray[np.float16]
     Columns = dict[str, NDArray[np.float32] | NDArray[np.int64] | NDArray[np.bool_]]
 
+COUNT = "count"
+"""The column of tokens that an entry stands for, in banks that merge."""
+
 
 def gather(
     native: NativeSnapshot,
@@ -49,13 +52,17 @@ def gather(
     flat_rows, flat_heads = _each(bank_rows[:, None], ids), _each(of_heads, ids)
     flat_ids = np.ascontiguousarray(ids).reshape(-1)
     keys, values = native.gather(flat_rows, flat_heads, flat_ids, threads)
-    named = {}
-    if columns:
+    named: Columns = {}
+    if native.merges and COUNT in columns:
+        # Each head counts for itself.
+        named[COUNT] = native.counts(flat_rows, flat_heads, flat_ids).reshape(shape)
+    shared = [name for name in columns if name not in named]
+    if shared:
         # Heads share columns: ids that were given once per row are read once per row.
         if entries is not ids:
             flat_rows = np.repeat(bank_rows, entries.shape[1])
             flat_ids = np.ascontiguousarray(entries).reshape(-1)
-        named = {name: native.column(name, flat_rows, flat_ids).reshape(entries_shape) for name in columns}
+        named |= {name: native.column(name, flat_rows, flat_ids).reshape(entries_shape) for name in shared}
     return _vectors(keys, shape), None if values is None else _vectors(values, shape), named
 
 

@@ -12,7 +12,7 @@ class NativeBank:
     """
     The key/value memory of one attention layer.
     """
-    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | None, metric: str, key_codec: str | None, value_codec: str | None, scan_codec: str | None, evict: str, evict_options: Incomplete, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]]) -> NativeBank: ...
+    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | None, metric: str, key_codec: str | None, value_codec: str | None, scan_codec: str | None, write: str, write_options: Incomplete | None, evict: str, evict_options: Incomplete, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]]) -> NativeBank: ...
     def commit(self, /, threads: SupportsIndex | None) -> NativeReceipt:
         """
         Publish what is staged.
@@ -159,6 +159,10 @@ class NativeSnapshot:
         """
         An independent bank.
         """
+    def counts(self, /, rows: Incomplete, heads: Incomplete, ids: Incomplete) -> Incomplete:
+        """
+        Tokens that the entries at n places stand for.
+        """
     def find(self, /, allowed: Incomplete | None, predicates: SupportsGetItem[int, tuple[str, str, Incomplete]], rows: Incomplete | None, threads: SupportsIndex | None) -> list[Incomplete]:
         """
         Ids of the entries of each row that meet every condition.
@@ -170,6 +174,11 @@ class NativeSnapshot:
     def lengths(self, /) -> Incomplete:
         """
         Live entries `[rows, heads]`.
+        """
+    @property
+    def merges(self, /) -> bool:
+        """
+        Whether the write policy merges tokens into entries, and counts them.
         """
     @property
     def nbytes(self, /) -> int:

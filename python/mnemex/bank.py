@@ -8,6 +8,7 @@ from mnemex import _arguments as arguments
 from mnemex import _columns, parts
 from mnemex._arrays import vectors
 from mnemex._native import NativeBank, NativeSnapshot
+from mnemex.consolidate import WRITES, Write, write_options
 from mnemex.errors import ArgumentError, ShapeError
 from mnemex.evict import EVICTS, Evict, evict_options
 from mnemex.reads import Reads
@@ -69,11 +70,11 @@ class Bank(Writes):
     index
         "flat": every entry is looked at.
     write
-        "append": every token becomes an entry.
+        "append": every token becomes an entry. `Consolidate(threshold=0.9)`: what is near an entry is merged into it.
     evict
-        Who goes from a full lane: "fifo": the oldest; "lru", "lfu", "attention_mass", "retention", "random",
-        "reservoir", or a part such as `Lru(sinks=4)` or `MinScore(column="surprise")`. "error": a write beyond the
-        capacity is refused.
+        Who goes from a full lane: "fifo": the oldest; "oldest_age", "lru", "lfu", "attention_mass", "retention",
+        "random", "reservoir", or a part such as `Lru(sinks=4)` or `MinScore(column="surprise")`. "error": a write
+        beyond the capacity is refused.
     columns
         Numbers that entries have beside id, label and position: "float32", "int64" or "bool" by name, as in
         `{"prior": "float32"}`; an entry that is given none has 0, or False.
@@ -124,7 +125,7 @@ class Bank(Writes):
         value_codec: str | parts.Codec = "auto",
         scan_codec: str | None = None,
         index: str | parts.Flat = "flat",
-        write: str | parts.Append = "append",
+        write: str | Write = "append",
         evict: str | Evict = "fifo",
         columns: Mapping[str, str] | None = None,
         path: None = None,
@@ -137,7 +138,6 @@ class Bank(Writes):
         if isinstance(value_dim, str) and value_dim != "key":
             raise ArgumentError(f"value_dim={value_dim!r} must be a number, 'key' or None")
         arguments.part("index", index, parts.INDEXES)
-        arguments.part("write", write, parts.WRITES)
         native = NativeBank(
             rows=arguments.count("rows", rows, low=0),
             heads=arguments.count("heads", heads),
@@ -149,6 +149,8 @@ class Bank(Writes):
             key_codec=_codec("key_codec", key_codec),
             value_codec=_codec("value_codec", value_codec),
             scan_codec=None if scan_codec is None else arguments.word("scan_codec", scan_codec, ("int8",)),
+            write=arguments.part("write", write, WRITES),
+            write_options=write_options(write),
             evict="error" if isinstance(evict, str) and evict == "error" else arguments.part("evict", evict, EVICTS),
             evict_options=evict_options(evict, seed=arguments.count("seed", seed, low=0)),
             nonfinite=arguments.word("nonfinite", nonfinite, arguments.NONFINITE),
@@ -237,6 +239,7 @@ class Bank(Writes):
         """End entries by id, by label, or both, in the named rows or in all.
 
         What is not there is passed over. Staged tokens stay. Label -1, of entries that were given none, names nothing.
+        Where the write policy merges, an entry ends with all that was merged into it.
         """
         gone, named = arguments.ended(ids, labels)
         self._native.delete(gone, named, arguments.rows("rows", rows, self.rows))

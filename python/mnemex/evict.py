@@ -43,11 +43,22 @@ class Fifo(_Pinning):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OldestAge(_Pinning):
+    """Evict policy: the entries that were written or merged into longest ago go first; then the older ones.
+
+    CAMELoT's replacement (He et al. 2024, arXiv 2402.13449), beside `Consolidate`. Age is the number of versions since
+    the last such update; reading and `touch` do not change it.
+    """
+
+    name: ClassVar[str] = "oldest_age"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lru(_Pinning):
     """Evict policy: the least recently used entries go first; of those last used by one version, the older ones.
 
-    An entry is used when it is written and when `touch` names it. Neurocache's LRU (Safaya and Yuret 2024,
-    arXiv 2407.02486) touches what a search found.
+    An entry is used when it is written, when a token is merged into it and when `touch` names it. Neurocache's LRU
+    (Safaya and Yuret 2024, arXiv 2407.02486) touches what a search found.
     """
 
     name: ClassVar[str] = "lru"
@@ -204,11 +215,13 @@ def evict_options(part: object, *, seed: int) -> dict[str, object]:
     if part == MinScore.name:
         raise ArgumentError('evict="min_score" needs a column: MinScore(column="surprise"), for one')
     if isinstance(part, str):
-        part = EVICTS.get(part, Fifo)()  # type: ignore[call-arg]
+        part = EVICTS.get(part, Fifo)()  # type: ignore[call-arg]  # MinScore is out
     options = {field.name: getattr(part, field.name) for field in fields(part)}  # type: ignore[arg-type]
     return options | {"seed": seed if options.get("seed") is None else options["seed"]}
 
 
-EVICTS = {part.name: part for part in (Fifo, Lru, Lfu, AttentionMass, Retention, MinScore, Random, Reservoir)}
+EVICTS = {
+    part.name: part for part in (Fifo, OldestAge, Lru, Lfu, AttentionMass, Retention, MinScore, Random, Reservoir)
+}
 
-Evict = Fifo | Lru | Lfu | AttentionMass | Retention | MinScore | Random | Reservoir
+Evict = Fifo | OldestAge | Lru | Lfu | AttentionMass | Retention | MinScore | Random | Reservoir

@@ -142,7 +142,6 @@ class Window:
 
 CODECS = {part.name: part for part in (F32, F16, BF16)}
 INDEXES = {part.name: part for part in (Flat,)}
-WRITES = {part.name: part for part in (Append,)}
 Codec = F32 | F16 | BF16
 Reader = TopK | Threshold | Window
 

@@ -255,15 +255,17 @@ class Reads(Facts):
         rows
             Bank row of each row of ids; None: all. Hits name their own.
         columns
-            Names of columns to read along: "id", "label", "position", the bank's own.
+            Names of columns to read along: "id", "label", "position", the bank's own; "count", the tokens that an entry
+            stands for, where the write policy merges.
 
         Returns
         -------
         keys, values
             float32, or float16 from a bank of float16; values are None where the bank has none.
         columns
-            With `columns=` only: an array of the column's type for each name, of the shape of the hits or ids. At
-            padding id, label and position are -1, the bank's own 0 or False.
+            With `columns=` only: an array of the column's type for each name, of the shape of the hits or ids; "count"
+            is of the shape of keys without dim, since heads count apart. At padding id, label and position are -1, the
+            bank's own 0 or False.
 
         Raises
         ------

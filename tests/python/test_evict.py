@@ -40,6 +40,8 @@ def lot(seed: int, *of: int) -> float:
 
 def worth(policy, entry: Entry, now: int, head: int, id_: int) -> float:
     """Say what an entry is worth in version `now`, as the policy is defined."""
+    if isinstance(policy, mx.OldestAge):
+        return entry.born
     if isinstance(policy, mx.Lru):
         return entry.last
     if isinstance(policy, mx.Lfu):
@@ -93,6 +95,7 @@ SHARES = st.sampled_from([1.0, 0.9, 0.37])
 PINS = {"sinks": st.integers(0, 3), "recent": st.integers(0, 3)}
 POLICIES = st.one_of(
     st.builds(mx.Fifo, **PINS),
+    st.builds(mx.OldestAge, **PINS),
     st.builds(mx.Lru, **PINS),
     st.builds(mx.Lfu, decay=SHARES, **PINS),
     st.builds(mx.AttentionMass, decay=SHARES, pool=st.sampled_from([1, 3, 7]), **PINS),

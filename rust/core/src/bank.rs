@@ -19,7 +19,7 @@ use crate::lane::Lane;
 use crate::stage::{StagedIds, Staging, Tokens};
 use crate::version::{Counts, Row, Version};
 use crate::work::Work;
-use crate::write::{Append, WritePolicy};
+use crate::write::{self, WritePolicy};
 
 /// What a bank and its snapshots have in common.
 pub(crate) struct Shared {
@@ -62,7 +62,7 @@ impl Bank {
         config.check(rows)?;
         let version = Version::empty(rows, config.heads)?;
         let evict = policy(&config.evict, &config.columns);
-        let (index, write) = (Box::new(Flat), Box::new(Append));
+        let (index, write) = (Box::new(Flat), write::policy(config.write));
         Ok(Bank::of(Shared { config, kernels, index, write, evict, arena: Arena::default() }, version))
     }
 
@@ -74,12 +74,14 @@ impl Bank {
         config.check(rows.len())?;
         let value_codec = |schema: &Schema| schema.value.map_or(Codec::F32, |layout| layout.codec);
         let fits = schema.is_none_or(|schema| schema == Schema::of(&config, schema.key.codec, value_codec(&schema)))
+            && (!config.write.merges()
+                || schema.is_none_or(|schema| schema == Schema::of(&config, Codec::F32, Codec::F32)))
             && rows.iter().all(|row| row.lanes.len() == config.heads)
             && (schema.is_some() || rows.iter().all(|row| row.lanes.iter().all(Lane::is_empty)));
         ensure(fits, Kind::Shape, || "the rows or their schema do not fit the bank's heads, dims and metric".into())?;
         let version = Version { rows, schema, number, counts: Counts::default() };
-        let evict = policy(&config.evict, &config.columns);
-        Bank::with_parts(config, version, Box::new(Flat), Box::new(Append), evict)
+        let (write, evict) = (write::policy(config.write), policy(&config.evict, &config.columns));
+        Bank::with_parts(config, version, Box::new(Flat), write, evict)
     }
 
     pub(crate) fn with_parts(

@@ -101,6 +101,11 @@ impl Encoded {
         schema.key.staged(&self.key.bytes()[row * bytes..][..bytes])
     }
 
+    /// The value of one row, of their layout.
+    pub(crate) fn value(&self, layout: Layout, row: usize) -> Vector<'_> {
+        layout.staged(&self.value.bytes()[row * layout.staged_row_bytes()..][..layout.staged_row_bytes()])
+    }
+
     pub(crate) fn value_row(&mut self, schema: &Schema, row: usize) -> &mut [u8] {
         let bytes = schema.value.map_or(0, |layout| layout.staged_row_bytes());
         &mut self.value.bytes_mut()[row * bytes..][..bytes]

@@ -164,21 +164,26 @@ impl Job<'_> {
         let kernels = shared.kernels;
         let (row, staged, heat) = (self.row, self.staged, shared.evict.heat());
         let (tokens, replaced_ids) = (tokens.as_slice(), replaced.as_slice());
-        let view = View {
+        let mut view = View {
             schema,
             kernels,
             lane,
             arrival,
             tokens,
             replaced: replaced_ids,
+            merged: &[],
             number,
             head,
             row,
             staged,
             touches,
             heat,
+            ticker,
         };
-        let (mut edits, runs) = shared.write.plan(view);
+        let (mut edits, runs) = shared.write.plan(view)?;
+        let mut merged: Vec<i64> = edits.iter().filter_map(Edit::merges).collect();
+        merged.sort_unstable();
+        view.merged = &merged;
         edits.extend(replaced.iter().map(|&id| Edit::Replace { id }));
         let mut leaving: Vec<i64> = edits.iter().filter_map(Edit::ends).collect();
         leaving.sort_unstable();
@@ -234,9 +239,14 @@ fn publish(
             for ((lane, rows), mut prepared) in row.lanes.iter_mut().zip(&staged.lanes).zip(&mut *plan) {
                 let arrival = Arrival { id_lo: staged.id_lo, rows };
                 landings.push(std::mem::take(&mut prepared.landing));
+                let (written, merged) = (std::mem::take(&mut prepared.written), std::mem::take(&mut prepared.merged));
+                if !merged.is_empty() {
+                    // Ids that nobody has; the pages of their labels need not stay.
+                    emptied.push(arrival.id_lo..arrival.id_lo + staged.len() as i64);
+                }
                 receipt.evicted += lane.apply(schema, shared.kernels, arrival, prepared, &mut emptied);
-                if shared.config.evict.tracks() {
-                    lane.usage_mut().begin(arrival.id_lo..arrival.id_lo + staged.len() as i64, version.number + 1);
+                if shared.config.tracks() {
+                    lane.note(written, merged, version.number + 1, shared.evict.heat());
                 }
             }
             row.next_id = staged.id_lo + staged.len() as i64;

@@ -52,6 +52,102 @@ impl ScanCodec {
     }
 }
 
+/// What becomes of tokens that are written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Write {
+    /// Each becomes an entry.
+    Append,
+    /// What is near an entry is merged into it.
+    Consolidate(Consolidation),
+}
+
+/// How tokens are merged into entries that they are near.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Consolidation {
+    /// A token whose nearest entry scores so much or more is merged into it.
+    pub threshold: f64,
+    /// What says how near: [`Metric::Cos`] or [`Metric::Dot`], whatever entries are ranked by in searches.
+    pub similarity: Metric,
+    /// What an entry becomes.
+    pub merge: Merge,
+    /// What tokens of one commit see of each other.
+    pub conflicts: Conflicts,
+}
+
+/// What becomes of an entry that tokens are merged into.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Merge {
+    /// The mean of everything that was ever written into it.
+    Mean,
+    /// (1 - rate) of it and rate of the mean of the tokens.
+    Ema {
+        /// From 0, exclusive, to 1.
+        rate: f64,
+    },
+}
+
+/// What tokens of one commit see of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conflicts {
+    /// Nothing: all see the lane as it was, and those that choose one entry are merged into it together.
+    BatchMean,
+    /// Each sees what those before it did.
+    Sequential,
+}
+
+impl Write {
+    /// Its name in Python and in files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Write::Append => "append",
+            Write::Consolidate(_) => "consolidate",
+        }
+    }
+
+    /// Whether entries stand for more than one token.
+    pub fn merges(&self) -> bool {
+        matches!(self, Write::Consolidate(_))
+    }
+
+    /// Refuses what cannot be, or does not go with the rest of the bank.
+    fn check(&self, config: &Config) -> Result<()> {
+        let Write::Consolidate(Consolidation { threshold, similarity, merge, .. }) = *self else { return Ok(()) };
+        let ensure = |holds: bool, say: &dyn Fn() -> String| ensure(holds, Kind::Argument, say);
+        ensure(!threshold.is_nan(), &|| "write: threshold=nan must be a number".into())?;
+        ensure(similarity != Metric::L2, &|| "write: similarity must be \"cos\" or \"dot\"".into())?;
+        if let Merge::Ema { rate } = merge {
+            ensure(rate > 0.0 && rate <= 1.0, &|| format!("write: rate={rate} must be above 0 and at most 1"))?;
+        }
+        for (name, codec) in [("key_codec", config.key_codec), ("value_codec", config.value_codec)] {
+            ensure(codec.is_none_or(|codec| codec == Codec::F32), &|| {
+                format!(
+                    "{name}={:?} rounds a running mean at every merge: write=Consolidate keeps float32, {name}=\"f32\" \
+                     or \"auto\", which takes narrower types too",
+                    codec.map_or("auto", Codec::name)
+                )
+            })?;
+        }
+        ensure(config.nonfinite != NonFinite::Keep, &|| {
+            "nonfinite=\"keep\": one NaN would spoil every mean that it is merged into; with write=Consolidate, \"raise\" \
+             or \"skip\""
+                .into()
+        })?;
+        ensure(config.evict != Evict::Error, &|| {
+            "evict=\"error\" refuses tokens before anybody knows whether they will be merged: with write=Consolidate name \
+             who goes, as in evict=OldestAge()"
+                .into()
+        })?;
+        ensure(config.columns.iter().all(|column| column.name != COUNT), &|| {
+            format!(
+                "columns={COUNT:?}: with write=Consolidate it is there already, the tokens that an entry stands for"
+            )
+        })
+    }
+}
+
+/// The column of tokens that each entry stands for, where tokens are merged.
+pub const COUNT: &str = "count";
+
 /// What happens to a write beyond the capacity.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Evict {
@@ -68,7 +164,9 @@ pub enum Evict {
 pub enum Worth {
     /// Its id: the oldest goes.
     Age,
-    /// When it was written or last used.
+    /// When it was written or last merged into, however often it was used since.
+    Update,
+    /// When it was written, merged into or last used.
     Recency,
     /// How often it was used, times `decay` for each commit since the last time.
     Hits {
@@ -121,6 +219,7 @@ impl Worth {
     pub fn name(&self) -> &'static str {
         match self {
             Worth::Age => "fifo",
+            Worth::Update => "oldest_age",
             Worth::Recency => "lru",
             Worth::Hits { .. } => "lfu",
             Worth::Mass { .. } => "attention_mass",
@@ -153,7 +252,7 @@ impl Evict {
 
     /// Whether it makes something of the use of entries, which somebody has to tell the bank.
     pub fn wants_use(&self) -> bool {
-        self.tracks() && !matches!(self, Evict::Least(Worth::Score { .. }, _))
+        self.tracks() && !matches!(self, Evict::Least(Worth::Score { .. } | Worth::Update, _))
     }
 
     /// Refuses what cannot be.
@@ -189,7 +288,7 @@ impl Evict {
                 })?;
                 decays(*decay)
             }
-            Worth::Age | Worth::Recency | Worth::Lot { .. } | Worth::Reservoir { .. } => Ok(()),
+            Worth::Age | Worth::Update | Worth::Recency | Worth::Lot { .. } | Worth::Reservoir { .. } => Ok(()),
         }
     }
 }
@@ -213,6 +312,8 @@ pub struct Config {
     pub value_codec: Option<Codec>,
     /// None: first passes read the keys.
     pub scan_codec: Option<ScanCodec>,
+    /// What becomes of tokens that are written.
+    pub write: Write,
     /// What happens to a write beyond the capacity.
     pub evict: Evict,
     /// What to do about NaN and infinity where a call does not say.
@@ -237,6 +338,11 @@ impl Config {
         }
     }
 
+    /// Whether lanes note when entries were written, merged into and used, in files too.
+    pub fn tracks(&self) -> bool {
+        self.evict.tracks() || self.write.merges()
+    }
+
     /// Refuses what cannot be.
     ///
     /// # Errors
@@ -256,6 +362,7 @@ impl Config {
         })?;
         check_declared(&self.columns)?;
         self.evict.check(self.capacity, &self.columns)?;
+        self.write.check(self)?;
         check_lanes(rows, self.heads)
     }
 }

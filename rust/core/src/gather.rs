@@ -94,6 +94,24 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// Tokens that entries stand for, one number for each place: 0 at padding and in a bank that merges nothing.
+    ///
+    /// # Errors
+    /// When rows, heads and ids are not equally many, or a row or head is not there.
+    pub fn counts(&self, wanted: &Wanted) -> Result<Vec<i64>> {
+        let n = wanted.ids.len();
+        let lane = |at: usize| self.version.rows.get(wanted.rows[at])?.lanes().get(wanted.heads[at]);
+        let fits = wanted.rows.len() == n && wanted.heads.len() == n && (0..n).all(|at| lane(at).is_some());
+        ensure(fits, Kind::Shape, || format!("{n} ids do not come with a row and a head each that are there"))?;
+        let count = |at: usize| match lane(at) {
+            Some(lane) if wanted.ids[at] >= 0 => i64::try_from(lane.used(wanted.ids[at]).count).unwrap_or(i64::MAX),
+            _ => 0,
+        };
+        Ok((0..n).map(count).collect())
+    }
+}
+
 struct Gathered {
     layout: Layout,
     vectors: Vectors,

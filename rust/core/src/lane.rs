@@ -54,6 +54,14 @@ pub enum Edit {
 }
 
 impl Edit {
+    /// The one entry that this edit merges into, if it is such an edit.
+    pub(crate) fn merges(&self) -> Option<i64> {
+        match self {
+            Edit::Merge { id, .. } => Some(*id),
+            _ => None,
+        }
+    }
+
     /// The one entry that this edit ends, if it is such an edit.
     pub(crate) fn ends(&self) -> Option<i64> {
         match self {
@@ -92,6 +100,10 @@ pub(crate) struct Prepared {
     appends: Vec<(usize, Append)>,
     /// Arriving tokens that the plan drops.
     dropped: usize,
+    /// Ids of the tokens that it appends.
+    pub(crate) written: Vec<Range<i64>>,
+    /// Entries that it merges into, and how many tokens into each.
+    pub(crate) merged: Vec<(i64, u64)>,
     pub(crate) landing: Landing,
     /// What the evict policy keeps, if it was asked.
     pub(crate) line: Option<Line>,
@@ -166,8 +178,14 @@ impl Lane {
                 Edit::Kill { id } => prepared.kills.push(id),
                 Edit::Replace { id } => prepared.replaced.push(id),
                 Edit::Floor { id } => prepared.floor = prepared.floor.max(Some(id)),
-                Edit::Merge { id, key, value, .. } => prepared.merges.push((id, key, value)),
-                Edit::Append { list, tokens } => runs.entry(list).or_default().push(tokens),
+                Edit::Merge { id, key, value, tokens } => {
+                    prepared.merged.push((id, tokens.len() as u64));
+                    prepared.merges.push((id, key, value));
+                }
+                Edit::Append { list, tokens } => {
+                    prepared.written.push(arrival.id_lo + tokens.start as i64..arrival.id_lo + tokens.end as i64);
+                    runs.entry(list).or_default().push(tokens);
+                }
             }
         }
         let below = prepared.floor.map_or(0, |id| (id - arrival.id_lo).clamp(0, arrival.rows.len() as i64) as usize);
@@ -288,6 +306,18 @@ impl Lane {
     /// Who goes next, if that is known.
     pub(crate) fn line(&self) -> Option<&Line> {
         self.line.as_ref()
+    }
+
+    /// Notes what version `number` wrote and merged, as far as it is there.
+    pub(crate) fn note(&mut self, written: Vec<Range<i64>>, merged: Vec<(i64, u64)>, number: u64, heat: Heat) {
+        for ids in written {
+            self.usage.begin(ids, number);
+        }
+        for (id, tokens) in merged {
+            if self.locate(id).is_some() {
+                self.usage.set(id, self.usage.get(id).merged(tokens, number, heat));
+            }
+        }
     }
 
     /// Counts touches of entries that are there, seen from version `number` on.

@@ -164,7 +164,9 @@ impl<'s> RowBuilder<'s> {
     pub fn used(&mut self, head: usize, ids: &[i64], uses: &[Use], number: u64) -> Result<()> {
         let can_be = |used: &Use| {
             used.last <= number
-                && used.born <= used.last
+                && used.born <= used.updated
+                && used.updated <= used.last
+                && used.count <= MAX_NEXT_ID as u64
                 && [used.mass, used.heat].iter().all(|x| x.is_finite() && *x >= 0.0)
         };
         ensure(uses.len() == ids.len() && uses.iter().all(can_be), Kind::Argument, || {

@@ -30,17 +30,17 @@ use crate::work::Ticker;
 const FEWEST: usize = PANEL;
 
 /// Numbers of decoded keys at most: 4 MB.
-const NUMBERS: usize = 1 << 20;
+pub(crate) const NUMBERS: usize = 1 << 20;
 
 /// Scores that are kept at a time, about: 1 MB.
-const SCORES: usize = 1 << 18;
+pub(crate) const SCORES: usize = 1 << 18;
 
 /// So many times k groups of rows are looked at for a floor: hardly any of the best k share one.
 const MORE_GROUPS: usize = 4;
 
 thread_local! {
     /// Room for keys and scores, kept from call to call: fresh pages cost as much as a small call.
-    static ROOM: Cell<[Plane; 2]> = Cell::default();
+    pub(crate) static ROOM: Cell<[Plane; 2]> = Cell::default();
 }
 
 /// Most entries. With more, bytes or bfloat16 are faster, where the processor multiplies them faster; what is saved is the

@@ -139,6 +139,11 @@ impl Staging {
         let rows = self.check_shapes(shared, version, tokens)?;
         let schema = self.schema_for(shared, version, tokens)?;
         let nonfinite = tokens.nonfinite.unwrap_or(config.nonfinite);
+        ensure(nonfinite != NonFinite::Keep || !config.write.merges(), Kind::Argument, || {
+            "nonfinite=\"keep\": one NaN would spoil every mean that it is merged into; this bank merges, so \"raise\" or \
+             \"skip\""
+                .into()
+        })?;
         let work = &work.for_size(n_rows * n_tokens * config.heads * config.key_dim);
         let mut written = written_tokens(tokens, &schema, nonfinite, work)?;
         let replaced = self.settle_duplicates(version, &rows, tokens, &mut written, work)?;
@@ -281,7 +286,9 @@ impl Staging {
         let key = tokens.keys.codec();
         let value = tokens.values.map_or(Codec::F32, |values| values.codec());
         let schema = version.schema.or(self.schema).unwrap_or_else(|| {
-            Schema::of(config, config.key_codec.unwrap_or(key), config.value_codec.unwrap_or(value))
+            let codec =
+                |asked: Option<Codec>, given| asked.unwrap_or(if config.write.merges() { Codec::F32 } else { given });
+            Schema::of(config, codec(config.key_codec, key), codec(config.value_codec, value))
         });
         let fits = |argument: &str, asked: Option<Codec>, stored: Codec, input: &Input| {
             ensure(asked.is_some() || stored.holds(input.codec()), Kind::Dtype, || {

@@ -23,10 +23,14 @@ pub struct Use {
     pub mass: f64,
     /// What the evict policy makes of both: see [`Heat`].
     pub heat: f64,
-    /// Number of the last version that a touch of it made, or its writing where the evict policy asks; 0: neither.
+    /// Number of the last version that a touch of it made, or its writing or a merge into it where a policy asks; 0: none.
     pub last: u64,
-    /// Number of the version that wrote it, where the evict policy asks.
+    /// Number of the version that wrote it, where a policy asks.
     pub born: u64,
+    /// Number of the last version that wrote it or merged something into it, where a policy asks.
+    pub updated: u64,
+    /// Tokens that it stands for, where a policy asks: one and those that were merged into it.
+    pub count: u64,
 }
 
 /// What an evict policy makes of the use of entries: the hits or the mass of each touch, and of what there was before a
@@ -46,6 +50,16 @@ impl Default for Heat {
 }
 
 impl Use {
+    /// Of what version `number` writes.
+    pub(crate) fn written(number: u64) -> Use {
+        Use { last: number, born: number, updated: number, count: 1, ..Use::default() }
+    }
+
+    /// After version `number` merged so many tokens into it.
+    pub(crate) fn merged(self, tokens: u64, number: u64, heat: Heat) -> Use {
+        Use { updated: number, count: self.count.max(1) + tokens, ..self.touched((0, 0.0), number, heat) }
+    }
+
     /// After touches that are seen from version `number` on.
     pub(crate) fn touched(self, (hits, mass): (u64, f64), number: u64, heat: Heat) -> Use {
         let left = if heat.decay == 1.0 { 1.0 } else { heat.decay.powf((number - self.last) as f64) };
@@ -97,11 +111,7 @@ impl Usage {
         while id < ids.end {
             let end = ids.end.min((id / PAGE_IDS + 1) * PAGE_IDS);
             let page = self.page(id / PAGE_IDS);
-            page[(id % PAGE_IDS) as usize..][..(end - id) as usize].fill(Use {
-                last: number,
-                born: number,
-                ..Use::default()
-            });
+            page[(id % PAGE_IDS) as usize..][..(end - id) as usize].fill(Use::written(number));
             id = end;
         }
     }

@@ -5,7 +5,7 @@
 
 use mnemex_core::block::Schema;
 use mnemex_core::cells::{ColumnType, Declared};
-use mnemex_core::config::{Evict, NonFinite, Pins, ScanCodec, Values, Worth};
+use mnemex_core::config::{Conflicts, Consolidation, Evict, Merge, NonFinite, Pins, ScanCodec, Values, Worth, Write};
 use mnemex_core::{Codec, Config, Metric};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -128,6 +128,9 @@ pub(crate) struct ConfigEntry {
     /// What first passes read instead of the keys; the copy itself is made again when a bank is opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     scan_codec: Option<String>,
+    /// What becomes of tokens, where not each becomes an entry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    write: Option<WriteEntry>,
     evict: EvictEntry,
     #[serde(with = "NonFiniteEntry")]
     nonfinite: NonFinite,
@@ -182,6 +185,7 @@ struct LeastEntry {
 #[serde(remote = "Worth", rename_all = "lowercase", deny_unknown_fields)]
 enum WorthEntry {
     Age,
+    Update,
     Recency,
     Hits { decay: f64 },
     Mass { decay: f64, pool: usize },
@@ -189,6 +193,53 @@ enum WorthEntry {
     Score { column: String, decay: f64 },
     Lot { seed: u64 },
     Reservoir { seed: u64 },
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum WriteEntry {
+    Consolidate(#[serde(with = "ConsolidationEntry")] Consolidation),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Consolidation", deny_unknown_fields)]
+struct ConsolidationEntry {
+    threshold: f64,
+    #[serde(with = "MetricEntry")]
+    similarity: Metric,
+    #[serde(with = "MergeEntry")]
+    merge: Merge,
+    #[serde(with = "ConflictsEntry")]
+    conflicts: Conflicts,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Merge", rename_all = "lowercase", deny_unknown_fields)]
+enum MergeEntry {
+    Mean,
+    Ema { rate: f64 },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Conflicts", rename_all = "snake_case")]
+enum ConflictsEntry {
+    BatchMean,
+    Sequential,
+}
+
+impl WriteEntry {
+    fn of(write: Write) -> Option<WriteEntry> {
+        match write {
+            Write::Append => None,
+            Write::Consolidate(how) => Some(WriteEntry::Consolidate(how)),
+        }
+    }
+
+    fn write(self) -> Write {
+        match self {
+            WriteEntry::Consolidate(how) => Write::Consolidate(how),
+        }
+    }
 }
 
 impl From<&Evict> for EvictEntry {
@@ -244,6 +295,7 @@ impl ConfigEntry {
             key_codec: name(config.key_codec),
             value_codec: name(config.value_codec),
             scan_codec: config.scan_codec.map(|codec| codec.name().to_owned()),
+            write: WriteEntry::of(config.write),
             evict: EvictEntry::from(&config.evict),
             nonfinite: config.nonfinite,
             columns: (config.columns.iter())
@@ -263,6 +315,7 @@ impl ConfigEntry {
             key_codec: codec(&self.key_codec)?,
             value_codec: codec(&self.value_codec)?,
             scan_codec: self.scan_codec.as_deref().map(scan_named).transpose()?,
+            write: self.write.map_or(Write::Append, WriteEntry::write),
             evict: self.evict.clone().into(),
             nonfinite: self.nonfinite,
             columns: self.columns.iter().map(ColumnEntry::declared).collect::<Result<_, _>>()?,

@@ -77,8 +77,8 @@ fn open_bank(
 fn check_entry(at: usize, entry: &BankEntry) -> Result<Config, String> {
     let config = entry.config.config()?;
     config.check(entry.rows.len().max(entry.stored.len())).map_err(|error| error.message)?;
-    if entry.number.is_some() != config.evict.tracks() || entry.number.is_some_and(|number| number > MAX_NUMBER) {
-        return Err("its evict policy and the number of its version do not go together".into());
+    if entry.number.is_some() != config.tracks() || entry.number.is_some_and(|number| number > MAX_NUMBER) {
+        return Err("its policies and the number of its version do not go together".into());
     }
     if entry.file.name != bank_name(at) {
         return Err(format!("its file is {:?} and must be {:?}", entry.file.name, bank_name(at)));

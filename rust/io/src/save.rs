@@ -51,7 +51,7 @@ pub fn save(path: &Path, contents: &Contents, overwrite: bool, work: &Work) -> R
 fn save_bank(draft: &Draft, name: String, bank: &Snapshot, interrupt: &Interrupt) -> Result<BankEntry> {
     let schema = schema_or_default(bank.config(), bank.version().schema);
     let (stored, rows) = stored_rows(bank);
-    let tracks = bank.config().evict.tracks();
+    let tracks = bank.config().tracks();
     let (all_finite, bytes, sha256) = draft.file(&name, |out, failed| {
         write_rows(out, (&schema, &bank.config().columns), &stored, tracks, interrupt, failed)
     })?;

@@ -53,14 +53,15 @@ pub(crate) fn columns(schema: &Schema, own: &[Declared]) -> SchemaRef {
 /// The same with how entries were used, behind all others.
 pub(crate) fn columns_with_use(schema: &Schema, own: &[Declared]) -> SchemaRef {
     let columns = columns(schema, own);
-    let types = [DataType::Int64, DataType::Float64, DataType::Float64, DataType::Int64, DataType::Int64];
-    let names = ["used_hits", "used_mass", "used_heat", "used_last", "used_born"];
+    let (count, float) = (DataType::Int64, DataType::Float64);
+    let types = [&count, &float, &float, &count, &count, &count, &count].map(DataType::clone);
+    let names = ["used_hits", "used_mass", "used_heat", "used_last", "used_born", "used_updated", "used_count"];
     let more = names.into_iter().zip(types).map(|(name, data_type)| Arc::new(Field::new(name, data_type, false)));
     Arc::new(ArrowSchema::new(columns.fields().iter().cloned().chain(more).collect::<Vec<_>>()))
 }
 
 /// How entries were used, as columns.
-pub(crate) fn use_arrays(used: &[Use]) -> [ArrayRef; 5] {
+pub(crate) fn use_arrays(used: &[Use]) -> [ArrayRef; 7] {
     let counts = |of: fn(&Use) -> u64| -> ArrayRef {
         Arc::new(Int64Array::from_iter_values(used.iter().map(|used| i64::try_from(of(used)).unwrap_or(i64::MAX))))
     };
@@ -71,6 +72,8 @@ pub(crate) fn use_arrays(used: &[Use]) -> [ArrayRef; 5] {
         floats(|used| used.heat),
         counts(|used| used.last),
         counts(|used| used.born),
+        counts(|used| used.updated),
+        counts(|used| used.count),
     ]
 }
 
@@ -80,10 +83,12 @@ pub(crate) fn uses(columns: &[ArrayRef], first: usize) -> Option<Vec<Use>> {
     let counts = |at: usize| Some(column(at)?.as_any().downcast_ref::<PrimitiveArray<Int64Type>>()?.values());
     let floats = |at: usize| Some(column(at)?.as_any().downcast_ref::<PrimitiveArray<Float64Type>>()?.values());
     let (hits, mass, heat, last, born) = (counts(0)?, floats(1)?, floats(2)?, counts(3)?, counts(4)?);
+    let (updated, tokens) = (counts(5)?, counts(6)?);
     let count = |n: i64| u64::try_from(n).ok();
     let used = |at: usize| {
         let (hits, last, born) = (count(hits[at])?, count(last[at])?, count(born[at])?);
-        Some(Use { hits, mass: mass[at], heat: heat[at], last, born })
+        let (updated, count) = (count(updated[at])?, count(tokens[at])?);
+        Some(Use { hits, mass: mass[at], heat: heat[at], last, born, updated, count })
     };
     (0..hits.len()).map(used).collect()
 }

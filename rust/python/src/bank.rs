@@ -1,12 +1,11 @@
 //! Writes, and what a bank is made of.
 
-use mnemex_core::config::{Config, Evict, NonFinite, Pins, ScanCodec, Values, Worth};
-use mnemex_core::error::{Error, Kind};
+use mnemex_core::config::{Config, NonFinite, ScanCodec, Values};
 use mnemex_core::labels::OnDuplicate;
 use mnemex_core::stage::{StagedIds, Tokens};
 use mnemex_core::usage::Found;
 use mnemex_core::work::Work;
-use mnemex_core::{Bank, Change, Codec, Metric, Result};
+use mnemex_core::{Bank, Change, Metric, Result};
 use numpy::PyArray2;
 use pyo3::prelude::*;
 
@@ -14,6 +13,9 @@ use crate::arrays::{Flat, Vectors, rows, slice};
 use crate::call::run;
 use crate::columns::{ColumnArray, declared, given};
 use crate::error::raised;
+use crate::parts::{
+    EvictOptions, WriteOptions, codec_named, evict_named, metric_named, scan_named, unknown, write_named,
+};
 use crate::receipt::{NativeReceipt, ids_array};
 use crate::snapshot::NativeSnapshot;
 
@@ -24,21 +26,6 @@ type Described =
 /// The key/value memory of one attention layer.
 #[pyclass(frozen, module = "mnemex._native")]
 pub(crate) struct NativeBank(pub(crate) Bank);
-
-fn unknown(argument: &str, word: &str, known: &str) -> PyErr {
-    raised(Error::new(Kind::Argument, format!("{argument}={word:?} is not known; expected one of {known}")))
-}
-
-fn codec_named(argument: &str, name: Option<&str>) -> PyResult<Option<Codec>> {
-    let known = || Codec::ALL.map(Codec::name).join(", ");
-    name.map(|name| Codec::named(name).ok_or_else(|| unknown(argument, name, &format!("auto, {}", known()))))
-        .transpose()
-}
-
-fn scan_named(name: &str) -> PyResult<ScanCodec> {
-    let known = ScanCodec::ALL.map(ScanCodec::name).join(", ");
-    ScanCodec::named(name).ok_or_else(|| unknown("scan_codec", name, &format!("None, {known}")))
-}
 
 pub(crate) fn nonfinite_named(word: &str) -> PyResult<NonFinite> {
     match word {
@@ -100,50 +87,10 @@ impl Given<'_> {
     }
 }
 
-/// What a policy takes, by name; what it does not take is left alone.
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
-struct EvictOptions {
-    sinks: u64,
-    recent: u64,
-    #[pyo3(default)]
-    decay: f64,
-    #[pyo3(default)]
-    pool: usize,
-    #[pyo3(default)]
-    strength: f64,
-    #[pyo3(default)]
-    column: String,
-    #[pyo3(default)]
-    seed: u64,
-}
-
-fn evict_named(name: &str, options: &EvictOptions) -> PyResult<Evict> {
-    let EvictOptions { sinks, recent, decay, pool, strength, ref column, seed } = *options;
-    let pins = Pins { sinks, recent };
-    let worth = match name {
-        "error" => return Ok(Evict::Error),
-        "fifo" if pins == Pins::default() => return Ok(Evict::Fifo),
-        "fifo" => Worth::Age,
-        "lru" => Worth::Recency,
-        "lfu" => Worth::Hits { decay },
-        "attention_mass" => Worth::Mass { decay, pool },
-        "retention" => Worth::Retention { strength },
-        "min_score" => Worth::Score { column: column.clone(), decay },
-        "random" => Worth::Lot { seed },
-        "reservoir" => Worth::Reservoir { seed },
-        _ => {
-            let known = "error, fifo, lru, lfu, attention_mass, retention, min_score, random, reservoir";
-            return Err(unknown("evict", name, known));
-        }
-    };
-    Ok(Evict::Least(worth, pins))
-}
-
 #[pymethods]
 impl NativeBank {
     #[new]
-    #[pyo3(signature = (*, rows, heads, key_dim, value_dim, key_is_value, capacity, metric, key_codec, value_codec, scan_codec, evict, evict_options, nonfinite, columns))]
+    #[pyo3(signature = (*, rows, heads, key_dim, value_dim, key_is_value, capacity, metric, key_codec, value_codec, scan_codec, write, write_options, evict, evict_options, nonfinite, columns))]
     #[expect(clippy::too_many_arguments, reason = "what a bank is made of")]
     fn new(
         rows: usize,
@@ -156,6 +103,8 @@ impl NativeBank {
         key_codec: Option<&str>,
         value_codec: Option<&str>,
         scan_codec: Option<&str>,
+        write: &str,
+        write_options: Option<WriteOptions>,
         evict: &str,
         evict_options: EvictOptions,
         nonfinite: &str,
@@ -170,15 +119,11 @@ impl NativeBank {
                 (false, None) => Values::None,
             },
             capacity,
-            metric: match metric {
-                "dot" => Metric::Dot,
-                "cos" => Metric::Cos,
-                "l2" => Metric::L2,
-                _ => return Err(unknown("metric", metric, "dot, cos, l2")),
-            },
+            metric: metric_named("metric", metric)?,
             key_codec: codec_named("key_codec", key_codec)?,
             value_codec: codec_named("value_codec", value_codec)?,
             scan_codec: scan_codec.map(scan_named).transpose()?,
+            write: write_named(write, write_options.as_ref())?,
             evict: evict_named(evict, &evict_options)?,
             nonfinite: nonfinite_named(nonfinite)?,
             columns: declared(columns)?,

@@ -10,6 +10,7 @@ mod columns;
 mod error;
 mod files;
 mod ingest;
+mod parts;
 mod product;
 mod receipt;
 mod snapshot;

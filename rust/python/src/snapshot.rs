@@ -185,6 +185,28 @@ impl NativeSnapshot {
         Ok((keys, values))
     }
 
+    /// Tokens that the entries at n places stand for.
+    #[pyo3(signature = (rows, heads, ids))]
+    fn counts<'py>(
+        &self,
+        py: Python<'py>,
+        rows: Flat<'py, i64>,
+        heads: Flat<'py, i64>,
+        ids: Flat<'py, i64>,
+    ) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let (rows, heads) =
+            (self::rows(Some(&rows))?.unwrap_or_default(), self::rows(Some(&heads))?.unwrap_or_default());
+        let wanted = Wanted { rows: &rows, heads: &heads, ids: ids.as_slice()? };
+        let counts = run(py, Some(1), |_| self.0.counts(&wanted))?;
+        Ok(PyArray1::from_vec(py, counts))
+    }
+
+    /// Whether the write policy merges tokens into entries, and counts them.
+    #[getter]
+    fn merges(&self) -> bool {
+        self.0.config().write.merges()
+    }
+
     /// The numbers of a column at n places.
     #[pyo3(signature = (name, rows, ids))]
     fn column<'py>(

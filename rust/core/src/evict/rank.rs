@@ -39,7 +39,12 @@ impl Worth {
     /// Whether the worth of an entry changes with its use alone, and never falls.
     pub(crate) fn only_rises(&self) -> bool {
         match self {
-            Worth::Age | Worth::Recency | Worth::Hits { .. } | Worth::Score { .. } | Worth::Reservoir { .. } => true,
+            Worth::Age
+            | Worth::Update
+            | Worth::Recency
+            | Worth::Hits { .. }
+            | Worth::Score { .. }
+            | Worth::Reservoir { .. } => true,
             Worth::Mass { pool, .. } => *pool == 1,
             Worth::Retention { .. } | Worth::Lot { .. } => false,
         }
@@ -49,6 +54,7 @@ impl Worth {
     pub(crate) fn rank(&self, view: &View, column: usize, id: i64) -> Rank {
         let worth = match self {
             Worth::Age => 0.0,
+            Worth::Update => view.usage(id).updated as f64,
             Worth::Recency => view.usage(id).last as f64,
             Worth::Hits { decay } | Worth::Mass { decay, .. } => {
                 let Use { heat, last, .. } = view.usage(id);

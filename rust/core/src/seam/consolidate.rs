@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use mnemex_kernels::canonical::Metric;
 
+use crate::error::Result;
 use crate::lane::Edit;
 use crate::layout::{Layout, Vector};
 use crate::write::{View, WritePolicy};
@@ -68,7 +69,7 @@ impl WritePolicy for Consolidate {
         "consolidate"
     }
 
-    fn plan(&self, view: View) -> (Vec<Edit>, Vec<Range<usize>>) {
+    fn plan(&self, view: View) -> Result<(Vec<Edit>, Vec<Range<usize>>)> {
         let (schema, lane) = (view.schema, view.lane);
         let decode = |vector: Vector, layout: Layout| {
             let mut x = vec![0.0; layout.dim];
@@ -108,6 +109,6 @@ impl WritePolicy for Consolidate {
                 }
             }
         }
-        (edits, runs)
+        Ok((edits, runs))
     }
 }

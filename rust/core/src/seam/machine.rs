@@ -11,7 +11,7 @@ use super::plain::{Entry, Landed, Plain, PlainRow, Token};
 use crate::bank::{Bank, Snapshot};
 use crate::codec::Codec;
 use crate::commit::Receipt;
-use crate::config::{Config, Evict, NonFinite, ScanCodec, Values};
+use crate::config::{Config, Evict, NonFinite, ScanCodec, Values, Write};
 use crate::evict::Fifo;
 use crate::index::{Flat, Index};
 use crate::input::Input;
@@ -156,6 +156,7 @@ impl Machine {
             key_codec: Some(setting.codec),
             value_codec: Some(setting.codec),
             scan_codec: setting.scan,
+            write: Write::Append,
             evict: Evict::Fifo,
             nonfinite: NonFinite::Raise,
             columns: Vec::new(),

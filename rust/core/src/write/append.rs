@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{View, WritePolicy};
+use crate::error::Result;
 use crate::lane::Edit;
 
 /// Append all.
@@ -13,7 +14,7 @@ impl WritePolicy for Append {
         "append"
     }
 
-    fn plan(&self, view: View) -> (Vec<Edit>, Vec<Range<usize>>) {
-        (Vec::new(), view.tokens.to_vec())
+    fn plan(&self, view: View) -> Result<(Vec<Edit>, Vec<Range<usize>>)> {
+        Ok((Vec::new(), view.tokens.to_vec()))
     }
 }

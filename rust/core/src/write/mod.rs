@@ -1,8 +1,11 @@
 //! What becomes of arriving tokens: policies that read a lane and answer with edits.
 
 mod append;
+mod consolidate;
+mod nearest;
 
 pub use append::Append;
+pub use consolidate::Consolidate;
 
 use std::ops::Range;
 
@@ -10,10 +13,13 @@ use mnemex_kernels::Kernels;
 
 use crate::block::Schema;
 use crate::columns::AnyColumn;
+use crate::config::Write;
+use crate::error::Result;
 use crate::lane::{Arrival, Edit, Lane};
 use crate::stage::StagedRow;
 use crate::usage::{Heat, Touches, Use};
 use crate::version::Row;
+use crate::work::Ticker;
 
 /// What a policy may look at.
 #[derive(Clone, Copy)]
@@ -30,6 +36,8 @@ pub struct View<'a> {
     pub tokens: &'a [Range<usize>],
     /// Entries of the lane that end at this commit, ascending: tokens replace them.
     pub replaced: &'a [i64],
+    /// Entries that tokens were merged into at this commit, ascending: known once the write policy has decided.
+    pub merged: &'a [i64],
     /// Number of the version that this commit makes.
     pub number: u64,
     /// Which head of its row the lane is.
@@ -41,20 +49,25 @@ pub struct View<'a> {
     pub(crate) touches: Option<&'a Touches>,
     /// What the evict policy makes of it.
     pub(crate) heat: Heat,
+    /// Whether to stop.
+    pub(crate) ticker: &'a Ticker<'a>,
 }
 
 impl View<'_> {
     /// How an entry of the lane was used; touches that were staged count, from version `number` on, which writes what
-    /// arrives.
+    /// arrives and merges what is merged.
     pub fn usage(&self, id: i64) -> Use {
         if id >= self.arrival.id_lo {
-            return Use { last: self.number, born: self.number, ..Use::default() };
+            return Use::written(self.number);
         }
-        let used = self.lane.usage().get(id);
-        match self.touches.and_then(|touches| touches.get(&id)) {
-            Some(&touches) => used.touched(touches, self.number, self.heat),
-            None => used,
+        let mut used = self.lane.usage().get(id);
+        if let Some(&touches) = self.touches.and_then(|touches| touches.get(&id)) {
+            used = used.touched(touches, self.number, self.heat);
         }
+        if self.merged.binary_search(&id).is_ok() {
+            used = used.merged(0, self.number, self.heat);
+        }
+        used
     }
 
     /// The number that an entry or an arriving token has in the `at`-th of the caller's columns; 0 where it was given none,
@@ -77,5 +90,16 @@ pub trait WritePolicy: Send + Sync {
 
     /// Edits of existing entries, and the runs of arriving tokens to append, ascending; the index routes those. Tokens
     /// that are not to be written, and entries that are replaced, stay out of it.
-    fn plan(&self, view: View) -> (Vec<Edit>, Vec<Range<usize>>);
+    ///
+    /// # Errors
+    /// When memory is short, or the caller interrupts.
+    fn plan(&self, view: View) -> Result<(Vec<Edit>, Vec<Range<usize>>)>;
+}
+
+/// The policy of a configuration.
+pub(crate) fn policy(write: Write) -> Box<dyn WritePolicy> {
+    match write {
+        Write::Append => Box::new(Append),
+        Write::Consolidate(how) => Box::new(Consolidate(how)),
+    }
 }

@@ -2,7 +2,7 @@
 
 use mnemex_core::attend::{Attention, Partial};
 use mnemex_core::bias::Bias;
-use mnemex_core::config::{Evict, NonFinite, Values};
+use mnemex_core::config::{Evict, NonFinite, Values, Write};
 use mnemex_core::gather::{Vectors, Wanted};
 use mnemex_core::input::Input;
 use mnemex_core::query::Query;
@@ -33,6 +33,7 @@ pub(crate) fn config(metric: Metric, key_dim: usize, values: Values) -> Config {
         key_codec: None,
         value_codec: None,
         scan_codec: None,
+        write: Write::Append,
         evict: Evict::Fifo,
         nonfinite: NonFinite::Raise,
         columns: Vec::new(),
