@@ -1,8 +1,15 @@
 """Which entries go when a lane is full: small frozen objects that `Bank(evict=)` takes. A name stands for the defaults.
 
-Time is counted in versions of the bank, so nothing depends on clocks: every commit makes one, and so do `delete`,
-`fork` and the like. Of entries that are worth the same, the older ones go. What a policy counts is kept for each lane
-by itself, follows `fork`, `reorder`, `copy` and `snapshot`, and is saved.
+Every policy takes `sinks=` and `recent=`, 0 by default: so many of the oldest entries of a lane stay, the first tokens,
+which much attention rests on (Xiao et al. 2024, arXiv 2309.17453), and so many of the newest.
+
+Time is counted in versions of the bank, so nothing depends on clocks: every commit of anything makes one, and so do
+`delete`, `fork` and the like. Of entries that are worth the same, the older ones go. What a policy counts is kept for
+each lane by itself, follows `fork`, `reorder`, `copy` and `snapshot`, and is saved.
+
+`Lru`, `Lfu`, `AttentionMass` and `Retention` go by what `touch` tells: without, they let the oldest go. Adapters that
+write tell it by themselves where they read the best `top_k`; with `top_k=None` they tell nothing. `Retention`, and
+`AttentionMass` with a `pool`, look at a whole lane whenever it is full; the others keep a line of who goes next.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def test_who_is_left_is_who_the_definition_says(policy, capacity, steps, seed, t
             next_id += n
         elif what == "touch" and len(bank):
             found = rng.integers(max(0, next_id - capacity - 4), next_id, (1, HEADS, n, 1))
-            mass = rng.random((1, HEADS, n, 1)).astype(np.float32)
+            mass = (rng.random((1, HEADS, n, 1)) * (rng.random((1, HEADS, n, 1)) < 0.7)).astype(np.float32)
             bank.touch(mx.Hits(np.zeros(found.shape, np.float32), found, np.array([0])), mass)
             version = bank.commit().version
             for head, lane in enumerate(lanes):
@@ -289,3 +289,26 @@ def test_policies_are_values():
     assert mx.Lru(sinks=4) == mx.Lru(sinks=4) != mx.Lru()
     assert copy.copy(mx.Lfu(decay=0.5)) == mx.Lfu(decay=0.5)
     assert hash(mx.Random(seed=1)) == hash(mx.Random(seed=1))
+
+
+def test_a_touch_never_lowers_worth_however_long_ago_the_one_before_was():
+    bank = filled(mx.AttentionMass(decay=0.5), capacity=4)
+    every = np.broadcast_to(np.arange(4)[:, None], (1, HEADS, 4, 1))
+    bank.touch(mx.Hits(np.zeros(every.shape, np.float32), every, np.array([0])), np.ones(every.shape, np.float32))
+    bank.commit()
+    for _ in range(1200):
+        bank.delete(ids=[])
+    first = np.zeros((1, HEADS, 1, 1), np.int64)
+    bank.touch(mx.Hits(np.zeros(first.shape, np.float32), first, np.array([0])), np.zeros(first.shape, np.float32))
+    bank.write(np.ones((1, HEADS, 3, DIM), np.float32))
+    assert ids_of(bank) == [[0, 1, 2, 3]] * HEADS, "the new ones, never attended to, are worth less"
+
+
+def test_sums_of_use_stay_finite_and_come_back(tmp_path):
+    bank = filled(mx.AttentionMass(), capacity=4)
+    first = np.zeros((1, HEADS, 1, 1), np.int64)
+    for _ in range(3):
+        bank.touch(mx.Hits(np.zeros(first.shape, np.float32), first, np.array([0])), np.full(first.shape, 1e308))
+    bank.commit()
+    bank.save(tmp_path / "bank")
+    assert math.isfinite(mx.open(tmp_path / "bank").stats().mass)

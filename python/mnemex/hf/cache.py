@@ -133,12 +133,16 @@ class WindowCache(Cache):
             if angles is not None:
                 self._angles.append(group, angles, forward.batch)
         n = self.rows.n - (self.window - 1)
-        told = forward.tell_use(self.memory)
-        if n > 0:
-            self._evict(self.rows.evict(n), forward)
-        if told:
-            # Where nothing left the window, or pads alone did.
-            self.memory.commit()
+        try:
+            told = forward.tell_use(self.memory)
+            if n > 0:
+                self._evict(self.rows.evict(n), forward)
+            if told:
+                # Where nothing left the window, or pads alone did.
+                self.memory.commit()
+        except BaseException:
+            self.memory.rollback()
+            raise
         for layer in self.attached.values():
             layer.settle(self.rows.n, self.rows.n_sinks)
         self._broken = False

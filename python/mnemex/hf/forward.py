@@ -238,7 +238,6 @@ class ModelForward:
             else:
                 self.cache.end(self)
         elif kept and not failed:
-            self.tell_use(self.attachment.memory)
             positions, valid = self.positions, self.valid
             self.attachment.staged = stage_tokens(
                 self.attachment.memory,
@@ -247,6 +246,7 @@ class ModelForward:
                 mask=valid,
                 counts=self.attachment.counts,
             )
+            self.tell_use(self.attachment.memory)
         self._inputs = {}
         self._masks = self._local_masks = None
 

@@ -33,11 +33,11 @@ STRETCH, LOGIT_BYTES = 4096, 4 << 20
 """Where every entry is read: ids at a time, at most, and bytes of logits, which are to stay in a processor's cache."""
 
 
-ALONE = 1 << 28
-"""Multiplications that one thread had better do alone. For some milliseconds after each of its operations PyTorch's
-threads spin and hold the other processors, so a thread that is woken there is waited for longer than it saves. Measured
-on two processors in a model, 3 heads with 192 queries each over 1,000 entries in the mean: 1.6 ms with one thread, 2.0
-with two."""
+ALONE, ALONE_READS = 1 << 28, 1 << 24
+"""Multiplications, and numbers of keys, up to which one thread had better answer alone while those of PyTorch spin, as
+they do for some milliseconds after each operation: they hold the other processors, so a thread that is woken there is
+waited for longer than it saves. Measured on two processors in a model, 3 heads with 192 queries each over 1,000 entries
+in the mean: 1.6 ms with one thread, 2.0 with two. Reading all these keys takes about as long."""
 
 
 class Retrieved(NamedTuple):
@@ -90,9 +90,12 @@ def attend(
     if home.type != "cpu":
         query = query.cpu()
     longest = int(np.max(memory.lengths, initial=0))
+    # Every entry costs two products.
+    work = query.numel() * longest * (2 if k is None else 1)
+    reads = query.shape[0] * memory.heads * longest * memory.key_dim
     found = memory.attend(
         query, k, scale=scoring.scale, softcap=scoring.softcap, hits=hits, nonfinite="keep",
-        threads=_threads(query.numel() * longest),
+        threads=_threads(home, work, reads),
     )  # fmt: skip
     out, lse = torch.from_numpy(found.out), torch.from_numpy(found.lse)
     if home.type != "cpu":
@@ -100,9 +103,10 @@ def attend(
     return Retrieved(out, lse, found.hits, found.mass)
 
 
-def _threads(multiplications: int) -> int | None:
-    """Say how many threads a call is worth while those of PyTorch spin; None: as many as the bank takes."""
-    return 1 if multiplications < ALONE else None
+def _threads(home: torch.device, multiplications: int, reads: int) -> int | None:
+    """Say how many threads a call is worth; None: as many as the bank takes."""
+    spin = home.type == "cpu" and torch.get_num_threads() > 1
+    return 1 if spin and multiplications < ALONE and reads < ALONE_READS else None
 
 
 def _attend_wide(
@@ -199,7 +203,7 @@ def query_gradient(
     if wide == torch.float32:
         found = snapshot.attend_backward(
             query, hits, grad, delta=delta, lse=lse, scale=scoring.scale, softcap=scoring.softcap,
-            threads=_threads(query.numel() * k),
+            threads=_threads(home, query.numel() * k, query.numel() * k),
         )  # fmt: skip
         return torch.from_numpy(found).to(home, dtype)
     parts, distinct = [], torch.from_numpy(hits.distinct)  # [B, Hq, Q, k]

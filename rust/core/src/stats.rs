@@ -52,8 +52,8 @@ impl Snapshot {
         stats.dead_rows = stats.block_rows - live.values().map(|live| live.count_ones() as usize).sum::<usize>();
         for lane in lanes().filter(|lane| !lane.usage().is_empty()) {
             for used in lane.live_ids().into_iter().map(|id| lane.usage().get(id)) {
-                stats.hits += used.hits;
-                stats.mass += used.mass;
+                stats.hits = stats.hits.saturating_add(used.hits);
+                stats.mass = (stats.mass + used.mass).min(f64::MAX);
             }
         }
         stats

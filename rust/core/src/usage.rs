@@ -57,16 +57,20 @@ impl Use {
 
     /// After version `number` merged so many tokens into it.
     pub(crate) fn merged(self, tokens: u64, number: u64, heat: Heat) -> Use {
-        Use { updated: number, count: self.count.max(1) + tokens, ..self.touched((0, 0.0), number, heat) }
+        Use { updated: number, count: self.count.max(1).saturating_add(tokens), ..self.touched((0, 0.0), number, heat) }
     }
 
     /// After touches that are seen from version `number` on.
     pub(crate) fn touched(self, (hits, mass): (u64, f64), number: u64, heat: Heat) -> Use {
-        let left = if heat.decay == 1.0 { 1.0 } else { heat.decay.powf((number - self.last) as f64) };
+        let share = if heat.decay == 1.0 { 1.0 } else { heat.decay.powf((number - self.last) as f64) };
+        // What is left of something is never nothing: worth only rises, see `evict/line.rs`.
+        let left = if self.heat > 0.0 { (self.heat * share).max(f64::MIN_POSITIVE) } else { 0.0 };
+        let more = if heat.by_mass { mass } else { hits as f64 };
+        // Sums stay finite, as files must say.
         Use {
-            hits: self.hits + hits,
-            mass: self.mass + mass,
-            heat: self.heat * left + if heat.by_mass { mass } else { hits as f64 },
+            hits: self.hits.saturating_add(hits),
+            mass: (self.mass + mass).min(f64::MAX),
+            heat: (left + more).min(f64::MAX),
             last: number,
             ..self
         }
@@ -209,7 +213,7 @@ impl Bank {
             if id >= 0 && version.rows[row].lanes[head].locate(id).is_some() {
                 let (hits, sum) = staging.touches.entry((row, head)).or_default().entry(id).or_default();
                 *hits += u64::from(seen.insert(id));
-                *sum += weight(at);
+                *sum = (*sum + weight(at)).min(f64::MAX);
             }
         }
         Ok(())

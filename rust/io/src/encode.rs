@@ -120,8 +120,8 @@ fn entries(lane: &Lane) -> Vec<(&Ref, usize)> {
     entries
 }
 
-/// A record batch of entries, with the head of each and, if wanted, how it was used; and whether all its numbers are finite. `runs` are the rows that
-/// they are of, one after the other: number, row, and how many entries.
+/// A record batch of entries, with the head of each and, if wanted, how it was used; and whether all its numbers are
+/// finite. `runs` are the rows that they are of, one after the other: number, row, and how many entries.
 pub(crate) fn batch(
     columns: &SchemaRef,
     (schema, own): (&Schema, &[Declared]),

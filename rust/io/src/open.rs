@@ -12,10 +12,7 @@ use crate::folder::{DataFile, Folder};
 use crate::interrupt::Interrupt;
 use crate::manifest::{self, BankEntry, Kind, Manifest};
 use crate::publish::bank_name;
-use crate::table::schema_or_default;
-
-/// Largest number of a version: keeps counts far from overflow.
-const MAX_NUMBER: u64 = 1 << 62;
+use crate::table::{self, schema_or_default};
 
 /// What was saved.
 pub struct Opened {
@@ -77,7 +74,7 @@ fn open_bank(
 fn check_entry(at: usize, entry: &BankEntry) -> Result<Config, String> {
     let config = entry.config.config()?;
     config.check(entry.rows.len().max(entry.stored.len())).map_err(|error| error.message)?;
-    if entry.number.is_some() != config.tracks() || entry.number.is_some_and(|number| number > MAX_NUMBER) {
+    if entry.number.is_some() != config.tracks() || entry.number.is_some_and(|number| number > table::MAX_NUMBER) {
         return Err("its policies and the number of its version do not go together".into());
     }
     if entry.file.name != bank_name(at) {

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::manifest::{self, BankEntry, Codecs, ConfigEntry, FileEntry, Kind, Manifest, RowEntry};
 use crate::publish::{Draft, bank_name};
-use crate::table::schema_or_default;
+use crate::table::{self, schema_or_default};
 
 /// What to save.
 #[derive(Clone, Copy)]
@@ -66,7 +66,7 @@ fn save_bank(draft: &Draft, name: String, bank: &Snapshot, interrupt: &Interrupt
         codecs: bank.version().schema.as_ref().map(Codecs::of),
         rows,
         stored: stored.into_iter().map(entry).collect(),
-        number: tracks.then_some(bank.version().number),
+        number: tracks.then_some(bank.version().number.min(table::MAX_NUMBER)),
         file: FileEntry { name, bytes, sha256, all_finite },
     })
 }

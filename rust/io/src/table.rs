@@ -60,10 +60,14 @@ pub(crate) fn columns_with_use(schema: &Schema, own: &[Declared]) -> SchemaRef {
     Arc::new(ArrowSchema::new(columns.fields().iter().cloned().chain(more).collect::<Vec<_>>()))
 }
 
+/// Largest number of a version in a file: keeps counts far from overflow. Larger ones, which a forged file can lead to, are
+/// written as this one.
+pub(crate) const MAX_NUMBER: u64 = 1 << 62;
+
 /// How entries were used, as columns.
 pub(crate) fn use_arrays(used: &[Use]) -> [ArrayRef; 7] {
     let counts = |of: fn(&Use) -> u64| -> ArrayRef {
-        Arc::new(Int64Array::from_iter_values(used.iter().map(|used| i64::try_from(of(used)).unwrap_or(i64::MAX))))
+        Arc::new(Int64Array::from_iter_values(used.iter().map(|used| of(used).min(MAX_NUMBER) as i64)))
     };
     let floats = |of: fn(&Use) -> f64| -> ArrayRef { Arc::new(Float64Array::from_iter_values(used.iter().map(of))) };
     [

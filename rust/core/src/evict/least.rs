@@ -1,6 +1,6 @@
 //! Those of least worth go, pinned ones aside.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::rank::{Rank, lot};
 use super::{Decided, EvictPolicy, Line, Plan};
@@ -64,12 +64,8 @@ impl Least {
         if let Worth::Mass { pool, .. } = self.worth
             && pool > 1
         {
-            let half = pool / 2;
-            let largest = |at: usize| {
-                let around = &ranks[at.saturating_sub(half)..ranks.len().min(at.saturating_add(half + 1))];
-                around.iter().fold(f64::NEG_INFINITY, |most, rank| most.max(rank.worth))
-            };
-            ranks = ids.iter().enumerate().map(|(at, &id)| Rank { worth: largest(at), id }).collect();
+            let largest = largest_around(&ranks, pool / 2);
+            ranks.iter_mut().zip(largest).for_each(|(rank, worth)| rank.worth = worth);
         }
         ranks.retain(|rank| rank.id >= first);
         ranks
@@ -129,6 +125,26 @@ impl Least {
     fn pinned(&self) -> [usize; 2] {
         [self.pins.sinks, self.pins.recent].map(|n| usize::try_from(n).unwrap_or(usize::MAX))
     }
+}
+
+/// The largest worth of each rank and of `half` on either side, in one pass: those that may still be the largest wait in
+/// descending order.
+fn largest_around(ranks: &[Rank], half: usize) -> Vec<f64> {
+    let (mut waiting, mut next) = (VecDeque::new(), 0);
+    let largest = |at: usize| {
+        while next < ranks.len() && next - at.min(next) <= half {
+            while waiting.back().is_some_and(|&before: &usize| ranks[before].worth <= ranks[next].worth) {
+                waiting.pop_back();
+            }
+            waiting.push_back(next);
+            next += 1;
+        }
+        while waiting.front().is_some_and(|&first| at.saturating_sub(half) > first) {
+            waiting.pop_front();
+        }
+        waiting.front().map_or(f64::NEG_INFINITY, |&first| ranks[first].worth)
+    };
+    (0..ranks.len()).map(largest).collect()
 }
 
 /// The ids of tokens that arrive.
