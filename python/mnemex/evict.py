@@ -167,7 +167,18 @@ class MinScore(_Pinning):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Random(_Pinning):
+class _Drawing(_Pinning):
+    """Evict policy that draws lots; without a seed of its own, by the bank's."""
+
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _Pinning.__post_init__(self)
+        arguments.optional_count("seed", self.seed, low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Random(_Drawing):
     """Evict policy: of the entries that were there before a commit, any may go, each with the same chance.
 
     So an entry survives t writes of K tokens to a full lane of N with probability (1 - K / N)^t, as in MemoryLLM (Wang
@@ -180,15 +191,10 @@ class Random(_Pinning):
     """
 
     name: ClassVar[str] = "random"
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        _Pinning.__post_init__(self)
-        _seed(self.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reservoir(_Pinning):
+class Reservoir(_Drawing):
     """Evict policy: what stays is an even sample of everything that was ever written (Vitter 1985).
 
     Each token draws a lot when it is written, and the smallest lots go. The rows of a bank draw alike.
@@ -200,21 +206,11 @@ class Reservoir(_Pinning):
     """
 
     name: ClassVar[str] = "reservoir"
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        _Pinning.__post_init__(self)
-        _seed(self.seed)
 
 
 def _share(name: str, x: object) -> None:
     if not 0.0 < arguments.real(name, x) <= 1.0:
         raise ArgumentError(f"{name}={x!r} must be above 0 and at most 1")
-
-
-def _seed(x: object) -> None:
-    if x is not None:
-        arguments.count("seed", x, low=0)
 
 
 def evict_options(part: object, *, seed: int) -> dict[str, object]:

@@ -11,6 +11,7 @@ use mnemex_core::predicate::{Op, Predicate, Value};
 use mnemex_core::query::{Bitmaps, Query};
 use mnemex_core::restore::{Entries, RowBuilder};
 use mnemex_core::stage::Tokens;
+use mnemex_core::usage::Use;
 use mnemex_core::work::Work;
 use mnemex_core::{Bank, Codec, Config, Kind, Metric, Result};
 use mnemex_kernels::softmax::Logit;
@@ -78,6 +79,21 @@ fn rows_that_do_not_fit_their_bank() {
     refused(Kind::Shape, Bank::from_rows(setting(), vec![row(HEADS)], Some(other), 0));
     let held = std::sync::Arc::clone(&filled(setting()).snapshot().version().rows[0]);
     refused(Kind::Shape, Bank::from_rows(setting(), vec![held], None, 0));
+    let mut used = RowBuilder::new(&schema, 1, 9).unwrap();
+    let (number, fits) = (7, Use { hits: 3, mass: 0.5, heat: 0.5, last: 7, born: 2, updated: 4, count: 2 });
+    used.used(0, &[1], &[fits], number).unwrap();
+    for forged in [
+        Use { last: 8, ..fits },
+        Use { updated: 1, ..fits },
+        Use { updated: 8, ..fits },
+        Use { mass: f64::INFINITY, ..fits },
+        Use { heat: f64::NAN, ..fits },
+        Use { heat: -1.0, ..fits },
+        Use { count: u64::MAX, ..fits },
+    ] {
+        refused(Kind::Argument, used.used(0, &[1], &[forged], number));
+    }
+    refused(Kind::Argument, used.used(0, &[1, 2], &[fits], number));
     refused(Kind::Argument, RowBuilder::new(&schema, 1, -1));
     refused(Kind::Argument, RowBuilder::new(&schema, 1, i64::MAX));
     let mut row = RowBuilder::new(&schema, 1, 9).unwrap();
