@@ -65,5 +65,5 @@ def test_the_share_recovered_runs_from_the_window_to_full_attention():
     assert all(math.isnan(row.recovered) for row in with_recovered([full, window], window=full, full=window))
 
 
-def test_a_chunk_is_an_eighth_of_the_window():
-    assert [chunk_for(window) for window in (1, 7, 16, 512, 100_000)] == [1, 1, 2, 64, 64]
+def test_a_chunk_is_a_quarter_of_the_window():
+    assert [chunk_for(window) for window in (1, 7, 16, 512, 100_000)] == [1, 1, 4, 128, 128]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]
 """Told the number of tokens just read."""
 
-LARGEST_CHUNK = 64
-CHUNKS_PER_WINDOW = 8
+LARGEST_CHUNK = 128
+CHUNKS_PER_WINDOW = 4
 
 
 class Stream(NamedTuple):
@@ -75,7 +75,7 @@ class Row(NamedTuple):
 
 
 def chunk_for(window: int) -> int:
-    """Return the tokens to feed at a time: an eighth of the window, 1 to 64."""
+    """Return the tokens to feed at a time: a quarter of the window, 1 to 128."""
     return max(1, min(LARGEST_CHUNK, window // CHUNKS_PER_WINDOW))
 
 

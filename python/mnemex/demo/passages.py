@@ -98,13 +98,18 @@ class Passages:
     def _weights(self, n_tokens: int, layers: list[Trace]) -> NDArray[np.float64]:
         """Return the weight of every token of the text `[n_tokens, n]` for each token of the pass."""
         n = len(self.mass)
-        total = np.zeros(n_tokens * n)
+        if not layers:
+            return np.zeros((n_tokens, n))
+        first_cells = n * np.arange(n_tokens)[:, None]
+        cells, weights = [], []
         for layer in layers:
             ids = layer.ids[0]
-            weights = layer.mass[0] * layer.share[0][..., None] / (len(layers) * len(ids))
-            cells = ids + self.sinks + n * np.arange(n_tokens)[:, None]
             found = ids >= 0
-            total += np.bincount(cells[found], weights[found], len(total))
+            of_layer = layer.mass[0] * layer.share[0][..., None] / (len(layers) * len(ids))
+            cells.append((ids + self.sinks + first_cells)[found])
+            weights.append(of_layer[found])
+        # All layers at once: a sum for each would pass over the whole text as often.
+        total = np.bincount(np.concatenate(cells), np.concatenate(weights), n_tokens * n)
         return total.reshape(n_tokens, n)
 
     def _heaviest(self, beyond: NDArray[np.float64], by_line: NDArray[np.float64]) -> list[Passage]:
