@@ -24,7 +24,7 @@ ADAPTER_TESTS := $(wildcard $(patsubst %,tests/python/test_%*.py,torch hf demo c
 CALIBRATE := --manifest-path benches/calibrate/Cargo.toml
 PYTEST := bin/python -m pytest
 
-.PHONY: help demo test test-core check bench docs wheel build stubs format clean
+.PHONY: help demo test test-core check bench evidence docs wheel build stubs format clean
 .PHONY: check-rust check-python check-stubs check-docs check-deny test-rust test-adapters
 
 help:  ## list these commands
@@ -45,6 +45,9 @@ check: check-rust check-python check-stubs check-docs check-deny  ## formatting,
 
 bench: build  ## measure against other engines; see benches/
 	.venv/bin/python -m benches.run $(ARGS)
+
+evidence: build  ## try claims of published systems on a real model; writes docs/evidence.md (ARGS=--quick: only that it runs)
+	.venv/bin/python -m benches.evidence $(ARGS)
 
 docs: .venv/.synced  ## the documentation site, in target/site
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet --site-dir target/site

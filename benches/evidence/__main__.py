@@ -9,18 +9,19 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from benches import environment
-from benches.evidence import consolidation, eviction, layers, page
+from benches.evidence import consolidation, eviction, layers, page, sizes
 from benches.evidence.claim import record
-from benches.evidence.subject import MODULES, subject
+from benches.evidence.subject import MODULES, Subject, pretrained, small
 from benches.process import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CLAIMS = (consolidation.CLAIM, eviction.CLAIM, layers.CLAIM)
+CLAIMS = (consolidation.CLAIM, eviction.CLAIM, layers.CLAIM, sizes.CLAIM)
+MODELS = ROOT / "target" / "evidence"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,12 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.folder or (ROOT / "target" / "benches" if partial else ROOT / "benches" / "results")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{datetime.now(UTC).date().isoformat()}-evidence.jsonl"
-    tried_on = subject(quick=options.quick)
+    subjects: dict[str, Subject] = {}
     with file.open("w", encoding="utf-8") as lines:
         lines.write(json.dumps(_about(quick=options.quick)) + "\n")
         for claim in chosen:
             begun = time.perf_counter()
-            outcome = record(claim, claim.try_it(tried_on))
+            if claim.on not in subjects:
+                subjects[claim.on] = _subject(claim.on, quick=options.quick)
+            outcome = record(claim, claim.try_it(subjects[claim.on]))
             lines.write(json.dumps(outcome) + "\n")
             lines.flush()
             print(f"{claim.name}: {outcome['verdict']} ({time.perf_counter() - begun:.0f} s)", flush=True)
@@ -46,6 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page.write(file, target)
     print(f"written: {file} and {target}")
     return 0
+
+
+def _subject(kind: Literal["pretrained", "small"], *, quick: bool) -> Subject:
+    if kind == "pretrained":
+        return pretrained(quick=quick)
+    return small(quick=quick, folder=MODELS, say=lambda line: print(f"training the small model: {line}", flush=True))
 
 
 def _about(*, quick: bool) -> dict[str, str]:

@@ -71,6 +71,8 @@ class Claim:
         Of the results; smaller is better unless `larger_is_better`.
     try_it
         Runs it.
+    on
+        The model: "pretrained", or the "small" one that is trained for it.
     pairs
         What must beat what, by name, in every group.
     """
@@ -83,6 +85,7 @@ class Claim:
     try_it: Callable[[Subject], Sequence[Tried]]
     pairs: tuple[tuple[str, str], ...]
     larger_is_better: bool = False
+    on: Literal["pretrained", "small"] = "pretrained"
 
 
 def judge(claim: Claim, tried: Sequence[Tried]) -> list[Judgement]:
