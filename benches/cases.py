@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Task = Literal["call", "search", "attend", "attend all", "write", "train", "product", "product read", "product train"]
+Task = Literal[
+    "call", "search", "attend", "attend all", "write", "train", "consolidate", "forget",
+    "product", "product read", "product train",
+]  # fmt: skip
 Effort = Literal["quick", "default", "full"]
 Dtype = Literal["float32", "bfloat16"]
 Isa = Literal["avx512", "avx2"]
@@ -20,6 +23,8 @@ class Case:
     per lane at a time; a training step attends to its `chunk` of local keys too, and writes as many. All numbers are
     values of `dtype`, which says what an engine may keep without loss. With an `isa` every engine is held to that
     instruction set and none wider: "avx512" is without its bfloat16 products, and without AMX.
+
+    To consolidate and to forget, `chunk` tokens arrive in each lane of `entries`, which is full.
 
     Product keys have heads for lanes: each has `entries` first and as many second halves of keys, of `dim` numbers
     each, and every pair of them is a slot. All heads read one table of values of `value_dim` numbers, a row a slot.
@@ -45,7 +50,7 @@ class Case:
             shape = f"{heads} x {self.entries:,}^2 slots, half keys of {self.dim}, batch {self.queries}, k={self.k}"
             return f"{shape}, values of {self.value_dim}" if self.has_values else shape
         size = f"{self.entries:,} x {self.dim}"
-        if self.task == "write":
+        if self.is_write:
             return f"{self.lanes} lanes x {size}, {self.chunk} at a time"
         k = "all" if self.k is None else f"k={self.k}"
         shape = (
@@ -65,7 +70,15 @@ class Case:
     @property
     def has_values(self) -> bool:
         """Whether entries carry a value beside the key."""
-        return self.task in ("attend", "attend all", "write", "train", "product read", "product train")
+        return self.task in (
+            *("attend", "attend all", "write", "train", "consolidate", "forget"),
+            *("product read", "product train"),
+        )
+
+    @property
+    def is_write(self) -> bool:
+        """Whether what is measured is writing."""
+        return self.task in ("write", "consolidate", "forget")
 
     @property
     def is_product(self) -> bool:
@@ -99,6 +112,8 @@ QUICK = (
     Case(task="attend all", lanes=4, entries=512, dim=32, queries=8, dtype="bfloat16"),
     Case(task="write", lanes=4, entries=512, dim=32, chunk=128),
     Case(task="train", lanes=2, entries=512, dim=32, queries=64, k=8, chunk=64, data="shifted"),
+    Case(task="consolidate", lanes=2, entries=512, dim=32, chunk=64, data="clustered"),
+    Case(task="forget", lanes=2, entries=512, dim=32, chunk=64),
     Case(task="product", entries=64, dim=16, queries=32, k=8),
     Case(task="product read", lanes=2, entries=64, dim=16, queries=32, k=8, value_dim=32),
     Case(task="product train", lanes=2, entries=64, dim=16, queries=32, k=8, value_dim=32),
@@ -127,6 +142,9 @@ DEFAULT = (
     Case(task="write", lanes=64, entries=16_384, dim=64, chunk=512),
     Case(task="write", lanes=64, entries=512, dim=64, chunk=1),
     Case(task="train", lanes=8, entries=65_536, dim=64, queries=512, k=32, chunk=512, data="shifted"),
+    Case(task="consolidate", lanes=64, entries=4_096, dim=64, chunk=256, data="clustered"),
+    Case(task="forget", lanes=64, entries=4_096, dim=64, chunk=256),
+    Case(task="forget", lanes=64, entries=4_096, dim=64, chunk=1),
     Case(task="product", entries=1_024, dim=64, queries=256, k=32),
     Case(task="product read", lanes=4, entries=512, dim=64, queries=256, k=32, value_dim=256),
     Case(task="product train", lanes=4, entries=512, dim=64, queries=256, k=32, value_dim=256),

@@ -5,7 +5,8 @@ whose scores differ by less than twice that count as tied, and an engine may tak
 off by 1e-5 plus 2.4e-7 times the largest logit, relative to the largest output; queries whose last place is tied
 are left out of that. The gradients of a training step sum over queries, tied ones too, each of which may move them
 by the weight of one entry of k: together they may be off by `GRADIENT_ERROR`, relative. The gradient of a table of
-values may come as rows in any order, and more than one of an id, which then count together. An engine that
+values may come as rows in any order, and more than one of an id, which then count together. What is left after a
+consolidation may be off by `KEPT_ERROR` of the largest number: means of two to a few numbers in float32. An engine that
 computes in bfloat16 and says so is allowed `BF16_ERROR`, and never counts as the best peer.
 """
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 BF16_ERROR = 2e-2
 GRADIENT_ERROR = 1e-4
+KEPT_ERROR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ def verdict(
     """Compare an answer with the truth; `canonical` also asks for the contract's order of ids."""
     if truth is None:
         return _written(data, answer)
+    if truth.kept:
+        return _kept(truth, answer)
     if case.task in ("call", "search", "product"):
         return _searched(case, data, truth, answer, canonical=canonical)
     return _attended(case, data, truth, answer, approximate=approximate)
@@ -56,6 +60,16 @@ def _written(data: Data, answer: Answer) -> Verdict:
     for name, expected in (("keys", data.keys), ("values", data.values)):
         if name in answer and not np.array_equal(answer[name], expected):
             return Verdict(wrong=f"the {name} read back are not the {name} written")
+    return Verdict(wrong=None)
+
+
+def _kept(truth: Truth, answer: Answer) -> Verdict:
+    for name, expected in truth.kept.items():
+        if answer[name].shape != expected.shape:
+            return Verdict(wrong=f"{name} have shape {answer[name].shape}, expected {expected.shape}")
+        off = float(np.abs(answer[name] - expected).max())
+        if not off <= KEPT_ERROR * np.abs(expected).max():
+            return Verdict(wrong=f"the {name} that are left are off by {off:.2g}")
     return Verdict(wrong=None)
 
 

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,8 +96,10 @@ class Limits:
 
     def limit(self, case: Case, *, threads: int, scan: Scan) -> Limit | None:
         """Limit of a case for an engine that looks at the keys so; None where none is defined."""
-        if case.task == "call":
+        if case.task in ("call", "forget"):
             return None
+        if case.task == "consolidate":  # to find the nearest entry of each token
+            case = replace(case, queries=case.chunk, k=1)
         if case.task == "write":
             size = case.nbytes * case.number_bytes / 4
             return Limit(2 * size / self._rate("copy", threads), "copies")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+CONSOLIDATED = 0.95
+"""Cosine from which a token is merged."""
+
 SCORES_AT_ONCE = 1 << 24
 SCORES_CHECKED = 1 << 28
 
@@ -30,7 +33,8 @@ class Truth:
     `ids` and `scores` are `[lanes, checked, k]` in canonical order: score rounded to float32 descending, then id
     ascending. `gap` is the distance from the last score taken to the first one left out. `out` and `lse` belong to
     attention, `mass` is the share of the whole softmax that the k entries hold. `gradients` belong to training: by
-    name, each `[lanes, queries, dim]`.
+    name, each `[lanes, queries, dim]`. `kept` are the keys and values `[lanes, entries, dim]` after a consolidation, those
+    that were there before first, then the new ones as they arrived.
 
     With product keys `out` is `[1, checked, value_dim]`, gradients are `grad_q` `[lanes, queries, 2 dim]`, `grad_rows`
     and `grad_columns` `[lanes, entries, dim]` of the two halves, and `grad_v` the rows `touched` of that of the values.
@@ -45,6 +49,7 @@ class Truth:
     mass: Doubles | None
     gradients: Mapping[str, Doubles] = field(default_factory=dict)
     touched: Ints | None = None
+    kept: Mapping[str, Doubles] = field(default_factory=dict)
 
 
 class _Part(NamedTuple):
@@ -65,8 +70,10 @@ class _Part(NamedTuple):
 
 def answer(case: Case, data: Data) -> Truth | None:
     """Solve a case; None for writes, whose right answer is the data."""
-    if case.task == "write":
+    if case.task in ("write", "forget"):
         return None
+    if case.task == "consolidate":
+        return _consolidated(case, data)
     checked = np.arange(case.queries)
     if case.task == "train":
         return _trained(case, data, checked)
@@ -76,6 +83,26 @@ def answer(case: Case, data: Data) -> Truth | None:
     lanes = [_lane(case, data, lane, checked) for lane in range(case.lanes)]
     truth = Truth(checked, *_Part.joined(lanes, np.stack))
     return _layer(case, data, truth) if case.is_product and case.has_values else truth
+
+
+def _consolidated(case: Case, data: Data) -> Truth:
+    """Merge what arrives first into what it is near, and put the rest in the place of the first entries left alone."""
+    assert data.values is not None
+    kept: dict[str, list[Doubles]] = {"keys": [], "values": []}
+    for lane in range(case.lanes):
+        old = {"keys": data.keys[lane].astype(np.float64), "values": data.values[lane].astype(np.float64)}
+        new = {"keys": data.queries[lane].astype(np.float64), "values": old["values"][-case.chunk :]}
+        lengths = [np.linalg.norm(x["keys"], axis=1, keepdims=True) for x in (old, new)]
+        cosines = new["keys"] / lengths[1] @ (old["keys"] / lengths[0]).T
+        nearest, merged = cosines.argmax(1), cosines.max(1) >= CONSOLIDATED
+        counts = np.bincount(nearest[merged], minlength=case.entries)
+        stay = np.flatnonzero(counts > 0), np.flatnonzero(counts == 0)[np.count_nonzero(~merged) :]
+        for name, lanes in kept.items():
+            sums = old[name].copy()
+            np.add.at(sums, nearest[merged], new[name][merged])
+            means = sums / (1 + counts[:, None])
+            lanes.append(np.concatenate([means[np.sort(np.concatenate(stay))], new[name][~merged]]))
+    return Truth(np.arange(0), *[None] * 6, kept={name: np.stack(lanes) for name, lanes in kept.items()})
 
 
 def _layer(case: Case, data: Data, truth: Truth) -> Truth:

@@ -154,8 +154,8 @@ def _figures(case: Case, threads: int, row: Row, limits: Limits) -> Iterator[tup
     yield "seconds", row.median, "s"
     yield "spread", row.spread, "of the median"
     unit, amount = "queries/s", case.lanes * case.queries
-    if case.task == "write":
-        unit, amount = "vectors/s", case.lanes * case.entries
+    if case.is_write:
+        unit, amount = "vectors/s", case.lanes * (case.entries if case.task == "write" else case.chunk)
     elif case.task == "product read":
         amount = case.queries
     elif case.task in ("train", "product train"):

@@ -5,6 +5,7 @@ says nothing about how attention spreads.
 `shifted`: keys and queries each have a mean and a decaying spectrum of their own, so that queries are not drawn
 like the keys, and logits vary enough for the best few entries to hold most of the softmax, as in a language
 model. Synthetic all the same.
+`clustered`: what arrives in a lane is half new, half close to an entry each (the cosine is about 0.98).
 A case in bfloat16 has the numbers drawn in float32, rounded.
 Half keys of product keys have length 1: scores then spread as those of a layer do, and the largest inner product is
 the shortest distance, which is all that some engines know.
@@ -30,7 +31,8 @@ SEED = 20_261_124
 
 @dataclass(frozen=True)
 class Data:
-    """Arrays of one case: keys and values `[lanes, entries, dim]`, queries `[lanes, queries, dim]`.
+    """Arrays of one case: keys and values `[lanes, entries, dim]`, queries `[lanes, queries, dim]`; where a full lane is
+    written to, queries are the `chunk` keys that arrive first, and the values of the last entries arrive with them.
 
     Product keys have keys `[lanes, 2 entries, dim]`, all first halves and then all second ones, queries
     `[lanes, queries, 2 dim]`, and values `[slots, value_dim]`: slot i * entries + j is first half i and second half j.
@@ -63,13 +65,17 @@ def make(case: Case) -> Data:
     generator = np.random.default_rng((SEED, case.lanes, case.entries, case.dim, case.queries))
     parts = 2 if case.is_product else 1
     keys = generator.standard_normal((case.lanes, parts * case.entries, case.dim), dtype=np.float32)
-    queries = generator.standard_normal((case.lanes, case.queries, parts * case.dim), dtype=np.float32)
+    n_queries = case.chunk if case.is_write else case.queries
+    queries = generator.standard_normal((case.lanes, n_queries, parts * case.dim), dtype=np.float32)
     if case.is_product:
         keys /= np.linalg.norm(keys, axis=2, keepdims=True)
     if case.data == "shifted":
         keys, queries = _shifted(keys, 1.0, generator), _shifted(queries, 3.0, generator)
+    elif case.data == "clustered":
+        near = case.chunk // 2
+        queries[:, :near] = keys[:, :near] + np.float32(0.2) * queries[:, :near]
     elif case.data != "gaussian":
-        raise ValueError(f"no data set is called {case.data!r}; there are 'gaussian' and 'shifted'")
+        raise ValueError(f"no data set is called {case.data!r}; there are 'gaussian', 'shifted' and 'clustered'")
     values = None
     if case.has_values:
         shape = (case.slots, case.value_dim) if case.is_product else (case.lanes, case.entries, case.dim)
@@ -79,6 +85,29 @@ def make(case: Case) -> Data:
             for lane in array:
                 round_to_bfloat16(lane)
     return Data(keys=keys, values=values, queries=queries)
+
+
+class Arrivals:
+    """What arrives in full lanes, run after run: keys and values `[lanes, chunk, dim]`.
+
+    The second half of the keys is turned to other directions each time, by signs of the dimensions; the first half
+    stays close to the entries that it is close to, as does what recurs in a text. The first run has them as drawn.
+    """
+
+    def __init__(self, case: Case, data: Data) -> None:
+        assert data.values is not None
+        self._keys, self._values = data.queries.copy(), np.ascontiguousarray(data.values[:, -case.chunk :])
+        self._fresh = data.queries[:, case.chunk // 2 :]
+        self._generator = np.random.default_rng(SEED)
+        self._runs = 0
+
+    def next(self) -> tuple[Floats, Floats]:
+        """Return the same arrays each time, with other keys in them."""
+        if self._runs:
+            signs = self._generator.choice(np.array([-1, 1], np.float32), self._fresh.shape[-1])
+            np.multiply(self._fresh, signs, out=self._keys[:, -self._fresh.shape[1] :])
+        self._runs += 1
+        return self._keys, self._values
 
 
 def keys_of(case: Case, data: Data, lane: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -9,6 +9,8 @@ import numpy as np
 
 import mnemex as mx
 from benches.engines import Answer, Job, Problem, Scan, Unavailable
+from benches.reference import CONSOLIDATED
+from benches.workloads import Arrivals
 from mnemex import _arrays
 
 if TYPE_CHECKING:
@@ -118,6 +120,70 @@ def write(problem: Problem) -> Job:
 
     run()
     return Job(run, filled[0].nbytes / (case.lanes * case.entries), explain)
+
+
+def consolidate(problem: Problem) -> Job:
+    """Write to full lanes that merge what is alike, the longest untouched replaced."""
+    policy = mx.Consolidate(threshold=CONSOLIDATED)
+    return _write_full(problem, write=policy, evict=mx.OldestAge(), check=True)
+
+
+def consolidate_in_turn(problem: Problem) -> Job:
+    """The same, one token after the other."""
+    policy = mx.Consolidate(threshold=CONSOLIDATED, conflicts="sequential")
+    return _write_full(problem, write=policy, evict=mx.OldestAge())
+
+
+def append_and_search(problem: Problem) -> Job:
+    """Write to full lanes, first in, first out, and find the nearest entry of each token."""
+    return _write_full(problem, search=True)
+
+
+def forget_oldest(problem: Problem) -> Job:
+    """Write to full lanes, first in, first out."""
+    return _write_full(problem)
+
+
+def forget_least_recent(problem: Problem) -> Job:
+    """The same, the least recently used out."""
+    return _write_full(problem, evict=mx.Lru())
+
+
+def forget_least_attended(problem: Problem) -> Job:
+    """The same, the least attended out."""
+    return _write_full(problem, evict=mx.AttentionMass())
+
+
+def forget_retained_least(problem: Problem) -> Job:
+    """The same, by a forgetting curve, whose order changes with time."""
+    return _write_full(problem, evict=mx.Retention())
+
+
+def _write_full(problem: Problem, *, search: bool = False, check: bool = False, **policies: Any) -> Job:
+    case, arrivals = problem.case, Arrivals(problem.case, problem.data)
+    bank = mx.Bank(
+        rows=1, heads=case.lanes, key_dim=case.dim, value_dim=case.dim, capacity=case.entries,
+        metric="cos", key_codec="f32", value_codec="f32", threads=problem.threads, **policies,
+    )  # fmt: skip
+    bank.write(problem.data.keys[None], problem.values[None])
+
+    def run() -> Answer:
+        keys, values = arrivals.next()
+        if search:
+            bank.search(keys[None], 1)
+        bank.write(keys[None], values[None])
+        return {}
+
+    def explain() -> Answer:
+        (ids,) = bank.find()
+        found = bank.gather(ids[None], columns=["count"])
+        there = np.asarray(found[2]["count"])[0] > 0
+        return {
+            name: numbers[0][there].reshape(case.lanes, -1, case.dim)
+            for name, numbers in zip(("keys", "values"), found)
+        }
+
+    return Job(run, bank.nbytes / (case.lanes * case.entries), explain if check else None)
 
 
 def train(problem: Problem) -> Job:

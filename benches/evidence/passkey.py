@@ -59,7 +59,9 @@ def _try(subject: Subject) -> Sequence[Tried]:
     def full(ids: NDArray[np.int64]) -> tuple[Stream, int]:
         return stream(subject.model, ids, cache=DynamicCache(), chunk=WHOLE_CHUNK), 0
 
-    def remembered(ids: NDArray[np.int64], write: mx.parts.Append | mx.Pages, reader: int | mx.Blocks) -> tuple[Stream, int]:
+    def remembered(
+        ids: NDArray[np.int64], write: mx.parts.Append | mx.Pages, reader: int | mx.Blocks
+    ) -> tuple[Stream, int]:
         memory = mx.Memory.for_model(subject.model, keys="plain", write=write)
         with mx.hf.attach(subject.model, memory, top_k=reader) as attachment:
             cache = attachment.cache(window=window, sinks=subject.sinks)

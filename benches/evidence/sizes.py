@@ -21,9 +21,7 @@ def _try(subject: Subject) -> Sequence[Tried]:
     for size in SIZES:
         memory = {"layers": [FAR_LAYER], "capacity": size}
         tried.append(subject.with_memory("", _named(size), WINDOW, memory=memory, attach={"top_k": K}))
-    tried.append(
-        subject.with_memory("", "all earlier", WINDOW, memory={"layers": [FAR_LAYER]}, attach={"top_k": K})
-    )
+    tried.append(subject.with_memory("", "all earlier", WINDOW, memory={"layers": [FAR_LAYER]}, attach={"top_k": K}))
     return tried
 
 
