@@ -33,8 +33,8 @@ class Truth:
     `ids` and `scores` are `[lanes, checked, k]` in canonical order: score rounded to float32 descending, then id
     ascending. `gap` is the distance from the last score taken to the first one left out. `out` and `lse` belong to
     attention, `mass` is the share of the whole softmax that the k entries hold. `gradients` belong to training: by
-    name, each `[lanes, queries, dim]`. `kept` are the keys and values `[lanes, entries, dim]` after a consolidation, those
-    that were there before first, then the new ones as they arrived.
+    name, each `[lanes, queries, dim]`. `kept` are the keys and values `[lanes, entries, dim]` after a consolidation,
+    those that were there before first, then the new ones as they arrived.
 
     With product keys `out` is `[1, checked, value_dim]`, gradients are `grad_q` `[lanes, queries, 2 dim]`, `grad_rows`
     and `grad_columns` `[lanes, entries, dim]` of the two halves, and `grad_v` the rows `touched` of that of the values.

@@ -31,9 +31,9 @@ SEED = 20_261_124
 
 @dataclass(frozen=True)
 class Data:
-    """Arrays of one case: keys and values `[lanes, entries, dim]`, queries `[lanes, queries, dim]`; where a full lane is
-    written to, queries are the `chunk` keys that arrive first, and the values of the last entries arrive with them.
+    """Arrays of one case: keys and values `[lanes, entries, dim]`, queries `[lanes, queries, dim]`.
 
+    Where full lanes are written to, queries are the keys that arrive, and the last values come with them.
     Product keys have keys `[lanes, 2 entries, dim]`, all first halves and then all second ones, queries
     `[lanes, queries, 2 dim]`, and values `[slots, value_dim]`: slot i * entries + j is first half i and second half j.
     All are float32 for every `dtype` of a case: each engine makes of them what it keeps.

@@ -129,7 +129,7 @@ def consolidate(problem: Problem) -> Job:
 
 
 def consolidate_in_turn(problem: Problem) -> Job:
-    """The same, one token after the other."""
+    """Consolidate one token after the other."""
     policy = mx.Consolidate(threshold=CONSOLIDATED, conflicts="sequential")
     return _write_full(problem, write=policy, evict=mx.OldestAge())
 
@@ -145,21 +145,27 @@ def forget_oldest(problem: Problem) -> Job:
 
 
 def forget_least_recent(problem: Problem) -> Job:
-    """The same, the least recently used out."""
+    """Write to full lanes, the least recently used out."""
     return _write_full(problem, evict=mx.Lru())
 
 
 def forget_least_attended(problem: Problem) -> Job:
-    """The same, the least attended out."""
+    """Write to full lanes, the least attended out."""
     return _write_full(problem, evict=mx.AttentionMass())
 
 
 def forget_retained_least(problem: Problem) -> Job:
-    """The same, by a forgetting curve, whose order changes with time."""
+    """Write to full lanes, out by a forgetting curve, whose order changes with time."""
     return _write_full(problem, evict=mx.Retention())
 
 
-def _write_full(problem: Problem, *, search: bool = False, check: bool = False, **policies: Any) -> Job:
+def _write_full(
+    problem: Problem,
+    *,
+    search: bool = False,
+    check: bool = False,
+    **policies: Any,  # noqa: ANN401 - parts
+) -> Job:
     case, arrivals = problem.case, Arrivals(problem.case, problem.data)
     bank = mx.Bank(
         rows=1, heads=case.lanes, key_dim=case.dim, value_dim=case.dim, capacity=case.entries,
@@ -176,12 +182,11 @@ def _write_full(problem: Problem, *, search: bool = False, check: bool = False, 
 
     def explain() -> Answer:
         (ids,) = bank.find()
-        found = bank.gather(ids[None], columns=["count"])
-        there = np.asarray(found[2]["count"])[0] > 0
-        return {
-            name: numbers[0][there].reshape(case.lanes, -1, case.dim)
-            for name, numbers in zip(("keys", "values"), found)
-        }
+        hits = np.broadcast_to(ids, (1, case.lanes, 1, len(ids)))
+        found = bank.gather(mx.Hits(np.zeros(hits.shape, np.float32), hits, np.zeros(1, np.int64)), columns=["count"])
+        there = found[2]["count"][0, :, 0] > 0
+        kept = (np.asarray(part)[0, :, 0][there].reshape(case.lanes, -1, case.dim) for part in found[:2])
+        return dict(zip(("keys", "values"), kept, strict=True))
 
     return Job(run, bank.nbytes / (case.lanes * case.entries), explain if check else None)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from benches.evidence.subject import Subject
 
 Verdict = Literal["holds", "does not hold", "null"]
@@ -104,7 +105,7 @@ def judge(claim: Claim, tried: Sequence[Tried]) -> list[Judgement]:
 
 
 def overall(judgements: Sequence[Judgement]) -> Verdict:
-    """A claim holds where every pair does; it does not hold where one fails; else the outcome is null."""
+    """Say that a claim holds where every pair does, and not where one fails; else the outcome is null."""
     verdicts = {each.verdict for each in judgements}
     if verdicts == {"holds"}:
         return "holds"

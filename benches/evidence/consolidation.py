@@ -1,8 +1,8 @@
-"""Does merging what is alike hold more than a list of the newest, at equal room?"""
+"""Whether slots that merge what is alike hold more than a list of the newest, at equal room."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mnemex as mx
 from benches.evidence.claim import Claim, Tried
@@ -22,7 +22,7 @@ def _try(subject: Subject) -> Sequence[Tried]:
     for window in WINDOWS if not subject.quick else WINDOWS[:1]:
         group = f"window {window}"
         tried.append(subject.without_memory(group, window))
-        ways = {
+        ways: dict[str, dict[str, Any]] = {
             "fifo": {"evict": mx.Fifo()},
             "random": {"evict": mx.Random(seed=0)},
             "consolidated": {"write": mx.Consolidate(threshold=THRESHOLD), "evict": mx.OldestAge()},

@@ -1,4 +1,4 @@
-"""What should a full memory forget? Attention mass against the order of arrival, and lots."""
+"""What a full memory should forget: attention mass against the order of arrival, and lots."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ CLAIM = Claim(
     name="Attention mass decides who stays",
     source="H2O, Zhang et al. 2023, and SirLLM, Yao et al. 2024: entries that were attended to most are worth keeping",
     says="With room for a quarter of the entries, keeping those that got most attention beats keeping the newest.",
-    setting=f"Window {WINDOW}, best {K} of each query, all layers. The memory has room for a quarter of what leaves the "
-    "window; a quarter of that is kept for the newest entries under attention mass, so that they get a chance.",
+    setting=f"Window {WINDOW}, best {K} of each query, all layers. The memory has room for a quarter of what leaves "
+    "the window; a quarter of that is kept for the newest entries under attention mass, so that they get a chance.",
     unit="bits per byte",
     try_it=_try,
     pairs=(("attention mass", "fifo"), ("attention mass", "random")),

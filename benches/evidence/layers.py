@@ -1,4 +1,4 @@
-"""Does every layer need a memory?"""
+"""Whether every layer needs a memory."""
 
 from __future__ import annotations
 

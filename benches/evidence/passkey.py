@@ -1,4 +1,4 @@
-"""Does reading whole blocks find a sentence in a text longer than the model was trained for?"""
+"""Whether whole blocks, read at one distance, find a sentence in a text longer than the model was trained for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WHOLE_CHUNK = 512
 
 
 def _needle(subject: Subject, depth: float, n: int) -> tuple[NDArray[np.int64], int]:
-    """A text of n tokens with a number in it that is asked for at the end, and how many tokens the answer has."""
+    """Make a text of n tokens with a number in it that is asked for at the end, and how many tokens the answer has."""
     number = random.Random(f"passkey {depth}").randrange(10_000, 100_000)
     told = subject.encoded(f"\n\nThe pass key is {number}. Remember it. {number} is the pass key.\n\n")
     asked = subject.encoded("\n\nWhat is the pass key? The pass key is")
@@ -80,10 +80,10 @@ CLAIM = Claim(
     source="InfLLM, Xiao et al. 2024, arXiv 2402.04617",
     says="Blocks of the past, read whole at one distance, keep a sentence within reach of a model that was trained for "
     "fewer tokens; the window alone loses it, and full attention goes beyond what the model knows.",
-    setting=f"{N_TOKENS:,} tokens of the modules with a number told at {', '.join(f'{d:.0%}' for d in DEPTHS)} of the "
-    f"text and asked for at its end; the model was trained with 8,192. Window {WINDOW}, {BLOCKS} blocks of {SIZE} tokens "
-    "for each query, all layers, keys at the distance of the window. The result is what the five digits cost; guessing "
-    "them costs 16.6.",
+    setting=f"{N_TOKENS:,} tokens of the modules with a number told at {', '.join(f'{d:.0%}' for d in DEPTHS)} of "
+    f"the text and asked for at its end; the model was trained with 8,192. Window {WINDOW}, {BLOCKS} blocks of {SIZE} "
+    "tokens for each query, all layers, keys at the distance of the window. The result is what the five digits cost; "
+    "guessing them costs 16.6.",
     unit="bits for the number",
     try_it=_try,
     pairs=((f"best {BLOCKS} blocks", "window"), (f"best {BLOCKS} blocks", "full attention")),

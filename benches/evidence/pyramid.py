@@ -1,15 +1,15 @@
-"""Should lower layers of a small cache hold more than upper ones?"""
+"""Whether the lower layers of a small cache should hold more than the upper ones."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import mnemex as mx
-from benches.evidence.claim import Claim, Tried
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from benches.evidence.claim import Claim, Tried
     from benches.evidence.subject import Subject
 
 WINDOW = 64
@@ -31,3 +31,17 @@ def _try(subject: Subject) -> Sequence[Tried]:
         tried.append(subject.with_memory("", name, WINDOW, memory=memory, attach={"top_k": mean}))
     tried.append(subject.with_memory("", "the whole cache", WINDOW, attach={"top_k": None}))
     return tried
+
+
+CLAIM = Claim(
+    name="A pyramid of small caches",
+    source="PyramidKV, Cai et al. 2024, arXiv 2406.02069",
+    says="With room for 12 % of the cache, attention mass keeps more than the newest entries do, and lower layers with "
+    "more room than upper ones, under one budget, keep more than all alike.",
+    setting=f"Window {WINDOW}; beyond it each layer holds 12 % of the entries in the mean, and reads all of them. Mass "
+    "is summed over everything read, averaged over five positions; the paper takes the last queries of a prompt "
+    "once, where here the text streams.",
+    unit="bits per byte",
+    try_it=_try,
+    pairs=(("attention mass, alike", "fifo, alike"), ("attention mass, pyramid", "attention mass, alike")),
+)

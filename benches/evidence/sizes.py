@@ -1,4 +1,4 @@
-"""What is the size of a memory worth to a model that was trained to look far back?"""
+"""What the size of a memory is worth to a model that was trained to look far back."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A small model for which far context is worth having, trained here: bytes of the standard library, and one layer
-without positions that learns to look far back.
+"""A small model for which far context is worth having, trained here on bytes of the standard library.
 
 Five layers, four of which see 256 bytes; the fourth sees all, without rotary encoding, so any memory can be put in
 place of its past. It learns as Transformer-XL does, over a stream that is never reset: local layers carry their last
@@ -74,8 +73,8 @@ def tokens(text: bytes) -> Tensor:
 
 
 def untrained() -> Exaone4ForCausalLM:
-    """The model as it begins: far scores small at first, grown by training."""
-    config = Exaone4Config(
+    """Make the model as it begins: far scores small at first, grown by training."""
+    config = Exaone4Config(  # type: ignore[call-arg]  # takes what every configuration does
         vocab_size=VOCABULARY, hidden_size=256, intermediate_size=704, num_hidden_layers=5, num_attention_heads=4,
         num_key_value_heads=2, head_dim=64, sliding_window=WINDOW, max_position_embeddings=1 << 20,
         layer_types=["full_attention" if i == FAR_LAYER else "sliding_attention" for i in range(5)],
@@ -112,17 +111,25 @@ class _Stream:
         self.far = 0
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: object, **how: Any
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        _mask: object,
+        **how: Any,  # noqa: ANN401 - whatever a model gives its attention
     ) -> tuple[Tensor, None]:
         layer: int = module.layer_idx  # type: ignore[assignment]  # typed as a submodule through nn.Module
         local = layer != FAR_LAYER or not self.far
         keep = WINDOW - 1 if layer != FAR_LAYER else max(FAR)
         n, new = query.shape[2], (key.detach(), value.detach())
         if layer in self.past:
+            old_keys, old_values = self.past[layer]
             reach = WINDOW - 1 if local else self.far
-            before = [x[:, :, max(0, x.shape[2] - reach) :] for x in self.past[layer]]
-            key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
-            new = tuple(torch.cat(both, 2) for both in zip(self.past[layer], new, strict=True))
+            seen_from = max(0, old_keys.shape[2] - reach)
+            key = torch.cat([old_keys[:, :, seen_from:], key], 2)
+            value = torch.cat([old_values[:, :, seen_from:], value], 2)
+            new = (torch.cat([old_keys, new[0]], 2), torch.cat([old_values, new[1]], 2))
         self.past[layer] = (new[0][:, :, -keep:], new[1][:, :, -keep:])
         at = torch.arange(key.shape[2]) - (key.shape[2] - n)
         ago = torch.arange(n)[:, None] - at
@@ -137,7 +144,7 @@ def _train(model: Exaone4ForCausalLM, ids: Tensor, budget: Budget, say: Callable
     stream = _Stream()
     AttentionInterface.register(NAME, stream.attend)
     AttentionMaskInterface.register(NAME, lambda *_, **__: None)
-    usual = model.config._attn_implementation  # noqa: SLF001 - its public name is a property of the model only
+    usual = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
     rest = [p for p in model.parameters() if all(p is not h for h in hidden)]

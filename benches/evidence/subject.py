@@ -118,7 +118,7 @@ def pretrained(*, quick: bool) -> Subject:
 
 
 def small(*, quick: bool, folder: Path, say: Callable[[str], None]) -> Subject:
-    """The model of bytes, trained now unless `folder` has it, and the first 16 KiB of each module."""
+    """Give the model of bytes, trained now unless `folder` has it, and the first 16 KiB of each module."""
     n, names = (768, MODULES[:2]) if quick else (16384, MODULES)
     model = small_model.trained(small_model.Budget(2 if quick else small_model.STEPS), folder, say)
     return Subject(quick, model, [_bytes(name, n) for name in names], skip=512 if quick else 4096, sinks=0)

@@ -254,7 +254,8 @@ SIZES = [("batch_mean", *size) for size in BATCH_SIZES] + [("sequential", *size)
 
 @pytest.mark.parametrize(("conflicts", "n", "dim", "scale"), SIZES)
 @pytest.mark.parametrize("similarity", ["cos", "dot"])
-def test_the_nearest_is_what_an_exact_search_says(conflicts, n, dim, scale, similarity):
+@pytest.mark.parametrize("metric", ["cos", "dot", "l2"])
+def test_the_nearest_is_what_an_exact_search_says(conflicts, n, dim, scale, similarity, metric):
     rng = np.random.default_rng(n)
     keys = (scale * rng.standard_normal((n, dim))).astype(np.float32)
     tokens = (keys[rng.integers(0, n, 40)] + scale * rng.standard_normal((40, dim)) / 2).astype(np.float32)
@@ -263,7 +264,8 @@ def test_the_nearest_is_what_an_exact_search_says(conflicts, n, dim, scale, simi
     scores, ids = truth.search(tokens, 1)
     assert scores[0, 0] == score(similarity, keys[ids[0, 0]], tokens[0])
     threshold = float(np.sort(scores, axis=None)[15]) if np.isfinite(scores).all() else 0.0
-    bank = mx.Bank(key_dim=dim, write=mx.Consolidate(threshold=threshold, similarity=similarity, conflicts=conflicts))
+    policy = mx.Consolidate(threshold=threshold, similarity=similarity, conflicts=conflicts)
+    bank = mx.Bank(key_dim=dim, metric=metric, write=policy)
     bank.write(keys)
     assert len(bank) == n, "far enough apart, or nothing was there to merge into"
     alone = [bank.copy().write(token[None]).landed[0].item() for token in tokens]
@@ -273,6 +275,25 @@ def test_the_nearest_is_what_an_exact_search_says(conflicts, n, dim, scale, simi
     if conflicts == "batch_mean":
         landed = bank.write(tokens).landed[0].reshape(-1)
         assert landed.tolist() == np.where(near, ids[:, 0], n + np.arange(40)).tolist()
+
+
+@pytest.mark.parametrize("crowd", [1e-7, 1e-4, 1e-2, 0.3])
+@pytest.mark.parametrize("similarity", ["cos", "dot"])
+def test_the_nearest_in_a_crowd_is_what_an_exact_search_says(crowd, similarity):
+    rng = np.random.default_rng(5)
+    where = rng.standard_normal((6, 48), np.float32)
+    keys = where[rng.integers(0, 6, 700)] + np.float32(crowd) * rng.standard_normal((700, 48), np.float32)
+    tokens = where[rng.integers(0, 6, 90)] + np.float32(crowd) * rng.standard_normal((90, 48), np.float32)
+    truth = mx.Bank(key_dim=48, metric=similarity)
+    truth.write(keys)
+    scores, ids = truth.search(tokens, 1)
+    for threshold in np.quantile(scores.astype(np.float64), [0.0, 0.5, 0.9]):
+        bank = mx.Bank(key_dim=48, write=mx.Consolidate(threshold=float(threshold), similarity=similarity))
+        bank.write(keys)  # the first commit finds nothing to merge into
+        assert len(bank) == len(keys)
+        near = scores[:, 0] >= threshold
+        landed = bank.write(tokens).landed[0].reshape(-1)
+        assert landed.tolist() == np.where(near, ids[:, 0], len(keys) + np.arange(len(tokens))).tolist()
 
 
 RUN = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from benches.evidence import __main__ as command
 from benches.evidence.claim import Claim, Tried, judge, overall, record
 from benches.evidence.page import page

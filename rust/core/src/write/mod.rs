@@ -2,6 +2,7 @@
 
 mod append;
 mod consolidate;
+mod near_in_codes;
 mod nearest;
 
 pub use append::Append;

@@ -11,7 +11,7 @@ use mnemex_kernels::product::Candidates;
 use mnemex_kernels::tile::{Queries as Panels, ROW_GROUP, pack, packed_len};
 use mnemex_kernels::{Keys, PANEL};
 
-use super::View;
+use super::{View, near_in_codes};
 use crate::block::BLOCK_ROWS;
 use crate::error::Result;
 use crate::first_pass::{GROUP, rule};
@@ -56,6 +56,18 @@ impl Seekers {
     /// How many.
     pub(super) fn len(&self) -> usize {
         self.norms.len()
+    }
+
+    pub(super) fn metric(&self) -> Metric {
+        self.metric
+    }
+
+    pub(super) fn dim(&self) -> usize {
+        self.dim
+    }
+
+    pub(super) fn norm(&self, at: usize) -> f64 {
+        self.norms[at]
     }
 
     /// One of them.
@@ -233,6 +245,9 @@ struct Desk {
 
 /// The nearest entry of each seeker, as far as one scores `least` or more; others may be named too.
 pub(super) fn nearest(view: &View, seekers: &Seekers, least: f32) -> Result<Vec<Option<Near>>> {
+    if let Some(near) = near_in_codes::nearest(view, seekers, least)? {
+        return Ok(near);
+    }
     let mut near = vec![None; seekers.len()];
     let mut desk = Desk::default();
     for entries in entries(view).chunks(most(seekers.dim)) {
