@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import mnemex as mx
+from benches.evidence.claim import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from benches.evidence.claim import Claim, Tried
+    from benches.evidence.claim import Tried
     from benches.evidence.subject import Subject
 
 WINDOW = 64
