@@ -72,7 +72,8 @@ class Bank(Writes):
         "flat": every entry is looked at.
     write
         "append": every token becomes an entry. `Consolidate(threshold=0.9)`: what is near an entry is merged into it.
-        `MergeAdjacent(2, segment=18)`: neighbours that are alike are. `Cluster(delta=0.5)`: clusters, and samples of them.
+        `MergeAdjacent(2, segment=18)`: neighbours that are alike are. `Cluster(delta=0.5)`: clusters, and samples of
+        them.
     evict
         Who goes from a full lane: "fifo": the oldest; "oldest_age", "lru", "lfu", "attention_mass", "retention",
         "random", "reservoir", or a part such as `Lru(sinks=4)` or `MinScore(column="surprise")`. "error": a write

@@ -59,8 +59,8 @@ def pyramid(n_layers: int, mean: int, *, window: int = 64, beta: float = 20.0) -
     least = beyond / beta
     if n > 1 and least < 1:
         raise ArgumentError(
-            f"mean={mean} leaves the last layer {max(least, 0):.3g} entries beside the window of {window}; expected 1 or "
-            f"more: mean={window + int(np.ceil(beta))}, for one"
+            f"mean={mean} leaves the last layer {max(least, 0):.3g} entries beside the window of {window}; expected "
+            f"1 or more: mean={window + int(np.ceil(beta))}, for one"
         )
     if n == 1:
         return (mean,)

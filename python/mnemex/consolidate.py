@@ -22,10 +22,10 @@ class Consolidate:
     once, at the end of the commit, and what was merged into by the same commit is as fresh as what arrived.
 
     `gather(ids, columns=["count"])` reads how many tokens each entry stands for, in each head: with `merge="mean"` the
-    weight of its mean. `attend(bias="log_weight")` lets it weigh as many. `Receipt.landed` names the entry that each token ended in. A merged token has no id, label or
-    position that finds it: these are the entry's. Deleting the entry deletes what was merged into it, and there is no
-    way to take one token back out. Averages of keys that were rotated at different positions mean little: write keys
-    as they were before rotary encoding.
+    weight of its mean. `attend(bias="log_weight")` lets it weigh as many. `Receipt.landed` names the entry that each
+    token ended in. A merged token has no id, label or position that finds it: these are the entry's. Deleting
+    the entry deletes what was merged into it, and there is no way to take one token back out. Averages of keys that
+    were rotated at different positions mean little: write keys as they were before rotary encoding.
 
     Keys and values are kept in float32, and NaN and infinity are never stored: one would spoil every mean that it
     reached. The sums are taken in float64, the entry's numbers first, then the tokens in the order in which they came,

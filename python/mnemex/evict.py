@@ -9,7 +9,8 @@ each lane by itself, follows `fork`, `reorder`, `copy` and `snapshot`, and is sa
 
 `Lru`, `Lfu`, `AttentionMass` and `Retention` go by what `touch` tells: without, they let the oldest go. Adapters that
 write tell it by themselves where they read the best `top_k`; with `top_k=None` they tell nothing. `Retention`, and
-`AttentionMass` with a `pool` or a `window`, look at a whole lane whenever it is full; the others keep a line of who goes next.
+`AttentionMass` with a `pool` or a `window`, look at a whole lane whenever it is full; the others keep a line of who
+goes next.
 """
 
 from __future__ import annotations

@@ -265,8 +265,8 @@ class Reads(Facts):
             float32, or float16 from a bank of float16; values are None where the bank has none.
         columns
             With `columns=` only: an array of the column's type for each name, of the shape of the hits or ids; "count"
-            and "log_weight" are of the shape of keys without dim, since heads count apart. At padding id, label and position are -1, the
-            bank's own 0 or False.
+            and "log_weight" are of the shape of keys without dim, since heads count apart. At padding id, label and
+            position are -1, all others 0 or False.
 
         Raises
         ------

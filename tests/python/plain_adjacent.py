@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from plain_consolidate import score
@@ -32,7 +34,7 @@ class AdjacentLane(PlainLane):
         ids = sorted(ids)
         while len(ids) > n:
             keys = [self.entries[i].key for i in ids]
-            scores = [score(self.policy.similarity, a, b) for a, b in zip(keys, keys[1:], strict=False)]
+            scores = [score(self.policy.similarity, a, b) for a, b in pairwise(keys)]
             at = int(np.argmax(scores))
             older, younger = ids[at], ids.pop(at + 1)
             one, other = self.entries[older], self.entries.pop(younger)

@@ -1,4 +1,4 @@
-"""Clusters beside a plain model: every lane, bit for bit, after every step; and that what is read is right on average."""
+"""Clusters beside a plain model: every lane, bit for bit, after every step; and what is read, on average."""
 
 from __future__ import annotations
 
