@@ -129,6 +129,23 @@ STEP = st.one_of(
     policy=POLICIES, capacity=st.integers(7, 20), steps=st.lists(STEP, min_size=5, max_size=40), seed=st.integers(0, 99)
 )
 def test_who_is_left_is_who_the_definition_says(policy, capacity, steps, seed, tmp_path_factory):
+    hold(policy, capacity, steps, seed, tmp_path_factory)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    policy=st.builds(mx.AttentionMass, window=st.integers(1, 7), pool=st.sampled_from([1, 3]), sinks=st.integers(0, 1)),
+    steps=st.lists(
+        st.one_of(*[st.tuples(st.just("touch"), st.integers(1, 20))] * 4, WRITE, STEP), min_size=20, max_size=60
+    ),
+    seed=st.integers(0, 99),
+)
+def test_a_window_of_mass_is_what_the_definition_says(policy, steps, seed, tmp_path_factory):
+    hold(policy, 12, [("write", 12), *steps, ("write", 6)], seed, tmp_path_factory)
+
+
+def hold(policy, capacity, steps, seed, tmp_path_factory):
+    """Do the steps to a bank and to plain lanes, and compare after each."""
     rng = np.random.default_rng(seed)
     bank = mx.Bank(
         heads=HEADS, key_dim=DIM, value_dim=DIM, capacity=capacity, evict=policy, columns={"score": "float32"}

@@ -91,6 +91,11 @@ fn rows_that_do_not_fit_their_bank() {
         Use { heat: f64::NAN, ..fits },
         Use { heat: -1.0, ..fits },
         Use { count: u64::MAX, ..fits },
+        Use { before: f64::NAN, ..fits },
+        Use { before: -1.0, ..fits },
+        Use { member: 1, ..fits },
+        Use { member: 2, count: 0, ..fits },
+        Use { member: u64::MAX, count: 0, ..fits },
     ] {
         refused(Kind::Argument, used.used(0, &[1], &[forged], number));
     }
