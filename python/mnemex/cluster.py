@@ -17,7 +17,7 @@ class Cluster:
     most delta away (Euclidean, whatever `Bank(metric=)` says) from the nearest representative joins its cluster; of
     equally near ones the older. Another token becomes the representative of a cluster of its own, for good. Beside it,
     a cluster of n tokens keeps an even sample of up to `reservoir` of the other n - 1 (Vitter 1985), keys and values
-    as they were written, so a lane holds at most (1 + reservoir) entries per cluster, however long the stream.
+    as they were written, in any codec: at most (1 + reservoir) entries per cluster, however long the stream.
 
     `attend(queries, k, bias="log_weight")` reads it: a representative weighs 1, a sample as many tokens as it stands
     for, (n - 1) / min(reservoir, n - 1). So the sum under the softmax, and that of values above it, are those of all
@@ -47,8 +47,8 @@ class Cluster:
     Raises
     ------
     ArgumentError, DtypeError
-        A number that cannot be. `Bank` refuses what does not go with it: key and value codecs other than "f32" and
-        "auto", `nonfinite="keep"`, `evict="error"`, and columns of the names "count" and "log_weight".
+        A number that cannot be. `Bank` refuses what does not go with it: `nonfinite="keep"`, `evict="error"`, and
+        columns of the names "count" and "log_weight".
     """
 
     name: ClassVar[str] = "cluster"

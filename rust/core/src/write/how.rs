@@ -114,6 +114,20 @@ impl Write {
         !matches!(self, Write::Append)
     }
 
+    /// Whether what tokens become is a mean, which is kept in float32.
+    pub fn averages(&self) -> bool {
+        matches!(self, Write::Consolidate(_) | Write::MergeAdjacent(_))
+    }
+
+    /// Why NaN and infinity are never stored, where tokens are merged.
+    pub(crate) fn no_nan(&self) -> &'static str {
+        if self.averages() {
+            "one NaN would spoil every mean that it is merged into"
+        } else {
+            "NaN is at no distance from anything"
+        }
+    }
+
     /// Refuses what cannot be, or does not go with the rest of the bank.
     pub(crate) fn check(&self, config: &Config) -> Result<()> {
         let ensure = |holds: bool, say: &dyn Fn() -> String| ensure(holds, Kind::Argument, say);
@@ -149,7 +163,7 @@ impl Write {
             }
         };
         for (name, codec) in [("key_codec", config.key_codec), ("value_codec", config.value_codec)] {
-            ensure(codec.is_none_or(|codec| codec == Codec::F32), &|| {
+            ensure(!self.averages() || codec.is_none_or(|codec| codec == Codec::F32), &|| {
                 format!(
                     "{name}={:?} rounds a running mean at every merge: write={policy} keeps float32, {name}=\"f32\" \
                      or \"auto\", which takes narrower types too",
@@ -158,10 +172,7 @@ impl Write {
             })?;
         }
         ensure(config.nonfinite != NonFinite::Keep, &|| {
-            format!(
-                "nonfinite=\"keep\": one NaN would spoil every mean that it is merged into; with write={policy}, \"raise\" \
-                 or \"skip\""
-            )
+            format!("nonfinite=\"keep\": {}; with write={policy}, \"raise\" or \"skip\"", self.no_nan())
         })?;
         ensure(config.evict != Evict::Error, &|| {
             format!(
