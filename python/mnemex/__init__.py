@@ -13,9 +13,12 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from mnemex.adjacent import MergeAdjacent
 from mnemex.arrow import ArrowTable
 from mnemex.bank import Bank, Snapshot
 from mnemex.build import BuildInfo, build_info
+from mnemex.capacity import pyramid
+from mnemex.cluster import Cluster
 from mnemex.consolidate import Consolidate
 from mnemex.describe import Stats
 from mnemex.errors import (
@@ -60,6 +63,7 @@ __all__ = [
     "Bank",
     "BuildInfo",
     "CapacityError",
+    "Cluster",
     "Consolidate",
     "DtypeError",
     "Error",
@@ -74,6 +78,7 @@ __all__ = [
     "Lru",
     "Memory",
     "MemorySnapshot",
+    "MergeAdjacent",
     "MinScore",
     "MissingDependency",
     "NonFinite",
@@ -100,6 +105,7 @@ __all__ = [
     "from_cache",
     "merge",
     "open",
+    "pyramid",
 ]
 
 # What loads when it is first named, and what it cannot load without; recipes ask for their adapter when called.

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 COUNT = "count"
 """The column of tokens that an entry stands for, in banks that merge."""
 
+LOG_WEIGHT = "log_weight"
+"""The column of what `attend` adds to their logits, so that entries weigh the tokens that they stand for."""
+
 
 def gather(
     native: NativeSnapshot,
@@ -53,9 +56,11 @@ def gather(
     flat_ids = np.ascontiguousarray(ids).reshape(-1)
     keys, values = native.gather(flat_rows, flat_heads, flat_ids, threads)
     named: Columns = {}
+    # Each head counts for itself.
     if native.merges and COUNT in columns:
-        # Each head counts for itself.
         named[COUNT] = native.counts(flat_rows, flat_heads, flat_ids).reshape(shape)
+    if native.merges and LOG_WEIGHT in columns:
+        named[LOG_WEIGHT] = native.log_weights(flat_rows, flat_heads, flat_ids).reshape(shape)
     shared = [name for name in columns if name not in named]
     if shared:
         # Heads share columns: ids that were given once per row are read once per row.

@@ -12,13 +12,13 @@ class NativeBank:
     """
     The key/value memory of one attention layer.
     """
-    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | None, metric: str, key_codec: str | None, value_codec: str | None, scan_codec: str | None, write: str, write_options: Incomplete | None, evict: str, evict_options: Incomplete, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]]) -> NativeBank: ...
+    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | SupportsGetItem[int, SupportsIndex] | None, metric: str, key_codec: str | None, value_codec: str | None, scan_codec: str | None, write: str, write_options: Incomplete | None, evict: str, evict_options: Incomplete, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]]) -> NativeBank: ...
     def commit(self, /, threads: SupportsIndex | None) -> NativeReceipt:
         """
         Publish what is staged.
         """
     @property
-    def config(self, /) -> tuple[int, int, int | None, bool, int | None, str, str, str, str | None]:
+    def config(self, /) -> tuple[int, int, int | None, bool, int | list[int] | None, str, str, str, str | None]:
         """
         What the bank is, as the keyword arguments that make it.
         """
@@ -174,6 +174,10 @@ class NativeSnapshot:
     def lengths(self, /) -> Incomplete:
         """
         Live entries `[rows, heads]`.
+        """
+    def log_weights(self, /, rows: Incomplete, heads: Incomplete, ids: Incomplete) -> Incomplete:
+        """
+        The logarithms of the tokens that the entries at n places weigh in a softmax.
         """
     @property
     def merges(self, /) -> bool:

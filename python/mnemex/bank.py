@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from mnemex import _arguments as arguments
 from mnemex import _columns, parts
+from mnemex import capacity as _capacity
 from mnemex._arrays import vectors
 from mnemex._native import NativeBank, NativeSnapshot
 from mnemex.consolidate import WRITES, Write, write_options
@@ -15,7 +16,7 @@ from mnemex.reads import Reads
 from mnemex.writes import Writes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from mnemex._arrays import ArrayLike, IntsLike
 
@@ -58,7 +59,7 @@ class Bank(Writes):
     value_dim
         Numbers per value; None: no values; "key": the key is the value.
     capacity
-        Live entries per lane at most.
+        Live entries per lane at most: a number, or a list with one for each head; None: no limit.
     metric
         "dot", "cos" or "l2" (minus the squared distance): larger is nearer.
     key_codec, value_codec
@@ -71,6 +72,8 @@ class Bank(Writes):
         "flat": every entry is looked at.
     write
         "append": every token becomes an entry. `Consolidate(threshold=0.9)`: what is near an entry is merged into it.
+        `MergeAdjacent(2, segment=18)`: neighbours that are alike are. `Cluster(delta=0.5)`: clusters, and samples of
+        them.
     evict
         Who goes from a full lane: "fifo": the oldest; "oldest_age", "lru", "lfu", "attention_mass", "retention",
         "random", "reservoir", or a part such as `Lru(sinks=4)` or `MinScore(column="surprise")`. "error": a write
@@ -119,7 +122,7 @@ class Bank(Writes):
         rows: int = 1,
         heads: int = 1,
         value_dim: int | Literal["key"] | None = None,
-        capacity: int | None = None,
+        capacity: int | Sequence[int] | None = None,
         metric: str = "dot",
         key_codec: str | parts.Codec = "auto",
         value_codec: str | parts.Codec = "auto",
@@ -144,13 +147,13 @@ class Bank(Writes):
             key_dim=arguments.count("key_dim", key_dim),
             value_dim=None if value_dim in (None, "key") else arguments.count("value_dim", value_dim),
             key_is_value=value_dim == "key",
-            capacity=arguments.optional_count("capacity", capacity),
+            capacity=_capacity.of_heads(capacity, arguments.count("heads", heads)),
             metric=arguments.word("metric", metric, ("dot", "cos", "l2")),
             key_codec=_codec("key_codec", key_codec),
             value_codec=_codec("value_codec", value_codec),
             scan_codec=None if scan_codec is None else arguments.word("scan_codec", scan_codec, ("int8",)),
             write=arguments.part("write", write, WRITES),
-            write_options=write_options(write),
+            write_options=write_options(write, seed=arguments.count("seed", seed, low=0)),
             evict="error" if isinstance(evict, str) and evict == "error" else arguments.part("evict", evict, EVICTS),
             evict_options=evict_options(evict, seed=arguments.count("seed", seed, low=0)),
             nonfinite=arguments.word("nonfinite", nonfinite, arguments.NONFINITE),

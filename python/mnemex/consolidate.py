@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from mnemex import _arguments as arguments
+from mnemex.adjacent import MergeAdjacent
+from mnemex.cluster import Cluster
 from mnemex.errors import ArgumentError
 from mnemex.parts import Append
 
@@ -20,10 +22,10 @@ class Consolidate:
     once, at the end of the commit, and what was merged into by the same commit is as fresh as what arrived.
 
     `gather(ids, columns=["count"])` reads how many tokens each entry stands for, in each head: with `merge="mean"` the
-    weight of its mean. `Receipt.landed` names the entry that each token ended in. A merged token has no id, label or
-    position that finds it: these are the entry's. Deleting the entry deletes what was merged into it, and there is no
-    way to take one token back out. Averages of keys that were rotated at different positions mean little: write keys
-    as they were before rotary encoding.
+    weight of its mean. `attend(bias="log_weight")` lets it weigh as many. `Receipt.landed` names the entry that each
+    token ended in. A merged token has no id, label or position that finds it: these are the entry's. Deleting
+    the entry deletes what was merged into it, and there is no way to take one token back out. Averages of keys that
+    were rotated at different positions mean little: write keys as they were before rotary encoding.
 
     Keys and values are kept in float32, and NaN and infinity are never stored: one would spoil every mean that it
     reached. The sums are taken in float64, the entry's numbers first, then the tokens in the order in which they came,
@@ -51,7 +53,8 @@ class Consolidate:
     ------
     ArgumentError
         A number that cannot be, or no `rate` with "ema". `Bank` refuses what does not go with it: key and value codecs
-        other than "f32" and "auto", `nonfinite="keep"`, `evict="error"` and a column of the name "count".
+        other than "f32" and "auto", `nonfinite="keep"`, `evict="error"` and columns of the names "count" and
+        "log_weight".
     """
 
     name: ClassVar[str] = "consolidate"
@@ -75,15 +78,23 @@ class Consolidate:
             raise ArgumentError(f'rate={self.rate!r} goes with merge="ema": a mean weighs every token alike')
 
 
-def write_options(part: object) -> dict[str, object] | None:
+_NEEDED = {
+    Consolidate.name: "a threshold: Consolidate(threshold=0.9)",
+    MergeAdjacent.name: "a number of entries: MergeAdjacent(2, segment=18)",
+    Cluster.name: "a distance: Cluster(delta=0.5)",
+}
+
+
+def write_options(part: object, *, seed: int) -> dict[str, object] | None:
     """Give what a policy that merges was made with, as the native bank takes it."""
-    if part == Consolidate.name:
-        raise ArgumentError('write="consolidate" needs a threshold: Consolidate(threshold=0.9), for one')
-    if not isinstance(part, Consolidate):
+    if isinstance(part, str) and part in _NEEDED:
+        raise ArgumentError(f'write="{part}" needs {_NEEDED[part]}, for one')
+    if not isinstance(part, (Consolidate, MergeAdjacent, Cluster)):
         return None
-    return {field.name: getattr(part, field.name) for field in fields(part) if getattr(part, field.name) is not None}
+    given = {field.name: getattr(part, field.name) for field in fields(part)}
+    return {"seed": seed} | {name: x for name, x in given.items() if x is not None}
 
 
-WRITES = {part.name: part for part in (Append, Consolidate)}
+WRITES = {part.name: part for part in (Append, Consolidate, MergeAdjacent, Cluster)}
 
-Write = Append | Consolidate
+Write = Append | Consolidate | MergeAdjacent | Cluster

@@ -30,7 +30,7 @@ class Stats:
     live_min, live_median, live_max
         Live entries per lane; 0 without lanes.
     capacity
-        Live entries per lane at most, or None.
+        Live entries per lane at most, a tuple with one number for each head where they differ, or None.
     used
         Share of the capacity that live entries take, over all lanes; None without a capacity.
     key_bytes, value_bytes
@@ -68,7 +68,7 @@ class Stats:
     live_min: int
     live_median: float
     live_max: int
-    capacity: int | None
+    capacity: int | tuple[int, ...] | None
     used: float | None
     key_bytes: int
     value_bytes: int
@@ -149,7 +149,7 @@ class DescribedLayers:
         for layer, stats in self.stats().items():
             owner = first.setdefault(id(self[layer]), layer)
             size = _size(stats.nbytes) if owner == layer else f"as layer {owner}"
-            full = ("none", "-") if stats.used is None else (f"{stats.capacity:,}", _percent(stats.used))
+            full = ("none", "-") if stats.used is None else (_room(stats.capacity), _percent(stats.used))
             counts = [str(layer), f"{stats.rows:,}", str(stats.heads), f"{stats.entries:,}", f"{stats.live_max:,}"]
             rows.append([*counts, *full, size])
         return rows
@@ -176,7 +176,7 @@ def _facts(stats: Stats) -> list[tuple[str, str]]:
     else:
         values = f"{stats.value_dim} numbers, {stats.value_codec or 'auto'}, {_size(stats.value_bytes)}"
     scans = f", {stats.scan_codec} copy for first passes" if stats.scan_codec else ""
-    full = "none" if stats.used is None else f"{stats.capacity:,} entries per lane, {_percent(stats.used)} used"
+    full = "none" if stats.used is None else f"{_room(stats.capacity)} entries per lane, {_percent(stats.used)} used"
     median = f"{stats.live_median:,.10g}"
     return [
         (
@@ -197,6 +197,13 @@ def _facts(stats: Stats) -> list[tuple[str, str]]:
         ),
         ("usage", f"{_count(stats.touches, 'touch', 'touches')}, mass {stats.mass:.6g}"),
     ]
+
+
+def _room(capacity: int | tuple[int, ...] | None) -> str:
+    """Write the entries that lanes hold at most."""
+    each = capacity if isinstance(capacity, tuple) else (capacity or 0,)
+    least, most = min(each), max(each)
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _count(n: int, one: str, many: str | None = None) -> str:

@@ -9,7 +9,8 @@ each lane by itself, follows `fork`, `reorder`, `copy` and `snapshot`, and is sa
 
 `Lru`, `Lfu`, `AttentionMass` and `Retention` go by what `touch` tells: without, they let the oldest go. Adapters that
 write tell it by themselves where they read the best `top_k`; with `top_k=None` they tell nothing. `Retention`, and
-`AttentionMass` with a `pool`, look at a whole lane whenever it is full; the others keep a line of who goes next.
+`AttentionMass` with a `pool` or a `window`, look at a whole lane whenever it is full; the others keep a line of who
+goes next.
 """
 
 from __future__ import annotations
@@ -103,15 +104,24 @@ class AttentionMass(_Pinning):
     pool
         An odd number: an entry is worth the largest mass of so many around it in the order of ids (SnapKV, Li et al.
         2024, arXiv 2404.14469, pools so).
+    window
+        Only the mass of the last so many versions counts, as PyramidKV (Cai et al. 2024, arXiv 2406.02069) and SnapKV
+        take that of the last queries: a commit of touches is one version, so what was told at once counts at once.
+        Mass is summed in periods of `window` versions: that of the current one, and of the one before it the share of
+        its versions that the window still covers. So it is exact when a period ends, always with window=1, and between
+        as if the mass of a period came evenly. None: all counts. It does not go with a decay.
     """
 
     name: ClassVar[str] = "attention_mass"
     decay: float = 1.0
     pool: int = 1
+    window: int | None = None
 
     def __post_init__(self) -> None:
         _Pinning.__post_init__(self)
         _share("decay", self.decay)
+        if arguments.optional_count("window", self.window) is not None and self.decay != 1:
+            raise ArgumentError(f"window={self.window!r} does not go with decay={self.decay!r}: leave one of them out")
         if arguments.count("pool", self.pool) % 2 == 0:
             raise ArgumentError(f"pool={self.pool!r} must be an odd number of entries")
 

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
     from mnemex._native import NativeSnapshot
 
+    Config = tuple[int, int, int | None, bool, int | list[int] | None, str, str, str, str | None]
+
 
 class Facts(Described):
     """Shape, parts and counts of one version."""
 
-    _config: tuple[int, int, int | None, bool, int | None, str, str, str, str | None]
+    _config: Config
     _threads: int | None
 
     def _native_snapshot(self) -> NativeSnapshot:
         raise NotImplementedError
 
-    def _describe(
-        self, config: tuple[int, int, int | None, bool, int | None, str, str, str, str | None], threads: int | None
-    ) -> None:
+    def _describe(self, config: Config, threads: int | None) -> None:
         self._config, self._threads = config, threads
 
     def _adopt(self, other: Facts) -> None:
@@ -57,9 +57,10 @@ class Facts(Described):
         return self._config[1] if self._config[3] else self._config[2]
 
     @property
-    def capacity(self) -> int | None:
-        """Live entries per lane at most."""
-        return self._config[4]
+    def capacity(self) -> int | tuple[int, ...] | None:
+        """Live entries per lane at most; one number for each head where they differ."""
+        each = self._config[4]
+        return tuple(each) if isinstance(each, list) else each
 
     @property
     def metric(self) -> str:
@@ -104,7 +105,8 @@ class Facts(Described):
         blocks, block_rows, dead, key, value, nbytes, commits, evictions, touches, mass = native.stats()
         codecs, live = native.codecs, native.lengths()
         has_values = self._config[2] is not None
-        entries = int(live.sum())
+        entries, capacity = int(live.sum()), self.capacity
+        room = None if capacity is None else int(np.broadcast_to(capacity, live.shape).sum())
         return Stats(
             rows=native.rows,
             heads=self.heads,
@@ -119,8 +121,8 @@ class Facts(Described):
             live_min=int(live.min()) if live.size else 0,
             live_median=float(np.median(live)) if live.size else 0.0,
             live_max=int(live.max(initial=0)),
-            capacity=self.capacity,
-            used=None if self.capacity is None else entries / (self.capacity * live.size) if live.size else 0.0,
+            capacity=capacity,
+            used=None if room is None else entries / room if room else 0.0,
             key_bytes=key,
             value_bytes=value,
             side_bytes=nbytes - key - value,

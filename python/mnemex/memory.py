@@ -289,7 +289,7 @@ def from_cache(past_key_values: Any, *, attention_mask: Any = None, **bank: Any)
     attention_mask
         0 for pads, which are not written, `[rows, T]`, a tensor; None: there are none.
     **bank
-        Arguments of every bank, such as `key_codec`, `capacity`.
+        Arguments of every bank, such as `key_codec`; `capacity` may have one item per layer, as for `for_model`.
 
     Returns
     -------

@@ -122,7 +122,8 @@ class Reads(Facts):
             None: logits are not bent.
         bias
             One number per query head, or the name of a float32 column, added to the logits; which k entries are taken
-            does not change. Minus infinity: no weight.
+            does not change. Minus infinity: no weight. "log_weight" where the write policy merges: each entry weighs as
+            many tokens as it stands for.
         hits
             Also report what was attended.
 
@@ -255,8 +256,8 @@ class Reads(Facts):
         rows
             Bank row of each row of ids; None: all. Hits name their own.
         columns
-            Names of columns to read along: "id", "label", "position", the bank's own; "count", the tokens that an entry
-            stands for, where the write policy merges.
+            Names of columns to read along: "id", "label", "position", the bank's own; where the write policy merges,
+            "count", the tokens that an entry stands for, and "log_weight", what a bias of that name adds.
 
         Returns
         -------
@@ -264,8 +265,8 @@ class Reads(Facts):
             float32, or float16 from a bank of float16; values are None where the bank has none.
         columns
             With `columns=` only: an array of the column's type for each name, of the shape of the hits or ids; "count"
-            is of the shape of keys without dim, since heads count apart. At padding id, label and position are -1, the
-            bank's own 0 or False.
+            and "log_weight" are of the shape of keys without dim, since heads count apart. At padding id, label and
+            position are -1, all others 0 or False.
 
         Raises
         ------

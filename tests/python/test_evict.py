@@ -46,6 +46,12 @@ def worth(policy, entry: Entry, now: int, head: int, id_: int) -> float:
         return entry.last
     if isinstance(policy, mx.Lfu):
         return sum(hits * policy.decay ** (now - version) for version, hits, _ in entry.touches)
+    if isinstance(policy, mx.AttentionMass) and policy.window is not None:
+        # Of this period everything, of the one before the share of its versions that the window still covers.
+        window, period = policy.window, now // policy.window
+        share = (period * window - (now - window + 1)) / window
+        told = [(version // window, mass) for version, _, mass in entry.touches]
+        return sum(m for at, m in told if at == period) + share * sum(m for at, m in told if at == period - 1)
     if isinstance(policy, mx.AttentionMass):
         return sum(mass * policy.decay ** (now - version) for version, _, mass in entry.touches)
     if isinstance(policy, mx.Retention):
@@ -99,6 +105,7 @@ POLICIES = st.one_of(
     st.builds(mx.Lru, **PINS),
     st.builds(mx.Lfu, decay=SHARES, **PINS),
     st.builds(mx.AttentionMass, decay=SHARES, pool=st.sampled_from([1, 3, 7]), **PINS),
+    st.builds(mx.AttentionMass, window=st.sampled_from([1, 2, 5]), pool=st.sampled_from([1, 3]), **PINS),
     st.builds(mx.Retention, strength=st.sampled_from([1.0, 2.5]), **PINS),
     st.builds(mx.MinScore, column=st.just("score"), decay=SHARES, **PINS),
     st.builds(mx.Reservoir, seed=st.integers(0, 5), **PINS),
@@ -122,6 +129,23 @@ STEP = st.one_of(
     policy=POLICIES, capacity=st.integers(7, 20), steps=st.lists(STEP, min_size=5, max_size=40), seed=st.integers(0, 99)
 )
 def test_who_is_left_is_who_the_definition_says(policy, capacity, steps, seed, tmp_path_factory):
+    hold(policy, capacity, steps, seed, tmp_path_factory)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    policy=st.builds(mx.AttentionMass, window=st.integers(1, 7), pool=st.sampled_from([1, 3]), sinks=st.integers(0, 1)),
+    steps=st.lists(
+        st.one_of(*[st.tuples(st.just("touch"), st.integers(1, 20))] * 4, WRITE, STEP), min_size=20, max_size=60
+    ),
+    seed=st.integers(0, 99),
+)
+def test_a_window_of_mass_is_what_the_definition_says(policy, steps, seed, tmp_path_factory):
+    hold(policy, 12, [("write", 12), *steps, ("write", 6)], seed, tmp_path_factory)
+
+
+def hold(policy, capacity, steps, seed, tmp_path_factory):
+    """Do the steps to a bank and to plain lanes, and compare after each."""
     rng = np.random.default_rng(seed)
     bank = mx.Bank(
         heads=HEADS, key_dim=DIM, value_dim=DIM, capacity=capacity, evict=policy, columns={"score": "float32"}
@@ -272,6 +296,9 @@ def test_a_bank_of_columns_is_asked_for_them():
         (lambda: mx.AttentionMass(decay=math.nan), "decay"),
         (lambda: mx.AttentionMass(pool=2), "pool"),
         (lambda: mx.AttentionMass(pool=0), "pool"),
+        (lambda: mx.AttentionMass(window=0), "window"),
+        (lambda: mx.AttentionMass(window=2.5), "window"),
+        (lambda: mx.AttentionMass(window=4, decay=0.5), "window=4"),
         (lambda: mx.Retention(strength=0.0), "strength"),
         (lambda: mx.MinScore(column=3), "column"),
         (lambda: mx.Random(seed=-1), "seed"),
@@ -289,6 +316,17 @@ def test_policies_are_values():
     assert mx.Lru(sinks=4) == mx.Lru(sinks=4) != mx.Lru()
     assert copy.copy(mx.Lfu(decay=0.5)) == mx.Lfu(decay=0.5)
     assert hash(mx.Random(seed=1)) == hash(mx.Random(seed=1))
+
+
+def test_a_window_of_one_is_what_was_told_last():
+    bank = filled(mx.AttentionMass(window=1), capacity=4)
+    for first, mass in ((0, 1.0), (1, 9.0), (2, 0.5)):
+        ids = np.arange(first, first + 2)[:, None] * np.ones((1, HEADS, 1, 1), np.int64)
+        bank.touch(mx.Hits(np.zeros(ids.shape, np.float32), ids, np.array([0])), np.full(ids.shape, mass, np.float32))
+        if first < 2:
+            bank.commit()
+    bank.write(np.ones((1, HEADS, 2, DIM), np.float32))
+    assert ids_of(bank) == [[2, 3, 4, 5]] * HEADS, "what was told by the commit that evicts counts, and nothing else"
 
 
 def test_a_touch_never_lowers_worth_however_long_ago_the_one_before_was():

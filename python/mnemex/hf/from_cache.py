@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from mnemex.capacity import of_layers
 from mnemex.errors import ArgumentError, ShapeError, Unsupported
 from mnemex.hf.cache import WindowCache, self_attention_cache
 from mnemex.hf.staging import Counts, stage_tokens
@@ -51,9 +52,12 @@ def memory_from_cache(past_key_values: Cache, *, attention_mask: Tensor | None =
             raise ShapeError(f"attention_mask is {list(attention_mask.shape)}: expected {[rows, n]}, as the cache")
         mask = attention_mask.cpu().numpy().astype(np.bool_)
         positions = (mask.cumsum(1) - 1).clip(0)
+    room = of_layers(bank.pop("capacity", None), layers)
     memory = Memory(
         {
-            index: Bank(rows=rows, heads=k.shape[1], key_dim=k.shape[3], value_dim=v.shape[3], **bank)
+            index: Bank(
+                rows=rows, heads=k.shape[1], key_dim=k.shape[3], value_dim=v.shape[3], capacity=room[index], **bank
+            )
             for index, (k, v) in layers.items()
         }
     )

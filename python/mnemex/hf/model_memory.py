@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from mnemex.capacity import of_layers
 from mnemex.errors import ArgumentError, Unsupported
 from mnemex.hf.fingerprint import fingerprint
 from mnemex.hf.function import FORWARD, Attended, Call, switched
@@ -75,7 +76,8 @@ def memory_for_model(
     rows
         Sequences; "auto": as many as the first batch that is written has, beams included.
     **bank
-        Arguments of every bank, such as `key_codec`, `value_codec`, `capacity`, `evict`, `index`.
+        Arguments of every bank, such as `key_codec`, `value_codec`, `evict`, `index`. `capacity` may be a list with one
+        item per layer, ascending, each a number, None or a list with one number per head: `mnemex.pyramid(30, 256)`.
 
     Returns
     -------
@@ -106,7 +108,10 @@ def memory_for_model(
         Rotary(stack, modules, 0)  # raises where the position in a key cannot be undone
     auto = isinstance(rows, str) and rows == "auto"
     n_rows = 1 if auto else checks.count("rows", rows)
-    banks = {index: Bank(rows=n_rows, **shape._asdict(), **bank) for index, shape in shapes.items()}
+    room = of_layers(bank.pop("capacity", None), shapes)
+    banks = {
+        index: Bank(rows=n_rows, capacity=room[index], **shape._asdict(), **bank) for index, shape in shapes.items()
+    }
     return Memory(banks, fingerprint=fingerprint(stack, shapes), auto_rows=auto, keys=keys)
 
 

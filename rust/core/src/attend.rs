@@ -112,6 +112,7 @@ impl Snapshot {
         let weighed = work.map(units.len(), |at, ticker| {
             let (unit, best) = &units[at];
             let row = &*self.version.rows[queries.rows[unit.row]];
+            let lane = &row.lanes[queries.head(unit)];
             let n = best.len();
             let mut weighed = Weighed { out: vec![0.0; n * dim], lse: vec![0.0; n], mass: vec![0.0; n * asked] };
             let (mut mass, mut scratch) = (Vec::new(), vec![0.0; dim]);
@@ -131,7 +132,7 @@ impl Snapshot {
                 mass.extend(hits.iter().map(|hit| attention.logit.of(hit.score)));
                 if let Some(bias) = bias {
                     let ids: Vec<i64> = hits.iter().map(|hit| hit.id).collect();
-                    mass.iter_mut().zip(bias.of(row, &ids)?).for_each(|(z, bias)| *z = biased(*z, bias));
+                    mass.iter_mut().zip(bias.of((row, lane), &ids)?).for_each(|(z, bias)| *z = biased(*z, bias));
                 }
                 let out = &mut weighed.out[at * dim..][..dim];
                 weighed.lse[at] = self.weigh(schema, unit, &hits, &mut mass, out, &mut scratch);

@@ -74,7 +74,7 @@ impl Bank {
         config.check(rows.len())?;
         let value_codec = |schema: &Schema| schema.value.map_or(Codec::F32, |layout| layout.codec);
         let fits = schema.is_none_or(|schema| schema == Schema::of(&config, schema.key.codec, value_codec(&schema)))
-            && (!config.write.merges()
+            && (!config.write.averages()
                 || schema.is_none_or(|schema| schema == Schema::of(&config, Codec::F32, Codec::F32)))
             && rows.iter().all(|row| row.lanes.len() == config.heads)
             && (schema.is_some() || rows.iter().all(|row| row.lanes.iter().all(Lane::is_empty)));

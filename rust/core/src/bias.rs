@@ -6,7 +6,9 @@
 use crate::bank::Snapshot;
 use crate::cells::{ColumnType, Declared};
 use crate::columns::AnyColumn;
+use crate::config::{LOG_WEIGHT, Write};
 use crate::error::{Error, Kind, Result, ensure};
+use crate::lane::Lane;
 use crate::predicate::unknown;
 use crate::version::Row;
 
@@ -18,16 +20,21 @@ pub enum Bias<'a> {
     None,
     /// A number for each query head.
     Heads(&'a [f32]),
-    /// The numbers of a float32 column.
+    /// The numbers of a float32 column, the weights of what a write policy merged included.
     Column(&'a str),
 }
 
 /// A column that is added to logits.
-pub(crate) struct ColumnBias {
-    at: usize,
-    name: String,
-    /// Whether NaN and plus infinity are refused; they make the answer NaN otherwise.
-    refuse: bool,
+pub(crate) enum ColumnBias {
+    /// One of the caller's.
+    Own {
+        at: usize,
+        name: String,
+        /// Whether NaN and plus infinity are refused; they make the answer NaN otherwise.
+        refuse: bool,
+    },
+    /// What entries of each lane weigh, since tokens were merged into them.
+    Weight(Write),
 }
 
 /// A logit and what is added to it; minus infinity takes every weight away, that of an infinite logit too.
@@ -51,6 +58,9 @@ impl Bias<'_> {
                     Err(Error::new(Kind::NonFinite, message))
                 })
             }
+            Bias::Column(LOG_WEIGHT) if snapshot.config().write.merges() => {
+                Ok(Some(ColumnBias::Weight(snapshot.config().write)))
+            }
             Bias::Column(name) => ColumnBias::named(&snapshot.config().columns, name, refuse).map(Some),
         }
     }
@@ -70,12 +80,16 @@ impl ColumnBias {
                 format!("bias names {name:?}, a column of {}; logits take float32 columns", dtype.name()),
             )
         })?;
-        Ok(ColumnBias { at, name: name.to_owned(), refuse })
+        Ok(ColumnBias::Own { at, name: name.to_owned(), refuse })
     }
 
     /// What is added to the logits of entries.
-    pub(crate) fn of(&self, row: &Row, ids: &[i64]) -> Result<Vec<f32>> {
-        let biases: Vec<f32> = match row.columns.get(self.at) {
+    pub(crate) fn of(&self, (row, lane): (&Row, &Lane), ids: &[i64]) -> Result<Vec<f32>> {
+        let (at, name, refuse) = match self {
+            ColumnBias::Weight(write) => return Ok(ids.iter().map(|&id| write.log_weight(lane, id)).collect()),
+            ColumnBias::Own { at, name, refuse } => (*at, name, *refuse),
+        };
+        let biases: Vec<f32> = match row.columns.get(at) {
             Some(AnyColumn::F32(column)) => match run(ids).and_then(|n| column.run(ids[0], n)) {
                 Some(run) => run.to_vec(),
                 None => ids.iter().map(|&id| column.get(id)).collect(),
@@ -83,10 +97,10 @@ impl ColumnBias {
             _ => vec![0.0; ids.len()],
         };
         let bad = |bias: &f32| bias.is_nan() || *bias == f32::INFINITY;
-        match biases.iter().position(bad).filter(|_| self.refuse) {
+        match biases.iter().position(bad).filter(|_| refuse) {
             None => Ok(biases),
             Some(at) => {
-                let (name, bias, id) = (&self.name, biases[at], ids[at]);
+                let (bias, id) = (biases[at], ids[at]);
                 let message = format!(
                     "bias: the column {name:?} has {bias} at id {id}: leave that entry out with where=, or write a number \
                      or -inf"

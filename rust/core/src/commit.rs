@@ -162,6 +162,7 @@ impl Job<'_> {
         let replaced: Vec<i64> = replaced.range(..arrival.id_lo).filter(in_lane).map(|(&id, _)| id).collect();
         ticker.tick()?;
         let kernels = shared.kernels;
+        let capacity = shared.config.room(head);
         let (row, staged, heat) = (self.row, self.staged, shared.evict.heat());
         let (tokens, replaced_ids) = (tokens.as_slice(), replaced.as_slice());
         let mut view = View {
@@ -174,6 +175,7 @@ impl Job<'_> {
             merged: &[],
             number,
             head,
+            capacity,
             row,
             staged,
             touches,
@@ -188,7 +190,6 @@ impl Job<'_> {
         let mut leaving: Vec<i64> = edits.iter().filter_map(Edit::ends).collect();
         leaving.sort_unstable();
         let after = lane.len() - leaving.len() + runs.iter().map(ExactSizeIterator::len).sum::<usize>();
-        let capacity = shared.config.capacity.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
         let mut line = None;
         if after > capacity {
             let decided = Decided { leaving: &leaving, runs: &runs };
@@ -239,14 +240,14 @@ fn publish(
             for ((lane, rows), mut prepared) in row.lanes.iter_mut().zip(&staged.lanes).zip(&mut *plan) {
                 let arrival = Arrival { id_lo: staged.id_lo, rows };
                 landings.push(std::mem::take(&mut prepared.landing));
-                let (written, merged) = (std::mem::take(&mut prepared.written), std::mem::take(&mut prepared.merged));
-                if !merged.is_empty() {
+                let noted = std::mem::take(&mut prepared.noted);
+                if !noted.merged.is_empty() {
                     // Ids that nobody has; the pages of their labels need not stay.
                     emptied.push(arrival.id_lo..arrival.id_lo + staged.len() as i64);
                 }
                 receipt.evicted += lane.apply(schema, shared.kernels, arrival, prepared, &mut emptied);
                 if shared.config.tracks() {
-                    lane.note(written, merged, version.number + 1, shared.evict.heat());
+                    lane.note(noted, version.number + 1, shared.evict.heat());
                 }
             }
             row.next_id = staged.id_lo + staged.len() as i64;

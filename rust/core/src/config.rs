@@ -2,9 +2,13 @@
 
 use mnemex_kernels::canonical::Metric;
 
+pub use crate::capacity::Capacity;
 use crate::cells::{ColumnType, Declared, check_declared};
 use crate::codec::Codec;
 use crate::error::{Kind, Result, ensure};
+pub use crate::write::how::{
+    Adjacency, Beyond, COUNT, Clustering, Conflicts, Consolidation, LOG_WEIGHT, Merge, Weigh, Write,
+};
 
 /// Where values come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,102 +56,6 @@ impl ScanCodec {
     }
 }
 
-/// What becomes of tokens that are written.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Write {
-    /// Each becomes an entry.
-    Append,
-    /// What is near an entry is merged into it.
-    Consolidate(Consolidation),
-}
-
-/// How tokens are merged into entries that they are near.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Consolidation {
-    /// A token whose nearest entry scores so much or more is merged into it.
-    pub threshold: f64,
-    /// What says how near: [`Metric::Cos`] or [`Metric::Dot`], whatever entries are ranked by in searches.
-    pub similarity: Metric,
-    /// What an entry becomes.
-    pub merge: Merge,
-    /// What tokens of one commit see of each other.
-    pub conflicts: Conflicts,
-}
-
-/// What becomes of an entry that tokens are merged into.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Merge {
-    /// The mean of everything that was ever written into it.
-    Mean,
-    /// (1 - rate) of it and rate of the mean of the tokens.
-    Ema {
-        /// From 0, exclusive, to 1.
-        rate: f64,
-    },
-}
-
-/// What tokens of one commit see of each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Conflicts {
-    /// Nothing: all see the lane as it was, and those that choose one entry are merged into it together.
-    BatchMean,
-    /// Each sees what those before it did.
-    Sequential,
-}
-
-impl Write {
-    /// Its name in Python and in files.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Write::Append => "append",
-            Write::Consolidate(_) => "consolidate",
-        }
-    }
-
-    /// Whether entries stand for more than one token.
-    pub fn merges(&self) -> bool {
-        matches!(self, Write::Consolidate(_))
-    }
-
-    /// Refuses what cannot be, or does not go with the rest of the bank.
-    fn check(&self, config: &Config) -> Result<()> {
-        let Write::Consolidate(Consolidation { threshold, similarity, merge, .. }) = *self else { return Ok(()) };
-        let ensure = |holds: bool, say: &dyn Fn() -> String| ensure(holds, Kind::Argument, say);
-        ensure(!threshold.is_nan(), &|| "write: threshold=nan must be a number".into())?;
-        ensure(similarity != Metric::L2, &|| "write: similarity must be \"cos\" or \"dot\"".into())?;
-        if let Merge::Ema { rate } = merge {
-            ensure(rate > 0.0 && rate <= 1.0, &|| format!("write: rate={rate} must be above 0 and at most 1"))?;
-        }
-        for (name, codec) in [("key_codec", config.key_codec), ("value_codec", config.value_codec)] {
-            ensure(codec.is_none_or(|codec| codec == Codec::F32), &|| {
-                format!(
-                    "{name}={:?} rounds a running mean at every merge: write=Consolidate keeps float32, {name}=\"f32\" \
-                     or \"auto\", which takes narrower types too",
-                    codec.map_or("auto", Codec::name)
-                )
-            })?;
-        }
-        ensure(config.nonfinite != NonFinite::Keep, &|| {
-            "nonfinite=\"keep\": one NaN would spoil every mean that it is merged into; with write=Consolidate, \"raise\" \
-             or \"skip\""
-                .into()
-        })?;
-        ensure(config.evict != Evict::Error, &|| {
-            "evict=\"error\" refuses tokens before anybody knows whether they will be merged: with write=Consolidate name \
-             who goes, as in evict=OldestAge()"
-                .into()
-        })?;
-        ensure(config.columns.iter().all(|column| column.name != COUNT), &|| {
-            format!(
-                "columns={COUNT:?}: with write=Consolidate it is there already, the tokens that an entry stands for"
-            )
-        })
-    }
-}
-
-/// The column of tokens that each entry stands for, where tokens are merged.
-pub const COUNT: &str = "count";
-
 /// What happens to a write beyond the capacity.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Evict {
@@ -180,6 +88,8 @@ pub enum Worth {
         decay: f64,
         /// An odd number of entries.
         pool: usize,
+        /// Only what was told in so many of the last commits; then nothing fades.
+        window: Option<u64>,
     },
     /// What is left of it in memory: exp(-t / S) a time t after it was last used, of strength S = `strength` + hits.
     Retention {
@@ -256,13 +166,14 @@ impl Evict {
     }
 
     /// Refuses what cannot be.
-    fn check(&self, capacity: Option<u64>, columns: &[Declared]) -> Result<()> {
+    fn check(&self, capacity: Option<&Capacity>, columns: &[Declared]) -> Result<()> {
         let Evict::Least(worth, pins) = self else { return Ok(()) };
         let pinned = pins.sinks.saturating_add(pins.recent);
-        ensure(capacity.is_none_or(|capacity| pinned < capacity), Kind::Argument, || {
+        let least = capacity.map(Capacity::least);
+        ensure(least.is_none_or(|least| pinned < least), Kind::Argument, || {
             format!(
                 "evict pins {pinned} entries, sinks and recent ones, of a capacity of {}: pin fewer, or raise capacity=",
-                capacity.unwrap_or(0)
+                least.unwrap_or(0)
             )
         })?;
         let decays = |decay: f64| {
@@ -272,7 +183,10 @@ impl Evict {
         };
         match worth {
             Worth::Hits { decay } => decays(*decay),
-            Worth::Mass { decay, pool } => {
+            Worth::Mass { decay, pool, window } => {
+                ensure(window.is_none_or(|window| window > 0 && *decay == 1.0), Kind::Argument, || {
+                    format!("evict: window={} must be at least 1, with a decay of 1", window.unwrap_or(0))
+                })?;
                 ensure(pool % 2 == 1, Kind::Argument, || format!("evict: pool={pool} must be an odd number"))?;
                 decays(*decay)
             }
@@ -303,7 +217,7 @@ pub struct Config {
     /// Where values come from.
     pub values: Values,
     /// Live entries per lane at most.
-    pub capacity: Option<u64>,
+    pub capacity: Option<Capacity>,
     /// What entries are ranked by.
     pub metric: Metric,
     /// None: the first write's type, bit for bit.
@@ -356,12 +270,12 @@ impl Config {
             dim("value_dim", value_dim)?;
         }
         ensure(self.heads >= 1, Kind::Argument, || "heads=0 must be at least 1".into())?;
-        ensure(self.capacity != Some(0), Kind::Argument, || "capacity=0 must be at least 1, or None".into())?;
+        self.capacity.as_ref().map_or(Ok(()), |capacity| capacity.check(self.heads))?;
         ensure(self.scan_codec.is_none() || self.metric != Metric::L2, Kind::Argument, || {
             "scan_codec=\"int8\" serves metric=\"dot\" and \"cos\": with \"l2\" expected None".into()
         })?;
         check_declared(&self.columns)?;
-        self.evict.check(self.capacity, &self.columns)?;
+        self.evict.check(self.capacity.as_ref(), &self.columns)?;
         self.write.check(self)?;
         check_lanes(rows, self.heads)
     }

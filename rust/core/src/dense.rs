@@ -190,7 +190,12 @@ impl<'s> Reduction<'s> {
         let absent = if self.in_range(pieces) { Vec::new() } else { self.settle(pieces, ticker)? };
         let unseen = self.unseen();
         let seen = &ids[..ids.partition_point(|&id| id < unseen)];
-        let biases = self.how.bias.map(|bias| bias.of(self.row, seen)).transpose()?.unwrap_or_default();
+        let biases = self
+            .how
+            .bias
+            .map(|bias| bias.of((self.row, &self.row.lanes[self.queries.head(self.unit)]), seen))
+            .transpose()?
+            .unwrap_or_default();
         part.out.fill(0.0);
         let width = self.scores.width;
         for panel in self.scores.panels_mut() {

@@ -3,6 +3,7 @@
 use crate::bank::Snapshot;
 use crate::codec::Codec;
 use crate::error::{Error, Kind, Result, ensure};
+use crate::lane::Lane;
 use crate::layout::{Layout, Vector};
 use crate::work::Work;
 
@@ -100,15 +101,27 @@ impl Snapshot {
     /// # Errors
     /// When rows, heads and ids are not equally many, or a row or head is not there.
     pub fn counts(&self, wanted: &Wanted) -> Result<Vec<i64>> {
+        self.of_lanes(wanted, |lane, id| i64::try_from(lane.used(id).count).unwrap_or(i64::MAX))
+    }
+
+    /// The logarithms of the tokens that entries weigh in a softmax: what a bias of that name adds. 0 at padding.
+    ///
+    /// # Errors
+    /// As for [`Snapshot::counts`].
+    pub fn log_weights(&self, wanted: &Wanted) -> Result<Vec<f32>> {
+        self.of_lanes(wanted, |lane, id| self.config().write.log_weight(lane, id))
+    }
+
+    fn of_lanes<T: Default>(&self, wanted: &Wanted, of: impl Fn(&Lane, i64) -> T) -> Result<Vec<T>> {
         let n = wanted.ids.len();
         let lane = |at: usize| self.version.rows.get(wanted.rows[at])?.lanes().get(wanted.heads[at]);
         let fits = wanted.rows.len() == n && wanted.heads.len() == n && (0..n).all(|at| lane(at).is_some());
         ensure(fits, Kind::Shape, || format!("{n} ids do not come with a row and a head each that are there"))?;
-        let count = |at: usize| match lane(at) {
-            Some(lane) if wanted.ids[at] >= 0 => i64::try_from(lane.used(wanted.ids[at]).count).unwrap_or(i64::MAX),
-            _ => 0,
+        let each = |at: usize| match lane(at) {
+            Some(lane) if wanted.ids[at] >= 0 => of(lane, wanted.ids[at]),
+            _ => T::default(),
         };
-        Ok((0..n).map(count).collect())
+        Ok((0..n).map(each).collect())
     }
 }
 

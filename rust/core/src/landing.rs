@@ -25,7 +25,7 @@ impl Landing {
         for edit in plan {
             match edit {
                 Edit::Append { tokens, .. } => own.push(tokens.clone()),
-                Edit::Merge { id, tokens, .. } => {
+                Edit::Merge { id, tokens, .. } | Edit::Join { id, tokens, .. } => {
                     landing.elsewhere.extend(tokens.iter().map(|&token| (arrival.id_lo + token as i64, *id)));
                 }
                 Edit::Kill { id } | Edit::Replace { id } => _ = gone.insert(*id),

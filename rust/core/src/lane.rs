@@ -23,7 +23,7 @@ pub enum Edit {
         /// Its id.
         id: i64,
     },
-    /// End one entry whose place a token takes: like Kill, but nobody counts it as evicted.
+    /// End one entry whose place a token takes, or that went into another one: like Kill, but nobody counts it as evicted.
     Replace {
         /// Its id.
         id: i64,
@@ -43,6 +43,17 @@ pub enum Edit {
         value: Vec<f32>,
         /// Arriving tokens that it stands for from here on, counted from 0.
         tokens: Vec<usize>,
+        /// Tokens that entries which end here stood for, and it does from here on.
+        taken: u64,
+    },
+    /// Count arriving tokens as members of the cluster of one entry, which stays as it is.
+    Join {
+        /// Its id.
+        id: i64,
+        /// Arriving tokens, counted from 0, that are counted there and kept nowhere.
+        tokens: Vec<usize>,
+        /// Those that are appended too, as a sample of the cluster.
+        sampled: Vec<usize>,
     },
     /// Add a run of the arriving tokens to a list; runs of one list ascend.
     Append {
@@ -57,7 +68,7 @@ impl Edit {
     /// The one entry that this edit merges into, if it is such an edit.
     pub(crate) fn merges(&self) -> Option<i64> {
         match self {
-            Edit::Merge { id, .. } => Some(*id),
+            Edit::Merge { id, .. } | Edit::Join { id, .. } => Some(*id),
             _ => None,
         }
     }
@@ -90,6 +101,17 @@ pub struct Lane {
     line: Option<Line>,
 }
 
+/// What a plan does, as far as the use of entries tells of it.
+#[derive(Default)]
+pub(crate) struct Noted {
+    /// Ids of the tokens that it appends.
+    written: Vec<Range<i64>>,
+    /// Entries that it merges into or whose clusters grow, and how many tokens into each.
+    pub(crate) merged: Vec<(i64, u64)>,
+    /// Ids of tokens that it appends as samples, and of the representatives of their clusters.
+    sampled: Vec<(i64, i64)>,
+}
+
 /// A plan with everything built that could fail.
 #[derive(Default)]
 pub(crate) struct Prepared {
@@ -100,10 +122,7 @@ pub(crate) struct Prepared {
     appends: Vec<(usize, Append)>,
     /// Arriving tokens that the plan drops.
     dropped: usize,
-    /// Ids of the tokens that it appends.
-    pub(crate) written: Vec<Range<i64>>,
-    /// Entries that it merges into, and how many tokens into each.
-    pub(crate) merged: Vec<(i64, u64)>,
+    pub(crate) noted: Noted,
     pub(crate) landing: Landing,
     /// What the evict policy keeps, if it was asked.
     pub(crate) line: Option<Line>,
@@ -178,12 +197,16 @@ impl Lane {
                 Edit::Kill { id } => prepared.kills.push(id),
                 Edit::Replace { id } => prepared.replaced.push(id),
                 Edit::Floor { id } => prepared.floor = prepared.floor.max(Some(id)),
-                Edit::Merge { id, key, value, tokens } => {
-                    prepared.merged.push((id, tokens.len() as u64));
+                Edit::Merge { id, key, value, tokens, taken } => {
+                    prepared.noted.merged.push((id, taken.saturating_add(tokens.len() as u64)));
                     prepared.merges.push((id, key, value));
                 }
+                Edit::Join { id, tokens, sampled } => {
+                    prepared.noted.merged.push((id, (tokens.len() + sampled.len()) as u64));
+                    prepared.noted.sampled.extend(sampled.iter().map(|&token| (arrival.id_lo + token as i64, id)));
+                }
                 Edit::Append { list, tokens } => {
-                    prepared.written.push(arrival.id_lo + tokens.start as i64..arrival.id_lo + tokens.end as i64);
+                    prepared.noted.written.push(arrival.id_lo + tokens.start as i64..arrival.id_lo + tokens.end as i64);
                     runs.entry(list).or_default().push(tokens);
                 }
             }
@@ -308,12 +331,17 @@ impl Lane {
         self.line.as_ref()
     }
 
-    /// Notes what version `number` wrote and merged, as far as it is there.
-    pub(crate) fn note(&mut self, written: Vec<Range<i64>>, merged: Vec<(i64, u64)>, number: u64, heat: Heat) {
-        for ids in written {
+    /// Notes what version `number` wrote, sampled and merged, as far as it is there.
+    pub(crate) fn note(&mut self, noted: Noted, number: u64, heat: Heat) {
+        for ids in noted.written {
             self.usage.begin(ids, number);
         }
-        for (id, tokens) in merged {
+        for (id, founder) in noted.sampled {
+            if self.locate(id).is_some() {
+                self.usage.set(id, self.usage.get(id).sampled(founder));
+            }
+        }
+        for (id, tokens) in noted.merged {
             if self.locate(id).is_some() {
                 self.usage.set(id, self.usage.get(id).merged(tokens, number, heat));
             }

@@ -165,6 +165,11 @@ impl<'a> Queries<'a> {
         self.before.map_or(i64::MAX, |before| before[row * self.tokens + at % self.tokens])
     }
 
+    /// The key/value head that a unit reads.
+    pub(crate) fn head(&self, unit: &Unit) -> usize {
+        unit.first / self.tokens % self.heads / self.group
+    }
+
     /// Units of at most `most` queries, with what they see of the lists that the index wants scanned.
     pub(crate) fn units<'v>(
         &self,

@@ -162,14 +162,16 @@ impl<'s> RowBuilder<'s> {
     /// # Errors
     /// When they are not as many as the ids, or were used after version `number`, or a weight is no number.
     pub fn used(&mut self, head: usize, ids: &[i64], uses: &[Use], number: u64) -> Result<()> {
-        let can_be = |used: &Use| {
+        let can_be = |(used, &id): (&Use, &i64)| {
             used.last <= number
+                && used.member <= id as u64
+                && (used.member == 0 || used.count == 0)
                 && used.born <= used.updated
                 && used.updated <= used.last
                 && used.count <= MAX_NEXT_ID as u64
-                && [used.mass, used.heat].iter().all(|x| x.is_finite() && *x >= 0.0)
+                && [used.mass, used.heat, used.before].iter().all(|x| x.is_finite() && *x >= 0.0)
         };
-        ensure(uses.len() == ids.len() && uses.iter().all(can_be), Kind::Argument, || {
+        ensure(uses.len() == ids.len() && uses.iter().zip(ids).all(can_be), Kind::Argument, || {
             format!("{} ids come with {} uses, or some that cannot be", ids.len(), uses.len())
         })?;
         ids.iter().zip(uses).for_each(|(&id, &used)| self.row.lanes[head].usage_mut().set(id, used));

@@ -140,9 +140,7 @@ impl Staging {
         let schema = self.schema_for(shared, version, tokens)?;
         let nonfinite = tokens.nonfinite.unwrap_or(config.nonfinite);
         ensure(nonfinite != NonFinite::Keep || !config.write.merges(), Kind::Argument, || {
-            "nonfinite=\"keep\": one NaN would spoil every mean that it is merged into; this bank merges, so \"raise\" or \
-             \"skip\""
-                .into()
+            format!("nonfinite=\"keep\": {}; this bank merges, so \"raise\" or \"skip\"", config.write.no_nan())
         })?;
         let work = &work.for_size(n_rows * n_tokens * config.heads * config.key_dim);
         let mut written = written_tokens(tokens, &schema, nonfinite, work)?;
@@ -287,7 +285,7 @@ impl Staging {
         let value = tokens.values.map_or(Codec::F32, |values| values.codec());
         let schema = version.schema.or(self.schema).unwrap_or_else(|| {
             let codec =
-                |asked: Option<Codec>, given| asked.unwrap_or(if config.write.merges() { Codec::F32 } else { given });
+                |asked: Option<Codec>, given| asked.unwrap_or(if config.write.averages() { Codec::F32 } else { given });
             Schema::of(config, codec(config.key_codec, key), codec(config.value_codec, value))
         });
         let fits = |argument: &str, asked: Option<Codec>, stored: Codec, input: &Input| {

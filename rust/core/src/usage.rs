@@ -31,6 +31,10 @@ pub struct Use {
     pub updated: u64,
     /// Tokens that it stands for, where a policy asks: one and those that were merged into it.
     pub count: u64,
+    /// One more than the id of the representative of its cluster, which counts it; 0: it represents one, or there are none.
+    pub member: u64,
+    /// With [`Heat::window`], what was told in the period before that of `last`.
+    pub before: f64,
 }
 
 /// What an evict policy makes of the use of entries: the hits or the mass of each touch, and of what there was before a
@@ -41,11 +45,13 @@ pub struct Heat {
     pub decay: f64,
     /// The mass of touches, not their number.
     pub by_mass: bool,
+    /// Versions that count; what each period of as many told is summed apart. 0: all count.
+    pub window: u64,
 }
 
 impl Default for Heat {
     fn default() -> Heat {
-        Heat { decay: 1.0, by_mass: false }
+        Heat { decay: 1.0, by_mass: false, window: 0 }
     }
 }
 
@@ -53,6 +59,32 @@ impl Use {
     /// Of what version `number` writes.
     pub(crate) fn written(number: u64) -> Use {
         Use { last: number, born: number, updated: number, count: 1, ..Use::default() }
+    }
+
+    /// As a sample of the cluster of an entry, which counts it.
+    pub(crate) fn sampled(self, founder: i64) -> Use {
+        Use { count: 0, member: founder as u64 + 1, ..self }
+    }
+
+    /// The representative of its cluster, if it is one of its samples.
+    pub(crate) fn founder(&self) -> Option<i64> {
+        self.member.checked_sub(1).and_then(|id| i64::try_from(id).ok())
+    }
+
+    /// What was told in the period of `window` versions that version `number` is in, and in the one before.
+    fn periods(&self, number: u64, window: u64) -> (f64, f64) {
+        match number / window - self.last / window {
+            0 => (self.heat, self.before),
+            1 => (0.0, self.heat),
+            _ => (0.0, 0.0),
+        }
+    }
+
+    /// What was told in the last `window` versions, up to `number`: of the period before, the share that they still cover.
+    pub(crate) fn within(&self, number: u64, window: u64) -> f64 {
+        let (now, before) = self.periods(number, window);
+        let past = number % window + 1;
+        now + before * ((window - past) as f64 / window as f64)
     }
 
     /// After version `number` merged so many tokens into it.
@@ -66,12 +98,14 @@ impl Use {
         // What is left of something is never nothing: worth only rises, see `evict/line.rs`.
         let left = if self.heat > 0.0 { (self.heat * share).max(f64::MIN_POSITIVE) } else { 0.0 };
         let more = if heat.by_mass { mass } else { hits as f64 };
+        let (left, before) = if heat.window == 0 { (left, 0.0) } else { self.periods(number, heat.window) };
         // Sums stay finite, as files must say.
         Use {
             hits: self.hits.saturating_add(hits),
             mass: (self.mass + mass).min(f64::MAX),
             heat: (left + more).min(f64::MAX),
             last: number,
+            before,
             ..self
         }
     }

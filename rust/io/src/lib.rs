@@ -20,6 +20,7 @@ pub mod ingest;
 mod interrupt;
 mod manifest;
 mod open;
+mod policies;
 mod publish;
 mod save;
 mod table;

@@ -5,11 +5,13 @@
 
 use mnemex_core::block::Schema;
 use mnemex_core::cells::{ColumnType, Declared};
-use mnemex_core::config::{Conflicts, Consolidation, Evict, Merge, NonFinite, Pins, ScanCodec, Values, Worth, Write};
+use mnemex_core::config::{NonFinite, ScanCodec, Values, Write};
 use mnemex_core::{Codec, Config, Metric};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
+
+use crate::policies::{CapacityEntry, EvictEntry, MetricEntry, WriteEntry};
 
 /// File name of the manifest.
 pub(crate) const NAME: &str = "manifest.json";
@@ -120,7 +122,8 @@ pub(crate) struct ConfigEntry {
     key_dim: usize,
     #[serde(with = "ValuesEntry")]
     values: Values,
-    capacity: Option<u64>,
+    /// A number, or one for each head.
+    capacity: Option<CapacityEntry>,
     #[serde(with = "MetricEntry")]
     metric: Metric,
     key_codec: String,
@@ -156,115 +159,6 @@ enum ValuesEntry {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(remote = "Metric", rename_all = "lowercase")]
-enum MetricEntry {
-    Dot,
-    Cos,
-    L2,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum EvictEntry {
-    Fifo,
-    Error,
-    #[serde(untagged)]
-    Least(LeastEntry),
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LeastEntry {
-    #[serde(with = "WorthEntry")]
-    worth: Worth,
-    sinks: u64,
-    recent: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Worth", rename_all = "lowercase", deny_unknown_fields)]
-enum WorthEntry {
-    Age,
-    Update,
-    Recency,
-    Hits { decay: f64 },
-    Mass { decay: f64, pool: usize },
-    Retention { strength: f64 },
-    Score { column: String, decay: f64 },
-    Lot { seed: u64 },
-    Reservoir { seed: u64 },
-}
-
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum WriteEntry {
-    Consolidate(#[serde(with = "ConsolidationEntry")] Consolidation),
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Consolidation", deny_unknown_fields)]
-struct ConsolidationEntry {
-    threshold: f64,
-    #[serde(with = "MetricEntry")]
-    similarity: Metric,
-    #[serde(with = "MergeEntry")]
-    merge: Merge,
-    #[serde(with = "ConflictsEntry")]
-    conflicts: Conflicts,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Merge", rename_all = "lowercase", deny_unknown_fields)]
-enum MergeEntry {
-    Mean,
-    Ema { rate: f64 },
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Conflicts", rename_all = "snake_case")]
-enum ConflictsEntry {
-    BatchMean,
-    Sequential,
-}
-
-impl WriteEntry {
-    fn of(write: Write) -> Option<WriteEntry> {
-        match write {
-            Write::Append => None,
-            Write::Consolidate(how) => Some(WriteEntry::Consolidate(how)),
-        }
-    }
-
-    fn write(self) -> Write {
-        match self {
-            WriteEntry::Consolidate(how) => Write::Consolidate(how),
-        }
-    }
-}
-
-impl From<&Evict> for EvictEntry {
-    fn from(evict: &Evict) -> EvictEntry {
-        match evict {
-            Evict::Fifo => EvictEntry::Fifo,
-            Evict::Error => EvictEntry::Error,
-            Evict::Least(worth, Pins { sinks, recent }) => {
-                EvictEntry::Least(LeastEntry { worth: worth.clone(), sinks: *sinks, recent: *recent })
-            }
-        }
-    }
-}
-
-impl From<EvictEntry> for Evict {
-    fn from(entry: EvictEntry) -> Evict {
-        match entry {
-            EvictEntry::Fifo => Evict::Fifo,
-            EvictEntry::Error => Evict::Error,
-            EvictEntry::Least(LeastEntry { worth, sinks, recent }) => Evict::Least(worth, Pins { sinks, recent }),
-        }
-    }
-}
-
-#[derive(Serialize, Deserialize)]
 #[serde(remote = "NonFinite", rename_all = "lowercase")]
 enum NonFiniteEntry {
     Raise,
@@ -290,7 +184,7 @@ impl ConfigEntry {
             heads: config.heads,
             key_dim: config.key_dim,
             values: config.values,
-            capacity: config.capacity,
+            capacity: config.capacity.as_ref().map(CapacityEntry::of),
             metric: config.metric,
             key_codec: name(config.key_codec),
             value_codec: name(config.value_codec),
@@ -310,7 +204,7 @@ impl ConfigEntry {
             heads: self.heads,
             key_dim: self.key_dim,
             values: self.values,
-            capacity: self.capacity,
+            capacity: self.capacity.as_ref().map(CapacityEntry::capacity),
             metric: self.metric,
             key_codec: codec(&self.key_codec)?,
             value_codec: codec(&self.value_codec)?,

@@ -83,13 +83,14 @@ fn check_entry(at: usize, entry: &BankEntry) -> Result<Config, String> {
     if entry.rows.iter().any(|&row| row as usize >= entry.stored.len()) {
         return Err("a row is said to be stored that is not".into());
     }
-    let most = config.capacity.unwrap_or(u64::MAX).min(if entry.codecs.is_some() { entry.file.bytes } else { 0 });
+    let bytes = if entry.codecs.is_some() { entry.file.bytes } else { 0 };
+    let most = |head: usize| config.capacity.as_ref().map_or(u64::MAX, |capacity| capacity.of(head)).min(bytes);
     for row in &entry.stored {
         if row.counts.len() != config.heads {
             return Err(format!("a row has {} lanes, and the bank {} heads", row.counts.len(), config.heads));
         }
-        if let Some(count) = row.counts.iter().find(|&&count| count > most) {
-            return Err(format!("a lane has {count} entries where at most {most} can be"));
+        if let Some((head, count)) = row.counts.iter().enumerate().find(|&(head, &count)| count > most(head)) {
+            return Err(format!("a lane has {count} entries where at most {} can be", most(head)));
         }
     }
     Ok(config)

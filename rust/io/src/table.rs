@@ -54,9 +54,10 @@ pub(crate) fn columns(schema: &Schema, own: &[Declared]) -> SchemaRef {
 pub(crate) fn columns_with_use(schema: &Schema, own: &[Declared]) -> SchemaRef {
     let columns = columns(schema, own);
     let (count, float) = (DataType::Int64, DataType::Float64);
-    let types = [&count, &float, &float, &count, &count, &count, &count].map(DataType::clone);
+    let types = [&count, &float, &float, &count, &count, &count, &count, &count, &float].map(DataType::clone);
     let names = ["used_hits", "used_mass", "used_heat", "used_last", "used_born", "used_updated", "used_count"];
-    let more = names.into_iter().zip(types).map(|(name, data_type)| Arc::new(Field::new(name, data_type, false)));
+    let names = names.into_iter().chain(["used_member", "used_before"]);
+    let more = names.zip(types).map(|(name, data_type)| Arc::new(Field::new(name, data_type, false)));
     Arc::new(ArrowSchema::new(columns.fields().iter().cloned().chain(more).collect::<Vec<_>>()))
 }
 
@@ -65,7 +66,7 @@ pub(crate) fn columns_with_use(schema: &Schema, own: &[Declared]) -> SchemaRef {
 pub(crate) const MAX_NUMBER: u64 = 1 << 62;
 
 /// How entries were used, as columns.
-pub(crate) fn use_arrays(used: &[Use]) -> [ArrayRef; 7] {
+pub(crate) fn use_arrays(used: &[Use]) -> [ArrayRef; 9] {
     let counts = |of: fn(&Use) -> u64| -> ArrayRef {
         Arc::new(Int64Array::from_iter_values(used.iter().map(|used| of(used).min(MAX_NUMBER) as i64)))
     };
@@ -78,6 +79,8 @@ pub(crate) fn use_arrays(used: &[Use]) -> [ArrayRef; 7] {
         counts(|used| used.born),
         counts(|used| used.updated),
         counts(|used| used.count),
+        counts(|used| used.member),
+        floats(|used| used.before),
     ]
 }
 
@@ -87,12 +90,12 @@ pub(crate) fn uses(columns: &[ArrayRef], first: usize) -> Option<Vec<Use>> {
     let counts = |at: usize| Some(column(at)?.as_any().downcast_ref::<PrimitiveArray<Int64Type>>()?.values());
     let floats = |at: usize| Some(column(at)?.as_any().downcast_ref::<PrimitiveArray<Float64Type>>()?.values());
     let (hits, mass, heat, last, born) = (counts(0)?, floats(1)?, floats(2)?, counts(3)?, counts(4)?);
-    let (updated, tokens) = (counts(5)?, counts(6)?);
+    let (updated, tokens, members, before) = (counts(5)?, counts(6)?, counts(7)?, floats(8)?);
     let count = |n: i64| u64::try_from(n).ok();
     let used = |at: usize| {
         let (hits, last, born) = (count(hits[at])?, count(last[at])?, count(born[at])?);
-        let (updated, count) = (count(updated[at])?, count(tokens[at])?);
-        Some(Use { hits, mass: mass[at], heat: heat[at], last, born, updated, count })
+        let (updated, member, count) = (count(updated[at])?, count(members[at])?, count(tokens[at])?);
+        Some(Use { hits, mass: mass[at], heat: heat[at], last, born, updated, count, member, before: before[at] })
     };
     (0..hits.len()).map(used).collect()
 }

@@ -63,7 +63,7 @@ fn a_bank_whose_entries_are_all_gone_keeps_its_counter_and_its_type() {
 #[test]
 fn writing_goes_on_as_in_the_bank_that_was_saved() {
     for evict in [Evict::Fifo, Evict::Error] {
-        let bank = Bank::new(Config { evict, capacity: Some(45), ..config() }, 3).unwrap();
+        let bank = Bank::new(Config { evict, capacity: Some(45.into()), ..config() }, 3).unwrap();
         write(&bank, 10, &[0, 1], 30, &Side::default());
         bank.delete(&[0, 3, 4, 17, 28, 29], None).unwrap();
         let opened = through_a_file(&bank);

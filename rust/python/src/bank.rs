@@ -14,14 +14,24 @@ use crate::call::run;
 use crate::columns::{ColumnArray, declared, given};
 use crate::error::raised;
 use crate::parts::{
-    EvictOptions, WriteOptions, codec_named, evict_named, metric_named, scan_named, unknown, write_named,
+    CapacityArgument, EvictOptions, WriteOptions, codec_named, evict_named, metric_named, scan_named, unknown,
+    write_named,
 };
 use crate::receipt::{NativeReceipt, ids_array};
 use crate::snapshot::NativeSnapshot;
 
 /// What a bank is, as far as it never changes.
-type Described =
-    (usize, usize, Option<usize>, bool, Option<u64>, &'static str, &'static str, &'static str, Option<&'static str>);
+type Described = (
+    usize,
+    usize,
+    Option<usize>,
+    bool,
+    Option<CapacityArgument>,
+    &'static str,
+    &'static str,
+    &'static str,
+    Option<&'static str>,
+);
 
 /// The key/value memory of one attention layer.
 #[pyclass(frozen, module = "mnemex._native")]
@@ -98,7 +108,7 @@ impl NativeBank {
         key_dim: usize,
         value_dim: Option<usize>,
         key_is_value: bool,
-        capacity: Option<u64>,
+        capacity: Option<CapacityArgument>,
         metric: &str,
         key_codec: Option<&str>,
         value_codec: Option<&str>,
@@ -118,7 +128,7 @@ impl NativeBank {
                 (false, Some(dim)) => Values::Dim(dim),
                 (false, None) => Values::None,
             },
-            capacity,
+            capacity: capacity.map(CapacityArgument::capacity),
             metric: metric_named("metric", metric)?,
             key_codec: codec_named("key_codec", key_codec)?,
             value_codec: codec_named("value_codec", value_codec)?,
@@ -152,7 +162,17 @@ impl NativeBank {
         };
         let key_is_value = config.values == Values::Key;
         let scan = config.scan_codec.map(ScanCodec::name);
-        (config.heads, config.key_dim, value_dim, key_is_value, config.capacity, metric, evict, nonfinite, scan)
+        (
+            config.heads,
+            config.key_dim,
+            value_dim,
+            key_is_value,
+            CapacityArgument::of(config),
+            metric,
+            evict,
+            nonfinite,
+            scan,
+        )
     }
 
     /// Whether the evict policy makes something of the use of entries.

@@ -1,6 +1,9 @@
 //! The parts that a bank is made of, by the names and numbers that Python gives.
 
-use mnemex_core::config::{Conflicts, Consolidation, Evict, Merge, Pins, ScanCodec, Worth, Write};
+use mnemex_core::config::{
+    Adjacency, Beyond, Capacity, Clustering, Config, Conflicts, Consolidation, Evict, Merge, Pins, ScanCodec, Weigh,
+    Worth, Write,
+};
 use mnemex_core::error::{Error, Kind};
 use mnemex_core::{Codec, Metric};
 use pyo3::prelude::*;
@@ -22,6 +25,29 @@ pub(crate) fn scan_named(name: &str) -> PyResult<ScanCodec> {
     ScanCodec::named(name).ok_or_else(|| unknown("scan_codec", name, &format!("None, {known}")))
 }
 
+/// Entries per lane: one number, or one for each head.
+#[derive(FromPyObject, IntoPyObject)]
+pub(crate) enum CapacityArgument {
+    Lane(u64),
+    Heads(Vec<u64>),
+}
+
+impl CapacityArgument {
+    pub(crate) fn of(config: &Config) -> Option<CapacityArgument> {
+        config.capacity.as_ref().map(|capacity| match capacity {
+            Capacity::Lane(entries) => CapacityArgument::Lane(*entries),
+            Capacity::Heads(each) => CapacityArgument::Heads(each.clone()),
+        })
+    }
+
+    pub(crate) fn capacity(self) -> Capacity {
+        match self {
+            CapacityArgument::Lane(entries) => Capacity::Lane(entries),
+            CapacityArgument::Heads(each) => Capacity::Heads(each),
+        }
+    }
+}
+
 /// What a policy takes, by name; what it does not take is left alone.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
@@ -33,6 +59,8 @@ pub(crate) struct EvictOptions {
     #[pyo3(default)]
     pool: usize,
     #[pyo3(default)]
+    window: Option<u64>,
+    #[pyo3(default)]
     strength: f64,
     #[pyo3(default)]
     column: String,
@@ -41,7 +69,7 @@ pub(crate) struct EvictOptions {
 }
 
 pub(crate) fn evict_named(name: &str, options: &EvictOptions) -> PyResult<Evict> {
-    let EvictOptions { sinks, recent, decay, pool, strength, ref column, seed } = *options;
+    let EvictOptions { sinks, recent, decay, pool, window, strength, ref column, seed } = *options;
     let pins = Pins { sinks, recent };
     let worth = match name {
         "error" => return Ok(Evict::Error),
@@ -50,7 +78,7 @@ pub(crate) fn evict_named(name: &str, options: &EvictOptions) -> PyResult<Evict>
         "oldest_age" => Worth::Update,
         "lru" => Worth::Recency,
         "lfu" => Worth::Hits { decay },
-        "attention_mass" => Worth::Mass { decay, pool },
+        "attention_mass" => Worth::Mass { decay, pool, window },
         "retention" => Worth::Retention { strength },
         "min_score" => Worth::Score { column: column.clone(), decay },
         "random" => Worth::Lot { seed },
@@ -63,38 +91,75 @@ pub(crate) fn evict_named(name: &str, options: &EvictOptions) -> PyResult<Evict>
     Ok(Evict::Least(worth, pins))
 }
 
-/// What a policy that merges takes.
+/// What a policy that merges takes, by name; what it does not take is left alone.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
 pub(crate) struct WriteOptions {
+    #[pyo3(default)]
     threshold: f64,
+    #[pyo3(default)]
     similarity: String,
+    #[pyo3(default)]
     merge: String,
     #[pyo3(default)]
     rate: f64,
+    #[pyo3(default)]
     conflicts: String,
+    #[pyo3(default)]
+    n: u64,
+    #[pyo3(default)]
+    segment: Option<u64>,
+    #[pyo3(default)]
+    beyond: String,
+    #[pyo3(default)]
+    delta: f64,
+    #[pyo3(default)]
+    reservoir: u64,
+    seed: u64,
 }
 
 pub(crate) fn write_named(name: &str, options: Option<&WriteOptions>) -> PyResult<Write> {
     let options = match (name, options) {
         ("append", _) => return Ok(Write::Append),
-        ("consolidate", Some(options)) => options,
-        _ => return Err(unknown("write", name, "append, consolidate with its options")),
+        (_, Some(options)) => options,
+        _ => return Err(unknown("write", name, "append, or a policy with its options")),
     };
-    Ok(Write::Consolidate(Consolidation {
-        threshold: options.threshold,
-        similarity: metric_named("similarity", &options.similarity)?,
-        merge: match options.merge.as_str() {
-            "mean" => Merge::Mean,
-            "ema" => Merge::Ema { rate: options.rate },
-            word => return Err(unknown("merge", word, "mean, ema")),
-        },
-        conflicts: match options.conflicts.as_str() {
-            "batch_mean" => Conflicts::BatchMean,
-            "sequential" => Conflicts::Sequential,
-            word => return Err(unknown("conflicts", word, "batch_mean, sequential")),
-        },
-    }))
+    let similarity = || metric_named("similarity", &options.similarity);
+    match name {
+        "consolidate" => Ok(Write::Consolidate(Consolidation {
+            threshold: options.threshold,
+            similarity: similarity()?,
+            merge: match options.merge.as_str() {
+                "mean" => Merge::Mean,
+                "ema" => Merge::Ema { rate: options.rate },
+                word => return Err(unknown("merge", word, "mean, ema")),
+            },
+            conflicts: match options.conflicts.as_str() {
+                "batch_mean" => Conflicts::BatchMean,
+                "sequential" => Conflicts::Sequential,
+                word => return Err(unknown("conflicts", word, "batch_mean, sequential")),
+            },
+        })),
+        "merge_adjacent" => Ok(Write::MergeAdjacent(Adjacency {
+            n: options.n,
+            segment: options.segment,
+            similarity: similarity()?,
+            weigh: match options.merge.as_str() {
+                "mean" => Weigh::Count,
+                "midpoint" => Weigh::Equal,
+                word => return Err(unknown("merge", word, "mean, midpoint")),
+            },
+            beyond: match options.beyond.as_str() {
+                "evict" => Beyond::Evict,
+                "merge" => Beyond::Merge,
+                word => return Err(unknown("beyond", word, "evict, merge")),
+            },
+        })),
+        "cluster" => {
+            Ok(Write::Cluster(Clustering { delta: options.delta, reservoir: options.reservoir, seed: options.seed }))
+        }
+        _ => Err(unknown("write", name, "append, consolidate, merge_adjacent, cluster")),
+    }
 }
 
 pub(crate) fn metric_named(argument: &str, name: &str) -> PyResult<Metric> {

@@ -201,6 +201,22 @@ impl NativeSnapshot {
         Ok(PyArray1::from_vec(py, counts))
     }
 
+    /// The logarithms of the tokens that the entries at n places weigh in a softmax.
+    #[pyo3(signature = (rows, heads, ids))]
+    fn log_weights<'py>(
+        &self,
+        py: Python<'py>,
+        rows: Flat<'py, i64>,
+        heads: Flat<'py, i64>,
+        ids: Flat<'py, i64>,
+    ) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        let (rows, heads) =
+            (self::rows(Some(&rows))?.unwrap_or_default(), self::rows(Some(&heads))?.unwrap_or_default());
+        let wanted = Wanted { rows: &rows, heads: &heads, ids: ids.as_slice()? };
+        let weights = run(py, Some(1), |_| self.0.log_weights(&wanted))?;
+        Ok(PyArray1::from_vec(py, weights))
+    }
+
     /// Whether the write policy merges tokens into entries, and counts them.
     #[getter]
     fn merges(&self) -> bool {

@@ -173,8 +173,8 @@ impl EvictPolicy for Least {
 
     fn heat(&self) -> Heat {
         match self.worth {
-            Worth::Hits { decay } => Heat { decay, by_mass: false },
-            Worth::Mass { decay, .. } => Heat { decay, by_mass: true },
+            Worth::Hits { decay } => Heat { decay, by_mass: false, window: 0 },
+            Worth::Mass { decay, window, .. } => Heat { decay, by_mass: true, window: window.unwrap_or(0) },
             _ => Heat::default(),
         }
     }

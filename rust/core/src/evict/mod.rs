@@ -8,6 +8,7 @@ mod rank;
 pub use fifo::Fifo;
 pub use least::Least;
 pub(crate) use line::Line;
+pub(crate) use rank::lot;
 
 use std::ops::Range;
 

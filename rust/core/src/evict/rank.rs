@@ -45,7 +45,7 @@ impl Worth {
             | Worth::Hits { .. }
             | Worth::Score { .. }
             | Worth::Reservoir { .. } => true,
-            Worth::Mass { pool, .. } => *pool == 1,
+            Worth::Mass { pool, window, .. } => *pool == 1 && window.is_none(),
             Worth::Retention { .. } | Worth::Lot { .. } => false,
         }
     }
@@ -56,6 +56,7 @@ impl Worth {
             Worth::Age => 0.0,
             Worth::Update => view.usage(id).updated as f64,
             Worth::Recency => view.usage(id).last as f64,
+            Worth::Mass { window: Some(window), .. } => view.usage(id).within(view.number, *window),
             Worth::Hits { decay } | Worth::Mass { decay, .. } => {
                 let Use { heat, last, .. } = view.usage(id);
                 fading(heat, last, *decay)

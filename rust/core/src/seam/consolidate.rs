@@ -101,7 +101,7 @@ impl WritePolicy for Consolidate {
                     let staged = |layout: Layout| &rows.value.bytes()[token * layout.staged_row_bytes()..];
                     let new = schema.value.map_or(vec![], |layout| decode(layout.staged(staged(layout)), layout));
                     let (key, value) = (mean(&key, arriving), mean(&value, &new));
-                    edits.push(Edit::Merge { id, key, value, tokens: vec![token] });
+                    edits.push(Edit::Merge { id, key, value, tokens: vec![token], taken: 0 });
                 }
                 Fate::Append(ended) => {
                     edits.extend(ended.map(|id| Edit::Kill { id }));

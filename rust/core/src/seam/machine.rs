@@ -11,7 +11,7 @@ use super::plain::{Entry, Landed, Plain, PlainRow, Token};
 use crate::bank::{Bank, Snapshot};
 use crate::codec::Codec;
 use crate::commit::Receipt;
-use crate::config::{Config, Evict, NonFinite, ScanCodec, Values, Write};
+use crate::config::{Capacity, Config, Evict, NonFinite, ScanCodec, Values, Write};
 use crate::evict::Fifo;
 use crate::index::{Flat, Index};
 use crate::input::Input;
@@ -151,7 +151,7 @@ impl Machine {
             heads: HEADS,
             key_dim: KEY_DIM,
             values: Values::Dim(VALUE_DIM),
-            capacity: setting.capacity,
+            capacity: setting.capacity.map(Capacity::Lane),
             metric: setting.metric.0,
             key_codec: Some(setting.codec),
             value_codec: Some(setting.codec),

@@ -4,10 +4,9 @@
 //! the tokens that it stands for, then the merged tokens as they came; one division, and one rounding to float32.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use super::nearest::{Near, Seekers, Unchanged, nearest};
-use super::{View, WritePolicy};
+use super::{Planned, Runs, View, WritePolicy, decoded};
 use crate::config::{Conflicts, Consolidation, Merge};
 use crate::error::Result;
 use crate::lane::Edit;
@@ -42,19 +41,6 @@ impl Arriving {
     }
 }
 
-/// Runs of tokens as policies give them.
-#[derive(Default)]
-struct Runs(Vec<Range<usize>>);
-
-impl Runs {
-    fn push(&mut self, token: usize) {
-        match self.0.last_mut() {
-            Some(run) if run.end == token => run.end += 1,
-            _ => self.0.push(token..token + 1),
-        }
-    }
-}
-
 impl Merge {
     /// What becomes of numbers that stand for `count` tokens when `n` more are merged into them.
     fn merge<'x>(self, old: &[f32], count: u64, n: usize, new: impl Iterator<Item = &'x [f32]>) -> Vec<f32> {
@@ -80,7 +66,7 @@ impl Consolidate {
     /// The tokens that are to be written, in float32.
     fn arriving(&self, view: &View) -> Result<Arriving> {
         let (schema, rows) = (view.schema, view.arrival.rows);
-        let tokens: Vec<usize> = view.tokens.iter().flat_map(Clone::clone).collect();
+        let tokens = super::arriving(view);
         let (dim, value_dim) = (schema.key.dim, schema.value.map_or(0, |layout| layout.dim));
         let mut keys = vec![0.0; tokens.len() * dim];
         for (key, &token) in keys.chunks_exact_mut(dim).zip(&tokens) {
@@ -97,15 +83,9 @@ impl Consolidate {
     }
 
     /// The key and value of an entry, and how many tokens it stands for.
-    fn entry(view: &View, id: i64) -> Option<(Vec<f32>, Vec<f32>, u64)> {
-        let (schema, (r, slot)) = (view.schema, view.lane.locate(id)?);
-        let mut key = vec![0.0; schema.key.dim];
-        r.block.key(schema, slot).decode(&mut key);
-        let mut value = vec![0.0; schema.value.map_or(0, |layout| layout.dim)];
-        if !value.is_empty() {
-            r.block.value(schema, slot)?.decode(&mut value);
-        }
-        Some((key, value, view.lane.used(id).count.max(1)))
+    fn entry(view: &View, id: i64) -> (Vec<f32>, Vec<f32>, u64) {
+        let (key, value) = decoded(view, id);
+        (key, value, view.lane.used(id).count.max(1))
     }
 
     /// The least float32 that a score near enough can be, or one below.
@@ -119,10 +99,10 @@ impl Consolidate {
     }
 
     /// All tokens see the lane as it was.
-    fn together(&self, view: &View) -> Result<(Vec<Edit>, Vec<Range<usize>>)> {
+    fn together(&self, view: &View) -> Result<Planned> {
         let arriving = self.arriving(view)?;
         let (mut runs, mut joining) = (Runs::default(), Vec::new());
-        for (at, near) in nearest(view, &arriving.seekers, self.least())?.into_iter().enumerate() {
+        for (at, near) in nearest(view, &arriving.seekers, self.least(), &|_| true)?.into_iter().enumerate() {
             match self.is_near(near) {
                 Some(near) => joining.push((near.id, at)),
                 None => runs.push(arriving.tokens[at]),
@@ -131,20 +111,21 @@ impl Consolidate {
         joining.sort_unstable();
         let merge = |joining: &[(i64, usize)]| {
             let (id, n) = (joining[0].0, joining.len());
-            let (key, value, count) = Consolidate::entry(view, id)?;
+            let (key, value, count) = Consolidate::entry(view, id);
             let each = || joining.iter().map(|&(_, at)| at);
-            Some(Edit::Merge {
+            Edit::Merge {
                 id,
                 key: self.0.merge.merge(&key, count, n, each().map(|at| arriving.seekers.get(at))),
                 value: self.0.merge.merge(&value, count, n, each().map(|at| arriving.value(at))),
                 tokens: each().map(|at| arriving.tokens[at]).collect(),
-            })
+                taken: 0,
+            }
         };
-        Ok((joining.chunk_by(|a, b| a.0 == b.0).filter_map(merge).collect(), runs.0))
+        Ok((joining.chunk_by(|a, b| a.0 == b.0).map(merge).collect(), runs.0))
     }
 
     /// One token after the other.
-    fn in_turn(&self, view: &View) -> Result<(Vec<Edit>, Vec<Range<usize>>)> {
+    fn in_turn(&self, view: &View) -> Result<Planned> {
         let arriving = self.arriving(view)?;
         let (seekers, dim) = (&arriving.seekers, view.schema.key.dim);
         let mut unchanged = Unchanged::new(view, seekers, self.least())?;
@@ -171,7 +152,7 @@ impl Consolidate {
             let place = match at_work.get(&near.id) {
                 Some(&place) => place,
                 None => {
-                    let Some((key, value, count)) = Consolidate::entry(view, near.id) else { continue };
+                    let (key, value, count) = Consolidate::entry(view, near.id);
                     unchanged.change(near.id);
                     at_work.insert(near.id, working.len());
                     keys.extend_from_slice(&key);
@@ -194,6 +175,7 @@ impl Consolidate {
             key: key.to_vec(),
             value,
             tokens,
+            taken: 0,
         };
         Ok((changed.map(merge).collect(), runs.0))
     }
@@ -204,7 +186,7 @@ impl WritePolicy for Consolidate {
         "consolidate"
     }
 
-    fn plan(&self, view: View) -> Result<(Vec<Edit>, Vec<Range<usize>>)> {
+    fn plan(&self, view: View) -> Result<Planned> {
         match self.0.conflicts {
             Conflicts::BatchMean => self.together(&view),
             Conflicts::Sequential => self.in_turn(&view),

@@ -1,11 +1,16 @@
 //! What becomes of arriving tokens: policies that read a lane and answer with edits.
 
+mod adjacent;
 mod append;
+mod cluster;
 mod consolidate;
+pub mod how;
 mod near_in_codes;
 mod nearest;
 
+pub use adjacent::MergeAdjacent;
 pub use append::Append;
+pub use cluster::Cluster;
 pub use consolidate::Consolidate;
 
 use std::ops::Range;
@@ -43,6 +48,8 @@ pub struct View<'a> {
     pub number: u64,
     /// Which head of its row the lane is.
     pub head: usize,
+    /// Live entries that the lane may have.
+    pub capacity: usize,
     /// The row, and what is staged for it.
     pub(crate) row: &'a Row,
     pub(crate) staged: &'a StagedRow,
@@ -84,6 +91,9 @@ impl View<'_> {
     }
 }
 
+/// Edits of existing entries, and runs of arriving tokens to append, ascending.
+pub type Planned = (Vec<Edit>, Vec<Range<usize>>);
+
 /// Decides, for one lane and one commit, which tokens are appended, merged or take another's place.
 pub trait WritePolicy: Send + Sync {
     /// The name in files and messages.
@@ -94,7 +104,7 @@ pub trait WritePolicy: Send + Sync {
     ///
     /// # Errors
     /// When memory is short, or the caller interrupts.
-    fn plan(&self, view: View) -> Result<(Vec<Edit>, Vec<Range<usize>>)>;
+    fn plan(&self, view: View) -> Result<Planned>;
 }
 
 /// The policy of a configuration.
@@ -102,5 +112,50 @@ pub(crate) fn policy(write: Write) -> Box<dyn WritePolicy> {
     match write {
         Write::Append => Box::new(Append),
         Write::Consolidate(how) => Box::new(Consolidate(how)),
+        Write::MergeAdjacent(how) => Box::new(MergeAdjacent(how)),
+        Write::Cluster(how) => Box::new(Cluster(how)),
     }
+}
+
+/// Runs of tokens as policies give them.
+#[derive(Default)]
+struct Runs(Vec<Range<usize>>);
+
+impl Runs {
+    fn push(&mut self, token: usize) {
+        match self.0.last_mut() {
+            Some(run) if run.end == token => run.end += 1,
+            _ => self.0.push(token..token + 1),
+        }
+    }
+}
+
+/// The tokens that are to be written, ascending.
+fn arriving(view: &View) -> Vec<usize> {
+    view.tokens.iter().flat_map(Clone::clone).collect()
+}
+
+/// The key and value of an entry or an arriving token; zeros for one that is not there, an empty value without values.
+fn decoded(view: &View, id: i64) -> (Vec<f32>, Vec<f32>) {
+    let (schema, rows) = (view.schema, view.arrival.rows);
+    let mut key = vec![0.0; schema.key.dim];
+    let mut value = vec![0.0; schema.value.map_or(0, |layout| layout.dim)];
+    match usize::try_from(id - view.arrival.id_lo) {
+        Ok(token) => {
+            rows.key(schema, token).decode(&mut key);
+            if let Some(layout) = schema.value {
+                rows.value(layout, token).decode(&mut value);
+            }
+        }
+        Err(_) => {
+            if let Some((r, slot)) = view.lane.locate(id) {
+                r.block.key(schema, slot).decode(&mut key);
+                // Where keys are the values, they are not values of their own.
+                if let Some(stored) = r.block.value(schema, slot).filter(|_| schema.value.is_some()) {
+                    stored.decode(&mut value);
+                }
+            }
+        }
+    }
+    (key, value)
 }

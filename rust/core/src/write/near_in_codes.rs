@@ -42,8 +42,14 @@ struct Room {
     inverse: [f32; BLOCK_ROWS],
 }
 
-/// The nearest entry of each seeker, as far as one scores `least` or more. None where float32 is sooner done.
-pub(super) fn nearest(view: &View, seekers: &Seekers, least: f32) -> Result<Option<Vec<Option<Near>>>> {
+/// The nearest of the entries that are `sought`, for each seeker, as far as one scores `least` or more. None where float32 is
+/// sooner done.
+pub(super) fn nearest(
+    view: &View,
+    seekers: &Seekers,
+    least: f32,
+    sought: &dyn Fn(i64) -> bool,
+) -> Result<Option<Vec<Option<Near>>>> {
     let (n, dim) = (seekers.len(), seekers.dim());
     // Whole float32 numbers, which keys of l2 are stored as, have no codes made of them.
     let able = n >= FEWEST && dim <= MAX_DIM && seekers.metric() != Metric::L2;
@@ -63,8 +69,8 @@ pub(super) fn nearest(view: &View, seekers: &Seekers, least: f32) -> Result<Opti
     let (mut passes, mut passed, mut scored): (Vec<Pass>, usize, usize) = (Vec::new(), 0, 0);
     for r in view.lane.lists().iter().flat_map(List::refs) {
         view.ticker.tick()?;
-        let candidate = |slot: &usize| view.replaced.is_empty() || view.replaced.binary_search(&r.id(*slot)).is_err();
-        let live = r.live_slots().filter(candidate).fold(0u64, |live, slot| live | 1 << slot);
+        let candidate = |id: i64| sought(id) && (view.replaced.is_empty() || view.replaced.binary_search(&id).is_err());
+        let live = r.live_slots().filter(|&slot| candidate(r.id(slot))).fold(0u64, |live, slot| live | 1 << slot);
         if live == 0 {
             continue;
         }

@@ -113,10 +113,11 @@ pub(super) struct Piece {
     stale: Vec<bool>,
 }
 
-/// The live entries of a lane that no arriving token replaces, ids ascending.
-fn entries<'v>(view: &View<'v>) -> Vec<(&'v Ref, usize)> {
+/// The live entries of a lane that no arriving token replaces and that are `sought`, ids ascending.
+fn entries<'v>(view: &View<'v>, sought: &dyn Fn(i64) -> bool) -> Vec<(&'v Ref, usize)> {
     let refs = view.lane.lists().iter().flat_map(List::refs);
-    let mut entries: Vec<_> = refs.flat_map(|r| r.live_slots().map(move |slot| (r, slot))).collect();
+    let entries = refs.flat_map(|r| r.live_slots().map(move |slot| (r, slot)));
+    let mut entries: Vec<_> = entries.filter(|(r, slot)| sought(r.id(*slot))).collect();
     if !view.replaced.is_empty() {
         entries.retain(|(r, slot)| view.replaced.binary_search(&r.id(*slot)).is_err());
     }
@@ -243,14 +244,20 @@ struct Desk {
     keys: Vec<f32>,
 }
 
-/// The nearest entry of each seeker, as far as one scores `least` or more; others may be named too.
-pub(super) fn nearest(view: &View, seekers: &Seekers, least: f32) -> Result<Vec<Option<Near>>> {
-    if let Some(near) = near_in_codes::nearest(view, seekers, least)? {
+/// The nearest of the entries that are `sought`, for each seeker, as far as one scores `least` or more; others may be named
+/// too.
+pub(super) fn nearest(
+    view: &View,
+    seekers: &Seekers,
+    least: f32,
+    sought: &dyn Fn(i64) -> bool,
+) -> Result<Vec<Option<Near>>> {
+    if let Some(near) = near_in_codes::nearest(view, seekers, least, sought)? {
         return Ok(near);
     }
     let mut near = vec![None; seekers.len()];
     let mut desk = Desk::default();
-    for entries in entries(view).chunks(most(seekers.dim)) {
+    for entries in entries(view, sought).chunks(most(seekers.dim)) {
         let mut piece = Piece::new(view, seekers.metric, entries, ROOM.take())?;
         let some = together(entries.len());
         for (at, near) in near.chunks_mut(some).enumerate() {
@@ -281,7 +288,7 @@ pub(super) struct Unchanged<'a> {
 impl<'a> Unchanged<'a> {
     pub(super) fn new(view: &'a View, seekers: &'a Seekers, least: f32) -> Result<Unchanged<'a>> {
         let piece = |entries: &[_]| Piece::new(view, seekers.metric, entries, Default::default());
-        let pieces = entries(view).chunks(most(seekers.dim)).map(piece).collect::<Result<_>>()?;
+        let pieces = entries(view, &|_| true).chunks(most(seekers.dim)).map(piece).collect::<Result<_>>()?;
         Ok(Unchanged { view, seekers, least, pieces, near: Vec::new(), first: 0, desk: Desk::default() })
     }
 

@@ -62,7 +62,7 @@ fn banks_that_cannot_be() {
         (Config { values: Values::Dim(0), ..setting() }, 1),
         (Config { values: Values::Dim(usize::MAX), ..setting() }, 1),
         (Config { heads: 0, ..setting() }, 1),
-        (Config { capacity: Some(0), ..setting() }, 1),
+        (Config { capacity: Some(0.into()), ..setting() }, 1),
         (lanes, 4),
         (setting(), usize::MAX),
     ] {
@@ -80,7 +80,8 @@ fn rows_that_do_not_fit_their_bank() {
     let held = std::sync::Arc::clone(&filled(setting()).snapshot().version().rows[0]);
     refused(Kind::Shape, Bank::from_rows(setting(), vec![held], None, 0));
     let mut used = RowBuilder::new(&schema, 1, 9).unwrap();
-    let (number, fits) = (7, Use { hits: 3, mass: 0.5, heat: 0.5, last: 7, born: 2, updated: 4, count: 2 });
+    let (number, fits) =
+        (7, Use { hits: 3, mass: 0.5, heat: 0.5, last: 7, born: 2, updated: 4, count: 2, ..Use::default() });
     used.used(0, &[1], &[fits], number).unwrap();
     for forged in [
         Use { last: 8, ..fits },
@@ -90,6 +91,11 @@ fn rows_that_do_not_fit_their_bank() {
         Use { heat: f64::NAN, ..fits },
         Use { heat: -1.0, ..fits },
         Use { count: u64::MAX, ..fits },
+        Use { before: f64::NAN, ..fits },
+        Use { before: -1.0, ..fits },
+        Use { member: 1, ..fits },
+        Use { member: 2, count: 0, ..fits },
+        Use { member: u64::MAX, count: 0, ..fits },
     ] {
         refused(Kind::Argument, used.used(0, &[1], &[forged], number));
     }
@@ -185,7 +191,7 @@ fn types_that_would_lose_bits() {
 
 #[test]
 fn more_than_the_capacity_where_nothing_may_go() {
-    let bank = filled(Config { capacity: Some(6), evict: Evict::Error, ..setting() });
+    let bank = filled(Config { capacity: Some(6.into()), evict: Evict::Error, ..setting() });
     let k = Array4::from_elem((2, HEADS, 2, DIM), 1.0f32);
     let v = Array4::from_elem((2, HEADS, 2, VALUE_DIM), 1.0f32);
     bank.stage(&tokens(&k, Some(&v)), &Work::ALONE).unwrap();

@@ -41,7 +41,7 @@ fn a_call_without_rows_has_its_tokens() {
 
 #[test]
 fn a_full_bank_counts_what_is_replaced_call_by_call() {
-    let config = Config { capacity: Some(2), evict: Evict::Error, ..config(Metric::Dot, 2, Values::None) };
+    let config = Config { capacity: Some(2.into()), evict: Evict::Error, ..config(Metric::Dot, 2, Values::None) };
     let bank = Bank::new(config, 1).unwrap();
     let keys = Array4::from_elem((1, 1, 1, 2), 1.0f32);
     let stage = |label: i64| {
