@@ -19,17 +19,17 @@ SHARE = 0.12
 
 def _try(subject: Subject) -> Sequence[Tried]:
     n = subject.model.config.num_hidden_layers
-    mean = int(SHARE * subject.entries_beyond(WINDOW))
-    mass = mx.AttentionMass(pool=5, recent=WINDOW)
+    mean = max(WINDOW + 24, int(SHARE * subject.entries_beyond(WINDOW)))
+    mass = mx.AttentionMass(window=WINDOW, pool=5, recent=WINDOW)
     ways = {
         "fifo, alike": (mean, mx.Fifo()),
         "attention mass, alike": (mean, mass),
-        "attention mass, pyramid": (mx.pyramid(n, mean), mass),
+        "attention mass, pyramid": (mx.pyramid(n, mean, window=WINDOW), mass),
     }
     tried = [subject.without_memory("", WINDOW)]
     for name, (capacity, policy) in ways.items():
         memory = {"capacity": capacity, "evict": policy}
-        tried.append(subject.with_memory("", name, WINDOW, memory=memory, attach={"top_k": mean}))
+        tried.append(subject.with_memory("", name, WINDOW, memory=memory, attach={"top_k": 2 * mean}))
     tried.append(subject.with_memory("", "the whole cache", WINDOW, attach={"top_k": None}))
     return tried
 
