@@ -1,4 +1,4 @@
-"""Pages, runs of tokens that are read whole: the policy that writes them, `Bank(write=)`, and the reader, `k=` of reads."""
+"""Pages, runs of tokens that are read whole: the policy that writes them, and the reader that takes them as `k`."""
 
 from __future__ import annotations
 
@@ -20,46 +20,49 @@ class Pages:
     """Write policy: every token becomes an entry, and consecutive ones make a page, which `Blocks` reads whole.
 
     Where pages begin is decided once, when tokens are committed, for all heads of a row: after `size` tokens, at
-    `boundaries`, or at `surprise`. Give one of the three. The int64 column "page", which the bank declares and fills, holds
-    for each entry the id of the first token of its page: `where=("page", "==", 256)` and `gather(columns=["page"])` know
-    it. Pages hold ids: a masked token has none, and counts for nothing; one that was replaced or evicted had one. What
-    follows a `truncate` or `reset` begins a page, with an empty `window`.
+    `boundaries`, or at `surprise`. Give one of the three. The int64 column "page", which the bank declares and fills,
+    holds for each entry the id of the first token of its page: `where=("page", "==", 256)` and
+    `gather(columns=["page"])` know it. Pages hold ids: a masked token has none, and counts for nothing; one that was
+    replaced or evicted had one. What follows a `truncate` or `reset` begins a page, with an empty `window`.
 
     What stands for a page is a key that is derived from its entries when the page is read, the mean of those that
-    `representatives` names, of those that the query sees: deleted and evicted entries have no part in it, nor have entries
-    that `where` or `before` hides. Sums are float64, in the order of ids, rounded once. Means of keys that were rotated at
-    different positions say little: write keys as they were before rotary encoding, `Memory.for_model(keys="plain")`.
+    `representatives` names, of those that the query sees: deleted and evicted entries have no part in it, nor have
+    entries that `where` or `before` hides. Sums are float64, in the order of ids, rounded once. Means of keys that
+    were rotated at different positions say little: write keys as they were before rotary encoding,
+    `Memory.for_model(keys="plain")`.
 
-    A full lane evicts entries by its policy, not pages: a page may be in part gone, and is read as what is left of it. Of
-    a page of which nothing is left there is nothing to choose, and its neighbours are each other's.
+    A full lane evicts entries by its policy, not pages: a page may be in part gone, and is read as what is left of it.
+    Of a page of which nothing is left there is nothing to choose, and its neighbours are each other's.
 
     Parameters
     ----------
     size
-        Tokens of every page: LongMem (Wang et al. 2023, arXiv 2306.07174), Landmark attention (Mohtashami and Jaggi 2023,
-        arXiv 2305.16300), InfLLM (Xiao et al. 2024, arXiv 2402.04617). The last one grows until it is full.
+        Tokens of every page: LongMem (Wang et al. 2023, arXiv 2306.07174), Landmark attention (Mohtashami and Jaggi
+        2023, arXiv 2305.16300), InfLLM (Xiao et al. 2024, arXiv 2402.04617). The last one grows until it is full.
     boundaries
         True: the caller gives the bool column "boundary" with every write, and a page begins where it is True.
     surprise
-        A number gamma: the caller gives the float32 column "surprise" with every write, -log p of each token in nats, and
-        a page begins where it is above mean + gamma * standard deviation of the `window` tokens before: EM-LLM (Fountas et
-        al. 2024, arXiv 2407.09450), without its refinement by modularity. The deviation is that of a population. A number
-        that is not finite stays out of the window; infinity begins a page, NaN does not.
+        A number gamma: the caller gives the float32 column "surprise" with every write, -log p of each token in nats,
+        and a page begins where it is above mean + gamma * standard deviation of the `window` tokens before: EM-LLM
+        (Fountas et al. 2024, arXiv 2407.09450), without its refinement by modularity. The deviation is that of a
+        population. A number that is not finite stays out of the window; infinity begins a page, NaN does not.
     window
         With `surprise`: tokens at most; None: 4096.
     shortest, longest
-        With `boundaries` and `surprise`: a page that has fewer than `shortest` tokens goes on, one that has `longest` ends;
-        None: 1 and 128. EM-LLM's are 8 and 128. `longest`, or `size`, is the places that a page takes in an answer.
+        With `boundaries` and `surprise`: a page that has fewer than `shortest` tokens goes on, one that has `longest`
+        ends; None: 1 and 128. EM-LLM's are 8 and 128. `longest`, or `size`, is the places that a page takes in an
+        answer.
     representatives
-        "mean": of all keys (LongMem, EM-LLM). "last": the last key alone (Landmark). A number r: of the r keys with the
-        largest numbers in the float32 column "representative", which the caller gives with every write, as InfLLM's mean
-        of what the local window's queries paid a token; of equal ones the smaller id, and NaN is smallest.
+        "mean": of all keys (LongMem). "last": the last key alone (Landmark attention's landmark). A number r: of the r
+        keys with the largest numbers in the float32 column "representative", which the caller gives with every write;
+        of equal ones the smaller id, and NaN is smallest. InfLLM's and EM-LLM's r is 4, and the number what queries of
+        the local window paid the token; by "dot", their r scores add up to r times that of the mean.
 
     Raises
     ------
     ArgumentError, DtypeError
-        None or several of the three, or a number that cannot be. `stage` refuses tokens without a column that the pages are
-        made by, and a column "page".
+        None or several of the three, or a number that cannot be. `stage` refuses tokens without a column that the
+        pages are made by, and a column "page".
     """
 
     name: ClassVar[str] = "pages"
@@ -94,7 +97,9 @@ class Pages:
         if not isinstance(self.representatives, str):
             arguments.count("representatives", self.representatives)
         elif self.representatives not in ("mean", "last"):
-            raise ArgumentError(f"representatives={self.representatives!r} must be 'mean', 'last' or a number of tokens")
+            raise ArgumentError(
+                f"representatives={self.representatives!r} must be 'mean', 'last' or a number of tokens"
+            )
 
     def _options(self) -> dict[str, object]:
         """Give what the native bank takes."""
@@ -133,18 +138,19 @@ def with_pages(write: object, columns: list[tuple[str, str]]) -> list[tuple[str,
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Reader: the `n` pages whose representatives score best, each read whole, with its neighbours. For `write=Pages(...)`.
+    """Reader: the `n` pages whose representatives score best, each read whole, with its neighbours.
 
-    LongMem, Landmark attention, InfLLM and EM-LLM read so; see `Pages`. Exact: a representative's score is canonical, as
-    every score is, and of pages that score the same the older is taken. A page is there for a query that sees an entry
-    of it.
+    For a bank with `write=Pages(...)`. LongMem, Landmark attention, InfLLM and EM-LLM read so. Exact: the score of a
+    representative is canonical, as every score is, and of pages that score the same the older is taken. A page is there
+    for a query that sees an entry of it.
 
-    An answer has n * (1 + 2 * contiguous) * longest places per query, `longest` of the bank's `Pages`: the pages in the
-    order of their representatives' scores, each followed by its neighbours, those before it first, both in the order of
-    time. The entries of a page stand in the first of its places in the order of ids, with canonical scores of their own;
-    the other places are padding, score -inf, id and label -1, as are those of a neighbour that is not there. So places
-    can be reshaped to `[n, 1 + 2 * contiguous, longest]`. A page may be read in several places, as a neighbour of two or
-    chosen itself: `search` gives its entries in all of them, `attend` weighs each once, as with `mnemex.Window`.
+    An answer has n * (1 + 2 * contiguous) * longest places per query, `longest` of the bank's `Pages`: the pages in
+    the order of their representatives' scores, each followed by its neighbours, those before it first, both in the
+    order of time. The entries of a page stand in the first of its places in the order of ids, with canonical scores of
+    their own; the other places are padding, score -inf, id and label -1, as are those of a neighbour that is not
+    there. So places can be reshaped to `[n, 1 + 2 * contiguous, longest]`. A page may be read in several places, as a
+    neighbour of two or chosen itself: `search` gives its entries in all of them, `attend` weighs each once, as with
+    `mnemex.Window`.
 
     Parameters
     ----------
@@ -154,11 +160,11 @@ class Blocks:
         Pages before and pages after each of them that come with it, of those of which the query sees an entry: EM-LLM's
         contiguity.
     shared
-        False: each query chooses its pages (LongMem, Landmark). True: all queries of a call that read one lane, those of
-        the query heads of a group too, choose together, by the sum of their scores, in float64, in their order: one
-        search per block of queries (InfLLM, EM-LLM, whose mean query is the same order for "dot"). Then what is chosen for
-        a query depends on those beside it; what it sees of it does not. Queries that are not finite, or see nothing of a
-        page, have no say about it.
+        False: each query chooses its pages (LongMem, Landmark). True: all queries of a call that read one lane, those
+        of the query heads of a group too, choose together, by the sum of their scores, in float64, in their order: one
+        search per block of queries (InfLLM, EM-LLM, whose mean query is the same order for "dot"). Then what is chosen
+        for a query depends on those beside it; what it sees of it does not. Queries that are not finite, or see
+        nothing of a page, have no say about it.
 
     Raises
     ------

@@ -147,8 +147,8 @@ Codec = F32 | F16 | BF16
 Reader = TopK | Threshold | Window | Blocks
 
 _Numbers = tuple[int, float, int, int, int]
-"""A reader for the native module: the best so many, the least score, neighbours before and after; 0 of entries, 1 of pages, 2 of
-pages that queries choose together."""
+"""A reader for the native module: the best so many, the least score, neighbours before and after; then 0: of
+entries, 1: of pages, 2: of pages that queries choose together."""
 
 
 def reader(k: int | Reader) -> _Numbers:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-import mnemex as mx
 from plain_bank import scores
+
+if TYPE_CHECKING:
+    import mnemex as mx
 
 
 def bounds(how: mx.Pages) -> tuple[int, int]:
@@ -59,12 +62,12 @@ class PlainRow:
             self.page[int(i)] = self.members[0]
 
     def forget(self):
-        """What follows a truncation or reset begins a page."""
+        """Begin a page with what follows a truncation or reset."""
         self.members, self.window = [], []
 
 
 def stands_for(how: mx.Pages, keys, numbers):
-    """The key that stands for the entries of a page, in id order."""
+    """Give the key that stands for the entries of a page, in id order."""
     n = len(keys)
     if how.representatives == "mean":
         chosen = list(range(n))

@@ -1,4 +1,4 @@
-"""Pages beside plain loops: where they begin, what stands for them, and what whole pages a read takes, of any history."""
+"""Pages beside plain loops: where they begin, what stands for them, and what a read takes, of any history."""
 
 from __future__ import annotations
 
@@ -121,16 +121,15 @@ class History:
         rows, bank, how = len(self.plain), self.bank, self.how
         queries = whole(self.rng, rows, HEADS * GROUP, TOKENS, DIM)
         longest = int(np.max(bank.lengths, initial=0))
-        live = bank.search(np.ones((rows, HEADS, 1, DIM), np.float32), max(longest, 1)).ids[:, :, 0]
+        everything = bank.search(np.ones((rows, HEADS, 1, DIM), np.float32), max(longest, 1))
+        live, told = everything.ids[:, :, 0], bank.gather(everything, columns=["page"])[2]["page"][:, :, 0]
         found = bank.search(queries, reader, **arguments)
         part = bank.attend(queries, reader, scale=0.25, hits=True, **arguments)
         bare = bank.attend(queries, reader, scale=0.25, **arguments)
         for row, lane in np.ndindex(rows, HEADS):
             ids = [int(i) for i in live[row, lane] if i >= 0]
             entries, page = self.entries[row], self.plain[row].page
-            if ids:
-                told = bank.gather(np.array(ids)[None], rows=[row], columns=["page"])[2][0]
-                assert told.ravel().tolist() == [page[i] for i in ids]
+            assert told[row, lane][live[row, lane] >= 0].tolist() == [page[i] for i in ids]
             heads = range(lane * GROUP, (lane + 1) * GROUP)
             of_lane = [(head, t) for head in heads for t in range(TOKENS)]
             views = [[i for i in ids if sees(row, t, i)] for _, t in of_lane]
@@ -142,7 +141,9 @@ class History:
             for (head, t), answer in zip(of_lane, want, strict=True):
                 at = (row, head, t)
                 assert found.ids[at].tolist() == answer
-                each = [scores(keys[i][None], queries[at][None], bank.metric)[0, 0] if i >= 0 else -np.inf for i in answer]
+                each = [
+                    scores(keys[i][None], queries[at][None], bank.metric)[0, 0] if i >= 0 else -np.inf for i in answer
+                ]
                 s = np.array(each, np.float32)
                 np.testing.assert_array_equal(found.scores[at].view(np.int32), s.view(np.int32))
                 places = part.hits.ids.shape[-1]
@@ -173,7 +174,9 @@ def test_pages_of_any_history_are_what_loops_say(tmp_path_factory, data):
         evict=data.draw(evicts),
         metric=data.draw(st.sampled_from(["dot", "cos", "l2"])),
     )
-    kinds = st.sampled_from(["write", "write", "write", "delete", "truncate", "reset", "reorder", "fork", "save", "copy"])
+    kinds = st.sampled_from(
+        ["write", "write", "write", "delete", "truncate", "reset", "reorder", "fork", "save", "copy"]
+    )
     for step in range(data.draw(st.integers(1, 6))):
         kind = data.draw(kinds)
         if kind == "write":
@@ -186,7 +189,9 @@ def test_pages_of_any_history_are_what_loops_say(tmp_path_factory, data):
         if data.draw(st.booleans()):
             most = max(max(entries, default=0) for entries in history.entries)
             arguments["before"] = ends = rng.integers(0, most + 2, (len(history.plain), TOKENS))
-        history.check(data.draw(readers), arguments, lambda row, t, i, ends=ends, bits=bits: i < ends[row, t] and bits[i])
+        history.check(
+            data.draw(readers), arguments, lambda row, t, i, ends=ends, bits=bits: i < ends[row, t] and bits[i]
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -198,7 +203,7 @@ def test_surprise_begins_pages_where_a_loop_says(data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(surprise)), max_size=4)))
     for part in np.split(surprise, cuts):
         bank.write(np.ones((len(part), 2), np.float32), columns={"surprise": part})
-    page = bank.gather(np.arange(len(surprise)), columns=["page"])[2]
+    page = bank.gather(np.arange(len(surprise)), columns=["page"])[2]["page"]
     shortest, longest = bounds(how)
     begins, start = [], 0
     for t, x in enumerate(surprise.tolist()):
@@ -215,7 +220,7 @@ def test_an_event_begins_where_the_model_is_surprised():
     bank = mx.Bank(key_dim=4, write=mx.Pages(surprise=1.0, longest=64))
     bank.write(gauss(100, 4), columns={"surprise": surprise})
     assert bank.find(where=("page", "==", 20))[0].tolist() == list(range(20, 55))
-    assert np.unique(bank.gather(np.arange(100), columns=["page"])[2]).tolist() == [0, 20, 55]
+    assert np.unique(bank.gather(np.arange(100), columns=["page"])[2]["page"]).tolist() == [0, 20, 55]
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -298,7 +303,7 @@ def test_a_page_that_is_being_written_goes_on_after_a_save(tmp_path):
             if saves:
                 bank.save(tmp_path / str(step))
                 bank = mx.open(tmp_path / str(step))
-        pages.append(bank.gather(np.arange(400), columns=["page"])[2].tolist())
+        pages.append(bank.gather(np.arange(400), columns=["page"])[2]["page"].tolist())
     assert pages[0] == pages[1]
 
 
@@ -309,8 +314,8 @@ def test_numbers_of_pages_come_back_from_a_copy_and_go_apart_from_it():
     bank.write(np.ones((3, 2), np.float32))
     other.truncate(5)
     other.write(np.ones((3, 2), np.float32))
-    assert bank.gather(np.arange(9), columns=["page"])[2].tolist() == [0] * 4 + [4] * 4 + [8]
-    assert other.gather(np.array([4, 6, 7, 8]), columns=["page"])[2].tolist() == [4, 6, 6, 6]
+    assert bank.gather(np.arange(9), columns=["page"])[2]["page"].tolist() == [0] * 4 + [4] * 4 + [8]
+    assert other.gather(np.array([4, 6, 7, 8]), columns=["page"])[2]["page"].tolist() == [4, 6, 6, 6]
 
 
 CODE = """
@@ -320,7 +325,8 @@ for n, d, dtype in ((3000, 24, "f4"), (700, 37, "f2")):
     keys = rng.standard_normal((n, d)).astype(dtype); keys[n // 2:] = keys[: n - n // 2]
     queries = rng.standard_normal((1, 2, 70, d)).astype("f4")
     for metric in ("dot", "cos", "l2"):
-        bank = mx.Bank(key_dim=d, metric=metric, value_dim=3, write=mx.Pages(32)); bank.write(keys, np.ones((n, 3), dtype))
+        bank = mx.Bank(key_dim=d, metric=metric, value_dim=3, write=mx.Pages(32))
+        bank.write(keys, np.ones((n, 3), dtype))
         bank.delete(np.arange(0, n, 7))
         for reader in (mx.Blocks(3), mx.Blocks(2, 1, shared=True)):
             found = [bank.search(queries, reader, threads=threads) for threads in (1, 2, 3)]

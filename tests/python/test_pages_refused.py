@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -34,8 +34,16 @@ import mnemex as mx
         (lambda: mx.Blocks(2, shared=1), mx.DtypeError, "shared=1"),
         (lambda: mx.Bank(key_dim=2, write="pages"), mx.ArgumentError, "Pages\\(size=128\\)"),
         (lambda: mx.Bank(key_dim=2, write=mx.Pages(2**40)), mx.ArgumentError, "longest="),
-        (lambda: mx.Bank(key_dim=2, write=mx.Pages(boundaries=True, shortest=9, longest=8)), mx.ArgumentError, "shortest=9"),
-        (lambda: mx.Bank(key_dim=2, write=mx.Pages(8), columns={"page": "float32"}), mx.ArgumentError, "columns\\['page'\\]"),
+        (
+            lambda: mx.Bank(key_dim=2, write=mx.Pages(boundaries=True, shortest=9, longest=8)),
+            mx.ArgumentError,
+            "shortest=9",
+        ),
+        (
+            lambda: mx.Bank(key_dim=2, write=mx.Pages(8), columns={"page": "float32"}),
+            mx.ArgumentError,
+            "columns\\['page'\\]",
+        ),
     ],
 )
 def test_parts_that_cannot_be(make, error, match):
