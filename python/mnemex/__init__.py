@@ -43,6 +43,7 @@ from mnemex.files import open  # noqa: A004 - `mnemex.open` is what the reader o
 from mnemex.ingest import IngestReport
 from mnemex.memory import Memory, MemorySnapshot, from_cache
 from mnemex.merge import merge
+from mnemex.pages import Blocks, Pages
 from mnemex.parts import BF16, F16, F32, Append, Flat, Threshold, TopK, Window
 from mnemex.product_keys import ProductKeys, Slots
 from mnemex.results import Hits, Partial, Receipt
@@ -61,6 +62,7 @@ __all__ = [
     "ArrowTable",
     "AttentionMass",
     "Bank",
+    "Blocks",
     "BuildInfo",
     "CapacityError",
     "Cluster",
@@ -84,6 +86,7 @@ __all__ = [
     "NonFinite",
     "NotFoundError",
     "OldestAge",
+    "Pages",
     "Partial",
     "ProductKeys",
     "Random",

@@ -12,6 +12,7 @@ from mnemex._native import NativeBank, NativeSnapshot
 from mnemex.consolidate import WRITES, Write, write_options
 from mnemex.errors import ArgumentError, ShapeError
 from mnemex.evict import EVICTS, Evict, evict_options
+from mnemex.pages import with_pages
 from mnemex.reads import Reads
 from mnemex.writes import Writes
 
@@ -73,7 +74,8 @@ class Bank(Writes):
     write
         "append": every token becomes an entry. `Consolidate(threshold=0.9)`: what is near an entry is merged into it.
         `MergeAdjacent(2, segment=18)`: neighbours that are alike are. `Cluster(delta=0.5)`: clusters, and samples of
-        them.
+        them. `Pages(size=128)`: entries stand in pages, which `Blocks` reads whole.
+        `Pages(size=128)`: entries stand in pages, which `Blocks` reads whole.
     evict
         Who goes from a full lane: "fifo": the oldest; "oldest_age", "lru", "lfu", "attention_mass", "retention",
         "random", "reservoir", or a part such as `Lru(sinks=4)` or `MinScore(column="surprise")`. "error": a write
@@ -157,7 +159,7 @@ class Bank(Writes):
             evict="error" if isinstance(evict, str) and evict == "error" else arguments.part("evict", evict, EVICTS),
             evict_options=evict_options(evict, seed=arguments.count("seed", seed, low=0)),
             nonfinite=arguments.word("nonfinite", nonfinite, arguments.NONFINITE),
-            columns=_columns.declared(columns),
+            columns=with_pages(write, _columns.declared(columns)),
         )
         self._open(native, threads)
 

@@ -9,6 +9,7 @@ from mnemex import _arguments as arguments
 from mnemex.adjacent import MergeAdjacent
 from mnemex.cluster import Cluster
 from mnemex.errors import ArgumentError
+from mnemex.pages import Pages
 from mnemex.parts import Append
 
 
@@ -82,19 +83,22 @@ _NEEDED = {
     Consolidate.name: "a threshold: Consolidate(threshold=0.9)",
     MergeAdjacent.name: "a number of entries: MergeAdjacent(2, segment=18)",
     Cluster.name: "a distance: Cluster(delta=0.5)",
+    Pages.name: "a size: Pages(size=128)",
 }
 
 
 def write_options(part: object, *, seed: int) -> dict[str, object] | None:
-    """Give what a policy that merges was made with, as the native bank takes it."""
+    """Give what a policy other than append was made with, as the native bank takes it."""
     if isinstance(part, str) and part in _NEEDED:
         raise ArgumentError(f'write="{part}" needs {_NEEDED[part]}, for one')
+    if isinstance(part, Pages):
+        return {"seed": seed} | part._options()
     if not isinstance(part, (Consolidate, MergeAdjacent, Cluster)):
         return None
     given = {field.name: getattr(part, field.name) for field in fields(part)}
     return {"seed": seed} | {name: x for name, x in given.items() if x is not None}
 
 
-WRITES = {part.name: part for part in (Append, Consolidate, MergeAdjacent, Cluster)}
+WRITES = {part.name: part for part in (Append, Consolidate, MergeAdjacent, Cluster, Pages)}
 
-Write = Append | Consolidate | MergeAdjacent | Cluster
+Write = Append | Consolidate | MergeAdjacent | Cluster | Pages

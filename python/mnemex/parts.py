@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from mnemex import _arguments as arguments
 from mnemex.errors import ArgumentError, DtypeError
+from mnemex.pages import Blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class TopK:
         _set(self, k=arguments.count("k", self.k))
 
     def _numbers(self) -> _Numbers:
-        return self.k, -math.inf, 0, 0
+        return self.k, -math.inf, 0, 0, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Threshold:
         _set(self, score=_score(self.score), k=arguments.count("k", self.k))
 
     def _numbers(self) -> _Numbers:
-        return self.k, self.score, 0, 0
+        return self.k, self.score, 0, 0, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +138,17 @@ class Window:
         _set(self, **{name: arguments.count(name, getattr(self, name), low=least) for name, least in low.items()})
 
     def _numbers(self) -> _Numbers:
-        return self.k, -math.inf, self.before, self.after
+        return self.k, -math.inf, self.before, self.after, 0
 
 
 CODECS = {part.name: part for part in (F32, F16, BF16)}
 INDEXES = {part.name: part for part in (Flat,)}
 Codec = F32 | F16 | BF16
-Reader = TopK | Threshold | Window
+Reader = TopK | Threshold | Window | Blocks
 
-_Numbers = tuple[int, float, int, int]
-"""A reader for the native module: the best so many, the least score, neighbours before and after."""
+_Numbers = tuple[int, float, int, int, int]
+"""A reader for the native module: the best so many, the least score, neighbours before and after; then 0: of
+entries, 1: of pages, 2: of pages that queries choose together."""
 
 
 def reader(k: int | Reader) -> _Numbers:
@@ -156,7 +158,7 @@ def reader(k: int | Reader) -> _Numbers:
     try:
         return TopK(k)._numbers()
     except (ArgumentError, DtypeError) as error:
-        raise type(error)(f"{error}, or a reader: mnemex.TopK, Threshold or Window") from None
+        raise type(error)(f"{error}, or a reader: mnemex.TopK, Threshold, Window or Blocks") from None
 
 
 def _score(x: object) -> float:

@@ -54,7 +54,8 @@ class Reads(Facts):
             `[rows, query_heads, T, key_dim]` (`[T, key_dim]` for one lane); query head h reads key/value head
             h // (query_heads // heads).
         k
-            Hits per query; more than the lane holds gives padding. Or a reader: `mnemex.TopK`, `Threshold`, `Window`.
+            Hits per query; more than the lane holds gives padding. Or a reader: `mnemex.TopK`, `Threshold`, `Window`,
+            `Blocks`.
         rows
             Bank row of each query row; None: all. A bank with one row answers any number of query rows.
         before

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mnemex.errors import Error
+from mnemex.pages import Blocks
 from mnemex.parts import Threshold, TopK, Window
 from mnemex.torch.joined import Pass, Reading, backward_pass, forward_pass, joined_attention, refuse_second_derivatives
 from mnemex.torch.local import Mask, Scoring, prepare
@@ -66,9 +67,9 @@ def attention(
 ) -> Tensor:
     """Attend as one operator; the arguments are those of `mnemex.torch.attention`, checked."""
     given = (query, key, value, mask, weight)
-    n, least, before, after = _numbers(k)
+    n, least, before, after, pages = _numbers(k)
     out, _ = _attend(
-        query, key, value, mask, weight, id(memory), n, least, before, after,
+        query, key, value, mask, weight, id(memory), n, least, before, after, pages,
         query.shape[-1] ** -0.5 if scale is None else float(scale),
         is_causal, gated, torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given),
         torch.is_grad_enabled() and mask is not None and mask.requires_grad,
@@ -76,17 +77,21 @@ def attention(
     return out
 
 
-def _numbers(k: int | Reader | None) -> tuple[int | None, float | None, int, int]:
+def _numbers(k: int | Reader | None) -> tuple[int | None, float | None, int, int, int]:
     """Say what is read in numbers, which is what an operator takes."""
     if isinstance(k, Window):
-        return k.k, None, k.before, k.after
+        return k.k, None, k.before, k.after, 0
+    if isinstance(k, Blocks):
+        return k.n, None, k.contiguous, k.contiguous, 2 if k.shared else 1
     if isinstance(k, Threshold):
-        return k.k, k.score, 0, 0
-    return k.k if isinstance(k, TopK) else k, None, 0, 0
+        return k.k, k.score, 0, 0, 0
+    return k.k if isinstance(k, TopK) else k, None, 0, 0, 0
 
 
-def _reader(k: int | None, least: float | None, before: int, after: int) -> int | Reader | None:
+def _reader(k: int | None, least: float | None, before: int, after: int, pages: int) -> int | Reader | None:
     """Undo `_numbers`."""
+    if k is not None and pages:
+        return Blocks(k, before, shared=pages > 1)
     if k is None or (least is None and not before and not after):
         return k
     return Window(k, before, after) if least is None else Threshold(least, k)
@@ -114,6 +119,7 @@ def _attend(
     least: float | None,
     before: int,
     after: int,
+    pages: int,
     scale: float,
     causal: bool,  # noqa: FBT001 - operators take what a schema can say
     gated: bool,  # noqa: FBT001
@@ -125,7 +131,7 @@ def _attend(
         raise Error("the memory this function was compiled with is gone: keep a reference to it")
     check_rows(found, query.shape[0])
     scoring = Scoring(scale, causal=causal)
-    reading = Reading(found, _reader(k, least, before, after), GATED if gated else JOINT)
+    reading = Reading(found, _reader(k, least, before, after, pages), GATED if gated else JOINT)
     local_mask = _prepared(mask, query.dtype, of_mask=of_mask)
     if not gradients:
         out = joined_attention(query, key, value, local_mask, scoring, reading, weight=weight)
@@ -207,7 +213,7 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
     of_mask = ctx.needs_input_grad[3]
     first, second, third, *rest = _attend_backward(grad, ticket, query, key, value, mask, weight, of_mask)
     of_mask_ = rest.pop(0) if of_mask else None
-    return first, second, third, of_mask_, rest.pop(0) if rest else None, *(None,) * 10
+    return first, second, third, of_mask_, rest.pop(0) if rest else None, *(None,) * 11
 
 
 _attend.register_autograd(_differentiate, setup_context=_keep)

@@ -61,16 +61,17 @@ impl Snapshot {
             "this bank stores no values to attend to: make it with value_dim=, or search it".into()
         })?;
         check_logit(&attention.logit)?;
-        attention.k.map_or(Ok(()), |reader| reader.check())?;
+        let room = attention.k.map_or(Ok(1), |reader| reader.check().and(reader.room(config)))?;
         let queries = Queries::check(self, query)?;
         let refuse = query.nonfinite.unwrap_or(config.nonfinite) == NonFinite::Raise;
         let column = attention.bias.check(self, queries.heads, refuse)?;
         let longest = self.version.longest();
         let reader = attention.k.unwrap_or(longest.into());
-        let reader = Reader { k: reader.k.min(longest), ..reader };
+        let most = if reader.pages.is_some() { self.most_pages(&queries, work)? } else { longest };
+        let reader = Reader { k: reader.k.min(most), ..reader };
         let n = queries.len();
-        let told = attention.with_hits || reader.has_neighbours();
-        let places = if told { reader.places(n)? } else { reader.k };
+        let told = attention.with_hits || reader.has_neighbours() || reader.pages.is_some();
+        let places = if told { reader.places(n, room)? } else { reader.k };
         let dim = config.value_dim();
         let shape = [queries.rows.len(), queries.heads, queries.tokens];
         let mut partial = Partial { shape, out: filled(0.0, n * dim)?, lse: filled(f32::NEG_INFINITY, n)?, hits: None };

@@ -11,7 +11,7 @@ use crate::arena::Arena;
 use crate::block::Schema;
 use crate::change::{Change, change_all};
 use crate::codec::Codec;
-use crate::config::Config;
+use crate::config::{Config, Write};
 use crate::error::{Error, Kind, Result, ensure};
 use crate::evict::{EvictPolicy, policy};
 use crate::index::{Flat, Index};
@@ -79,6 +79,9 @@ impl Bank {
             && rows.iter().all(|row| row.lanes.len() == config.heads)
             && (schema.is_some() || rows.iter().all(|row| row.lanes.iter().all(Lane::is_empty)));
         ensure(fits, Kind::Shape, || "the rows or their schema do not fit the bank's heads, dims and metric".into())?;
+        if let Write::Pages(how) = &config.write {
+            how.check_rows(&config, &rows)?;
+        }
         let version = Version { rows, schema, number, counts: Counts::default() };
         let (write, evict) = (write::policy(config.write), policy(&config.evict, &config.columns));
         Bank::with_parts(config, version, Box::new(Flat), write, evict)

@@ -221,6 +221,11 @@ impl StagedColumns {
         self.0.iter().enumerate().filter_map(|(at, cells)| Some((at, cells.as_ref()?.view())))
     }
 
+    /// The numbers of the `at`-th column, if it was given.
+    pub(crate) fn numbers(&self, at: usize) -> Option<Numbers<'_>> {
+        Some(self.0.get(at)?.as_ref()?.view())
+    }
+
     /// The number of a token in the `at`-th column; 0 where it was given none, or where the column holds no float32.
     pub(crate) fn float(&self, at: usize, token: usize) -> f32 {
         match self.0.get(at).and_then(Option::as_ref) {

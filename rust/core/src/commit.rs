@@ -10,6 +10,8 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use crate::bank::{Bank, Shared};
 use crate::block::Schema;
+use crate::cells::Numbers;
+use crate::config::Write;
 use crate::error::Result;
 use crate::evict::Decided;
 use crate::labels::Replaced;
@@ -20,6 +22,7 @@ use crate::usage::Touches;
 use crate::version::{Row, Version};
 use crate::work::{Ticker, Work};
 use crate::write::View;
+use crate::write::pages::{PAGE, Paging};
 
 /// What a commit did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,6 +206,10 @@ impl Job<'_> {
         }
         let mut prepared = lane.prepare(schema, arrival, edits, room, ticker)?;
         prepared.line = line;
+        if let (Write::Pages(how), 0) = (&shared.config.write, head) {
+            let ids = (arrival.id_lo, staged.len());
+            prepared.paged = Some(how.divide(&shared.config, row, ids, &staged.columns, ticker)?);
+        }
         Ok(prepared)
     }
 
@@ -236,11 +243,12 @@ fn publish(
         for (at, staged) in arriving(staging) {
             let row = Arc::make_mut(&mut version.rows[at]);
             let landings = receipt.landings.entry(at).or_default();
-            let mut emptied = Vec::new();
+            let (mut emptied, mut paged) = (Vec::new(), None);
             for ((lane, rows), mut prepared) in row.lanes.iter_mut().zip(&staged.lanes).zip(&mut *plan) {
                 let arrival = Arrival { id_lo: staged.id_lo, rows };
                 landings.push(std::mem::take(&mut prepared.landing));
                 let noted = std::mem::take(&mut prepared.noted);
+                paged = paged.or(prepared.paged.take());
                 if !noted.merged.is_empty() {
                     // Ids that nobody has; the pages of their labels need not stay.
                     emptied.push(arrival.id_lo..arrival.id_lo + staged.len() as i64);
@@ -259,6 +267,11 @@ fn publish(
             }
             for (column, numbers) in staged.columns.given() {
                 row.column_mut(&shared.config.columns, column).set(staged.id_lo, numbers);
+            }
+            if let Some((pages, state)) = paged {
+                let at = Paging::column(&shared.config, PAGE);
+                row.column_mut(&shared.config.columns, at).set(staged.id_lo, Numbers::I64(&pages));
+                row.paged = Some(Arc::new(state));
             }
             row.drop_old_columns();
             row.drop_ended(emptied);

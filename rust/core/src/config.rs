@@ -9,6 +9,7 @@ use crate::error::{Kind, Result, ensure};
 pub use crate::write::how::{
     Adjacency, Beyond, COUNT, Clustering, Conflicts, Consolidation, LOG_WEIGHT, Merge, Weigh, Write,
 };
+pub use crate::write::pages::{Boundaries, Paging, Representatives};
 
 /// Where values come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

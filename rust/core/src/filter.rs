@@ -47,6 +47,11 @@ impl<'a> Filter<'a> {
         Ok(Filter { tests, allowed })
     }
 
+    /// Whether all that lives is visible.
+    pub(crate) fn shows_all(&self) -> bool {
+        self.tests.is_empty() && self.allowed.is_none()
+    }
+
     /// The visible rows of every reference that the given bank rows have, for each of them; None: all live ones are.
     pub(crate) fn masks(&self, snapshot: &Snapshot, rows: &[usize], work: &Work) -> Result<Option<Vec<Arc<Masks>>>> {
         if self.tests.is_empty() && self.allowed.is_none() {

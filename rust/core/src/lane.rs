@@ -12,8 +12,10 @@ use crate::evict::Line;
 use crate::extent::Demand;
 use crate::landing::Landing;
 use crate::list::{Append, List, Ref};
+use crate::pages::Cached;
 use crate::usage::{Heat, Touches, Usage, Use};
 use crate::work::Ticker;
+use crate::write::pages::Paged;
 
 /// What a policy asks for. A plan names an id once, so the order of its edits does not matter.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,6 +101,8 @@ pub struct Lane {
     usage: Usage,
     /// Who goes next, where the evict policy keeps a line.
     line: Option<Line>,
+    /// Its pages, if somebody read them.
+    pub(crate) pages: Cached,
 }
 
 /// What a plan does, as far as the use of entries tells of it.
@@ -126,6 +130,8 @@ pub(crate) struct Prepared {
     pub(crate) landing: Landing,
     /// What the evict policy keeps, if it was asked.
     pub(crate) line: Option<Line>,
+    /// Of the first head: the pages of all that arrives in the row, and what comes after has to know.
+    pub(crate) paged: Option<(Vec<i64>, Paged)>,
 }
 
 /// Where what a lane takes finds room.
@@ -238,6 +244,7 @@ impl Lane {
         plan: Prepared,
         emptied: &mut Vec<Range<i64>>,
     ) -> usize {
+        self.pages.changed();
         // Where no policy was asked, nobody put in line what arrives.
         self.line = plan.line;
         // First, while the last block that rows were meant for is surely there: a floor may end all that is in it.
@@ -276,6 +283,7 @@ impl Lane {
         run: Range<usize>,
         (expected, room): (usize, Room),
     ) -> Result<()> {
+        self.pages.changed();
         if self.lists.is_empty() {
             self.lists.push(List::default());
         }
@@ -291,6 +299,7 @@ impl Lane {
     pub(crate) fn kill(&mut self, id: i64, emptied: &mut Vec<Range<i64>>) -> bool {
         let ended = self.lists.iter_mut().any(|list| list.kill(id, emptied));
         self.n_live -= usize::from(ended);
+        self.pages.changed();
         ended
     }
 
@@ -309,6 +318,7 @@ impl Lane {
     pub(crate) fn truncate(&mut self, end: i64) {
         self.n_live -= self.lists.iter_mut().map(|list| list.ceil(end)).sum::<usize>();
         self.usage.drop_from(end);
+        self.pages.changed();
     }
 
     /// How an entry was used; nothing where nobody noted it.

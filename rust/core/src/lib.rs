@@ -56,6 +56,7 @@ mod first_floors;
 mod first_pass;
 mod form;
 mod landing;
+mod pages;
 mod piece;
 mod plane;
 mod rescore;

@@ -165,6 +165,11 @@ impl<'a> Queries<'a> {
         self.before.map_or(i64::MAX, |before| before[row * self.tokens + at % self.tokens])
     }
 
+    /// Whether no condition hides anything.
+    pub(crate) fn shows_all(&self) -> bool {
+        self.filter.shows_all()
+    }
+
     /// The key/value head that a unit reads.
     pub(crate) fn head(&self, unit: &Unit) -> usize {
         unit.first / self.tokens % self.heads / self.group
@@ -199,6 +204,11 @@ impl<'a> Queries<'a> {
         }
         Ok(units)
     }
+}
+
+/// What a lane shows to a call that hides nothing.
+pub(crate) fn all_visible(lane: &Lane) -> Vec<Visible<'_>> {
+    visible(lane, None).concat()
 }
 
 /// What a lane's lists show under masks of their references, in order; None: whatever lives.

@@ -10,7 +10,8 @@ use std::ops::Range;
 
 use crate::bank::Snapshot;
 use crate::block::Schema;
-use crate::error::{Kind, Result, ensure, room_for};
+use crate::config::{Config, Write};
+use crate::error::{Error, Kind, Result, ensure, room_for};
 use crate::query::{Queries, Unit};
 use crate::rescore::{Rescorer, TOGETHER};
 use crate::reservoir::{Best, Judge, Place};
@@ -30,19 +31,30 @@ pub struct Reader {
     pub before: usize,
     /// Neighbours with larger ids that come with each of them.
     pub after: usize,
+    /// Pages are what is read, and what the numbers above count, instead of entries.
+    pub pages: Option<Choosers>,
+}
+
+/// Who chooses pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choosers {
+    /// Each query its own.
+    Each,
+    /// The queries of a call that read one lane, together.
+    Together,
 }
 
 impl From<usize> for Reader {
     fn from(k: usize) -> Reader {
-        Reader { k, least: f32::NEG_INFINITY, before: 0, after: 0 }
+        Reader { k, least: f32::NEG_INFINITY, before: 0, after: 0, pages: None }
     }
 }
 
 /// A place without an entry.
-const NOTHING: Best = Best { score: f32::NEG_INFINITY, id: -1, place: 0 };
+pub(crate) const NOTHING: Best = Best { score: f32::NEG_INFINITY, id: -1, place: 0 };
 
 /// The units of a call and the best of each of their queries.
-type Found<'v> = Vec<(Unit<'v>, Vec<Vec<Best>>)>;
+pub(crate) type Found<'v> = Vec<(Unit<'v>, Vec<Vec<Best>>)>;
 
 impl Reader {
     /// Whether neighbours are read.
@@ -52,7 +64,7 @@ impl Reader {
 
     /// Whether every entry that a query sees is read, once k is as many as there are.
     pub(crate) fn takes_all(&self) -> bool {
-        self.least == f32::NEG_INFINITY
+        self.least == f32::NEG_INFINITY && self.pages.is_none()
     }
 
     /// Refuses what reads nothing.
@@ -61,12 +73,33 @@ impl Reader {
         ensure(!self.least.is_nan(), Kind::Argument, || "score=NaN must be a number, or an infinity".into())
     }
 
-    /// Places in the answer of each of `n` queries.
-    pub(crate) fn places(&self, n: usize) -> Result<usize> {
-        let Reader { k, before, after, .. } = *self;
-        let each = (k as u128).saturating_mul(1 + before as u128 + after as u128);
+    /// The places that each of what is read takes in an answer.
+    ///
+    /// # Errors
+    /// When pages are asked of a bank that has none.
+    pub(crate) fn room(&self, config: &Config) -> Result<usize> {
+        match (self.pages, &config.write) {
+            (None, _) => Ok(1),
+            (Some(_), Write::Pages(how)) => Ok(how.longest as usize),
+            (Some(_), write) => Err(Error::new(
+                Kind::Argument,
+                format!(
+                    "k=Blocks(...) reads pages, and this bank has none, write={:?}: make it with write=Pages(size=128), or \
+                     read entries, as with k=32",
+                    write.name()
+                ),
+            )),
+        }
+    }
+
+    /// Places in the answer of each of `n` queries, where each of what is read takes `room`.
+    pub(crate) fn places(&self, n: usize, room: usize) -> Result<usize> {
+        let Reader { k, before, after, pages, .. } = *self;
+        let each = (k as u128).saturating_mul(1 + before as u128 + after as u128).saturating_mul(room as u128);
         ensure(each.saturating_mul(n.max(1) as u128) <= MAX_ANSWER, Kind::Argument, || {
-            let with = if self.has_neighbours() {
+            let with = if pages.is_some() {
+                format!(" pages of up to {room} entries, each with {before} pages before it and {after} after,")
+            } else if self.has_neighbours() {
                 format!(", each with {before} entries before it and {after} after,")
             } else {
                 String::new()
@@ -78,7 +111,7 @@ impl Reader {
 
     /// What of an answer takes part in a softmax: each entry once, and the places where these stand.
     pub(crate) fn distinct<'h>(&self, hits: &'h [Best]) -> (Cow<'h, [Best]>, Option<Vec<usize>>) {
-        if !self.has_neighbours() {
+        if !self.has_neighbours() && self.pages.is_none() {
             return (Cow::Borrowed(hits), None);
         }
         let places = firsts(hits.iter().map(|hit| hit.id));
@@ -106,12 +139,15 @@ impl Snapshot {
     /// with NaN or infinity reads nothing.
     pub(crate) fn read<'v>(
         &'v self,
-        schema: &Schema,
+        schema: &'v Schema,
         queries: &Queries,
         reader: Reader,
         blank_bad: bool,
         work: &Work,
     ) -> Result<Found<'v>> {
+        if let (Some(choosers), Write::Pages(how)) = (reader.pages, &self.config().write) {
+            return self.read_pages(schema, queries, (reader, how, choosers), blank_bad, work);
+        }
         let mut units = self.best(schema, queries, reader.k, blank_bad, work)?;
         if !reader.takes_all() {
             for best in units.iter_mut().flat_map(|(_, best)| best) {
@@ -236,11 +272,14 @@ mod tests {
     #[test]
     fn answers_have_a_place_for_every_neighbour() {
         let reader = Reader { before: 2, after: 1, ..Reader::from(5) };
-        assert_eq!(reader.places(3), Ok(20));
-        assert_eq!(Reader::from(5).places(3), Ok(5));
+        assert_eq!(reader.places(3, 1), Ok(20));
+        assert_eq!(Reader::from(5).places(3, 1), Ok(5));
         for reader in [Reader { before: usize::MAX, after: usize::MAX, ..reader }, Reader { k: 1 << 29, ..reader }] {
-            assert_eq!(reader.places(3).map_err(|error| error.kind), Err(Kind::Argument));
+            assert_eq!(reader.places(3, 1).map_err(|error| error.kind), Err(Kind::Argument));
         }
+        let pages = Reader { pages: Some(Choosers::Each), ..reader };
+        assert_eq!(pages.places(3, 128), Ok(20 * 128));
+        assert_eq!(pages.places(3, 1 << 30).map_err(|error| error.kind), Err(Kind::Argument));
         for reader in [Reader { least: f32::NAN, ..reader }, Reader { k: 0, ..reader }] {
             assert_eq!(reader.check().map_err(|error| error.kind), Err(Kind::Argument));
         }

@@ -15,6 +15,7 @@ use crate::error::{Error, Kind, Result, ensure};
 use crate::lane::{Arrival, Lane, Room};
 use crate::usage::Use;
 use crate::version::Row;
+use crate::write::pages::Paged;
 
 /// Largest next id: keeps sums of ids and counts far from overflow.
 pub const MAX_NEXT_ID: i64 = 1 << 62;
@@ -176,6 +177,11 @@ impl<'s> RowBuilder<'s> {
         })?;
         ids.iter().zip(uses).for_each(|(&id, &used)| self.row.lanes[head].usage_mut().set(id, used));
         Ok(())
+    }
+
+    /// What the next token has to know of pages; a bank that takes the row checks it.
+    pub fn paged(&mut self, paged: Paged) {
+        self.row.paged = Some(Arc::new(paged));
     }
 
     /// The row.

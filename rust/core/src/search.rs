@@ -71,7 +71,8 @@ impl Snapshot {
     pub fn search(&self, query: &Query, k: impl Into<Reader>, work: &Work) -> Result<Hits> {
         let (queries, reader) = (Queries::check(self, query)?, k.into());
         reader.check()?;
-        let places = reader.places(queries.len())?;
+        let room = reader.room(self.config())?;
+        let places = reader.places(queries.len(), room)?;
         let best = match &self.version.schema {
             Some(schema) => {
                 self.read(schema, &queries, reader, false, work)?.into_iter().flat_map(|(_, best)| best).collect()

@@ -9,7 +9,7 @@ use crate::block::{Encoded, Schema};
 use crate::capacity::Freed;
 use crate::cells::{Numbers, StagedColumns, check_given};
 use crate::codec::Codec;
-use crate::config::{NonFinite, Values};
+use crate::config::{NonFinite, Values, Write};
 use crate::error::{Error, Kind, Result, ensure};
 use crate::input::{Input, VectorReader, check_shape, non_finite};
 use crate::labels::{LabelIndex, NO_LABEL, OnDuplicate, Replaced};
@@ -258,6 +258,9 @@ impl Staging {
             })?;
         }
         check_given(&config.columns, tokens.columns, [shape[0], shape[2]])?;
+        if let Write::Pages(how) = &config.write {
+            how.check_given(tokens.columns, n)?;
+        }
         match (config.values, &tokens.values) {
             (Values::Dim(dim), Some(values)) => {
                 check_shape("values", values.shape(), [Some(shape[0]), Some(shape[1]), Some(shape[2]), Some(dim)])

@@ -14,6 +14,7 @@ use crate::error::{Result, room_for};
 use crate::evict::Line;
 use crate::lane::Lane;
 use crate::work::Ticker;
+use crate::write::pages::Paged;
 
 /// The lanes of one row, its id counter and its columns.
 #[derive(Clone)]
@@ -24,6 +25,8 @@ pub struct Row {
     pub(crate) positions: Column<i64>,
     /// The caller's, in the order in which they were declared; none before the first is given.
     pub(crate) columns: Vec<AnyColumn>,
+    /// What the next token has to know of pages; None: it begins one, and nothing came before.
+    pub(crate) paged: Option<Arc<Paged>>,
 }
 
 impl Row {
@@ -34,6 +37,7 @@ impl Row {
             labels: Column::new(|_| -1),
             positions: Column::new(|id| id),
             columns: Vec::new(),
+            paged: None,
         }
     }
 
@@ -50,6 +54,11 @@ impl Row {
     /// The caller's integer; -1 where none was given.
     pub fn label(&self, id: i64) -> i64 {
         self.labels.get(id)
+    }
+
+    /// What the next token has to know of pages, where the write policy makes them.
+    pub fn paged(&self) -> Option<&Paged> {
+        self.paged.as_deref()
     }
 
     /// The caller's position; the id where none was given.
@@ -101,8 +110,11 @@ impl Row {
         Ok(())
     }
 
-    /// Keeps ids below `end`.
+    /// Keeps ids below `end`; what comes next begins a page.
     pub(crate) fn truncate(&mut self, end: i64) {
+        if end < self.next_id {
+            self.paged = None;
+        }
         for lane in &mut self.lanes {
             lane.truncate(end);
         }
@@ -193,6 +205,9 @@ impl Version {
             }
             for (address, bytes) in row.lanes.iter().flat_map(|lane| lane.usage().page_bytes()) {
                 add(address.cast(), bytes);
+            }
+            for (address, bytes) in row.lanes.iter().filter_map(|lane| lane.pages.bytes()) {
+                add(address, bytes);
             }
             for list in row.lanes.iter().flat_map(Lane::lists) {
                 for (address, bytes) in list.page_bytes() {

@@ -150,6 +150,9 @@ impl Reader<'_> {
         if row.has_positions {
             builder.positions(numbers.iter().map(|numbers| (numbers.id, numbers.position)));
         }
+        if let Some(paged) = &row.paged {
+            builder.paged(paged.paged());
+        }
         Ok(builder.finish())
     }
 

@@ -20,6 +20,7 @@ pub mod ingest;
 mod interrupt;
 mod manifest;
 mod open;
+mod pages;
 mod policies;
 mod publish;
 mod save;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use crate::pages::PagedEntry;
 use crate::policies::{CapacityEntry, EvictEntry, MetricEntry, WriteEntry};
 
 /// File name of the manifest.
@@ -93,6 +94,9 @@ pub(crate) struct RowEntry {
     pub(crate) has_positions: bool,
     /// Entries per head.
     pub(crate) counts: Vec<u64>,
+    /// Where the row's pages are, where the write policy makes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) paged: Option<PagedEntry>,
 }
 
 /// One data file.

@@ -2,9 +2,11 @@
 
 use mnemex_core::Metric;
 use mnemex_core::config::{
-    Adjacency, Beyond, Capacity, Clustering, Conflicts, Consolidation, Evict, Merge, Pins, Weigh, Worth, Write,
+    Adjacency, Beyond, Capacity, Clustering, Conflicts, Consolidation, Evict, Merge, Paging, Pins, Weigh, Worth, Write,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::pages::PagingEntry;
 
 /// Entries per lane: one number, or one for each head.
 #[derive(Serialize, Deserialize)]
@@ -92,6 +94,7 @@ pub(crate) enum WriteEntry {
     Consolidate(#[serde(with = "ConsolidationEntry")] Consolidation),
     MergeAdjacent(#[serde(with = "AdjacencyEntry")] Adjacency),
     Cluster(#[serde(with = "ClusteringEntry")] Clustering),
+    Pages(#[serde(with = "PagingEntry")] Paging),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -162,6 +165,7 @@ impl WriteEntry {
             Write::Consolidate(how) => Some(WriteEntry::Consolidate(how)),
             Write::MergeAdjacent(how) => Some(WriteEntry::MergeAdjacent(how)),
             Write::Cluster(how) => Some(WriteEntry::Cluster(how)),
+            Write::Pages(how) => Some(WriteEntry::Pages(how)),
         }
     }
 
@@ -170,6 +174,7 @@ impl WriteEntry {
             WriteEntry::Consolidate(how) => Write::Consolidate(how),
             WriteEntry::MergeAdjacent(how) => Write::MergeAdjacent(how),
             WriteEntry::Cluster(how) => Write::Cluster(how),
+            WriteEntry::Pages(how) => Write::Pages(how),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::encode::{stored_rows, write_rows};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::manifest::{self, BankEntry, Codecs, ConfigEntry, FileEntry, Kind, Manifest, RowEntry};
+use crate::pages::PagedEntry;
 use crate::publish::{Draft, bank_name};
 use crate::table::{self, schema_or_default};
 
@@ -60,6 +61,7 @@ fn save_bank(draft: &Draft, name: String, bank: &Snapshot, interrupt: &Interrupt
         has_labels: row.has_labels(),
         has_positions: row.has_positions(),
         counts: row.lanes().iter().map(|lane| lane.len() as u64).collect(),
+        paged: row.paged().map(PagedEntry::of),
     };
     Ok(BankEntry {
         config: ConfigEntry::of(bank.config()),

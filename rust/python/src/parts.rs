@@ -1,8 +1,8 @@
 //! The parts that a bank is made of, by the names and numbers that Python gives.
 
 use mnemex_core::config::{
-    Adjacency, Beyond, Capacity, Clustering, Config, Conflicts, Consolidation, Evict, Merge, Pins, ScanCodec, Weigh,
-    Worth, Write,
+    Adjacency, Beyond, Boundaries, Capacity, Clustering, Config, Conflicts, Consolidation, Evict, Merge, Paging, Pins,
+    Representatives, ScanCodec, Weigh, Worth, Write,
 };
 use mnemex_core::error::{Error, Kind};
 use mnemex_core::{Codec, Metric};
@@ -115,6 +115,20 @@ pub(crate) struct WriteOptions {
     delta: f64,
     #[pyo3(default)]
     reservoir: u64,
+    #[pyo3(default)]
+    boundaries: String,
+    #[pyo3(default)]
+    surprise: f64,
+    #[pyo3(default)]
+    window: u64,
+    #[pyo3(default)]
+    shortest: u64,
+    #[pyo3(default)]
+    longest: u64,
+    #[pyo3(default)]
+    representatives: String,
+    #[pyo3(default)]
+    r: u64,
     seed: u64,
 }
 
@@ -140,6 +154,22 @@ pub(crate) fn write_named(name: &str, options: Option<&WriteOptions>) -> PyResul
                 word => return Err(unknown("conflicts", word, "batch_mean, sequential")),
             },
         })),
+        "pages" => Ok(Write::Pages(Paging {
+            boundaries: match options.boundaries.as_str() {
+                "size" => Boundaries::Size,
+                "column" => Boundaries::Column,
+                "surprise" => Boundaries::Surprise { gamma: options.surprise, window: options.window },
+                word => return Err(unknown("boundaries", word, "size, column, surprise")),
+            },
+            shortest: options.shortest,
+            longest: options.longest,
+            representatives: match options.representatives.as_str() {
+                "mean" => Representatives::Mean,
+                "last" => Representatives::Last,
+                "best" => Representatives::Best(options.r),
+                word => return Err(unknown("representatives", word, "mean, last, best")),
+            },
+        })),
         "merge_adjacent" => Ok(Write::MergeAdjacent(Adjacency {
             n: options.n,
             segment: options.segment,
@@ -158,7 +188,7 @@ pub(crate) fn write_named(name: &str, options: Option<&WriteOptions>) -> PyResul
         "cluster" => {
             Ok(Write::Cluster(Clustering { delta: options.delta, reservoir: options.reservoir, seed: options.seed }))
         }
-        _ => Err(unknown("write", name, "append, consolidate, merge_adjacent, cluster")),
+        _ => Err(unknown("write", name, "append, consolidate, merge_adjacent, cluster, pages")),
     }
 }
 

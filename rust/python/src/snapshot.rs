@@ -7,7 +7,7 @@ use mnemex_core::config::NonFinite;
 use mnemex_core::gather::{Vectors as Gathered, Wanted};
 use mnemex_core::predicate::Predicate;
 use mnemex_core::query::{Bitmaps, Query};
-use mnemex_core::reader::Reader;
+use mnemex_core::reader::{Choosers, Reader};
 use mnemex_core::search::Hits;
 use mnemex_core::tally::Tally;
 use mnemex_core::work::Work;
@@ -309,11 +309,17 @@ impl NativeSnapshot {
     }
 }
 
-/// The best so many, the least score, neighbours before and after.
-type ReaderNumbers = (usize, f32, usize, usize);
+/// The best so many, the least score, neighbours before and after; 0 of entries, 1 of pages that each query chooses, 2 of
+/// pages that the queries of a lane choose together.
+type ReaderNumbers = (usize, f32, usize, usize, u8);
 
-fn reader((k, least, before, after): ReaderNumbers) -> Reader {
-    Reader { k, least, before, after }
+fn reader((k, least, before, after, of): ReaderNumbers) -> Reader {
+    let pages = match of {
+        0 => None,
+        1 => Some(Choosers::Each),
+        _ => Some(Choosers::Together),
+    };
+    Reader { k, least, before, after, pages }
 }
 
 /// A number per query head, or the name of a column.

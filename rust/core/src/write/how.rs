@@ -6,6 +6,7 @@ use crate::codec::Codec;
 use crate::config::{Config, Evict, NonFinite};
 use crate::error::{Kind, Result, ensure};
 use crate::lane::Lane;
+use crate::write::pages::Paging;
 
 /// What becomes of tokens that are written.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,6 +19,8 @@ pub enum Write {
     MergeAdjacent(Adjacency),
     /// What is near a representative joins its cluster, of which a sample is kept.
     Cluster(Clustering),
+    /// Each becomes an entry of a page, which is read as one.
+    Pages(Paging),
 }
 
 /// How neighbours in time are merged.
@@ -106,12 +109,13 @@ impl Write {
             Write::Consolidate(_) => "consolidate",
             Write::MergeAdjacent(_) => "merge_adjacent",
             Write::Cluster(_) => "cluster",
+            Write::Pages(_) => "pages",
         }
     }
 
     /// Whether entries stand for more than one token.
     pub fn merges(&self) -> bool {
-        !matches!(self, Write::Append)
+        !matches!(self, Write::Append | Write::Pages(_))
     }
 
     /// Whether what tokens become is a mean, which is kept in float32.
@@ -136,6 +140,7 @@ impl Write {
         };
         let policy = match *self {
             Write::Append => return Ok(()),
+            Write::Pages(how) => return how.check(config),
             Write::Consolidate(how) => {
                 ensure(!how.threshold.is_nan(), &|| "write: threshold=nan must be a number".into())?;
                 similarity(how.similarity)?;
@@ -193,7 +198,7 @@ impl Write {
     pub(crate) fn log_weight(&self, lane: &Lane, id: i64) -> f32 {
         let used = lane.used(id);
         let weight = match (self, used.founder()) {
-            (Write::Append, _) => 1.0,
+            (Write::Append | Write::Pages(_), _) => 1.0,
             (Write::Cluster(how), Some(founder)) if lane.locate(founder).is_some() => {
                 // The members of which it is one sample of several.
                 let members = lane.used(founder).count.saturating_sub(1).max(1);

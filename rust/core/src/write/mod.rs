@@ -7,6 +7,7 @@ mod consolidate;
 pub mod how;
 mod near_in_codes;
 mod nearest;
+pub mod pages;
 
 pub use adjacent::MergeAdjacent;
 pub use append::Append;
@@ -114,6 +115,7 @@ pub(crate) fn policy(write: Write) -> Box<dyn WritePolicy> {
         Write::Consolidate(how) => Box::new(Consolidate(how)),
         Write::MergeAdjacent(how) => Box::new(MergeAdjacent(how)),
         Write::Cluster(how) => Box::new(Cluster(how)),
+        Write::Pages(_) => Box::new(pages::Pages),
     }
 }
 
