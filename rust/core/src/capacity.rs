@@ -1,7 +1,7 @@
 //! Whether staged tokens will find room where nothing may be evicted.
 
 use crate::bank::Shared;
-use crate::config::Evict;
+use crate::config::{Evict, Write};
 use crate::error::{Kind, Result, ensure};
 use crate::labels::Replaced;
 use crate::lane::Lane;
@@ -19,6 +19,10 @@ impl Staging {
         replaced: &Replaced,
     ) -> Result<Option<Freed>> {
         let (Evict::Error, Some(capacity)) = (&shared.config.evict, shared.config.capacity) else { return Ok(None) };
+        // How much a planner leaves is known at the commit, which refuses it then.
+        if matches!(shared.config.write, Write::Planned(_)) {
+            return Ok(None);
+        }
         let staged = self.rows.get(&row);
         let lanes = &version.rows[row].lanes;
         let id_lo = staged.map_or(version.rows[row].next_id, |staged| staged.id_lo);

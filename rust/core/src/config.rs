@@ -53,12 +53,14 @@ impl ScanCodec {
 }
 
 /// What becomes of tokens that are written.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Write {
     /// Each becomes an entry.
     Append,
     /// What is near an entry is merged into it.
     Consolidate(Consolidation),
+    /// A policy of that name decides, which lies outside this crate: see [`Planner`](crate::write::Planner).
+    Planned(String),
 }
 
 /// How tokens are merged into entries that they are near.
@@ -97,49 +99,62 @@ pub enum Conflicts {
 
 impl Write {
     /// Its name in Python and in files.
-    pub fn name(&self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             Write::Append => "append",
             Write::Consolidate(_) => "consolidate",
+            Write::Planned(name) => name,
         }
     }
 
     /// Whether entries stand for more than one token.
     pub fn merges(&self) -> bool {
-        matches!(self, Write::Consolidate(_))
+        matches!(self, Write::Consolidate(_) | Write::Planned(_))
     }
 
     /// Refuses what cannot be, or does not go with the rest of the bank.
     fn check(&self, config: &Config) -> Result<()> {
-        let Write::Consolidate(Consolidation { threshold, similarity, merge, .. }) = *self else { return Ok(()) };
         let ensure = |holds: bool, say: &dyn Fn() -> String| ensure(holds, Kind::Argument, say);
-        ensure(!threshold.is_nan(), &|| "write: threshold=nan must be a number".into())?;
-        ensure(similarity != Metric::L2, &|| "write: similarity must be \"cos\" or \"dot\"".into())?;
-        if let Merge::Ema { rate } = merge {
-            ensure(rate > 0.0 && rate <= 1.0, &|| format!("write: rate={rate} must be above 0 and at most 1"))?;
-        }
+        let part = match self {
+            Write::Append => return Ok(()),
+            Write::Planned(name) => {
+                ensure(!name.is_empty() && !name.contains('\0') && name.len() <= MAX_NAME, &|| {
+                    format!("write: the policy's name must have 1 to {MAX_NAME} bytes and no NUL")
+                })?;
+                name
+            }
+            Write::Consolidate(Consolidation { threshold, similarity, merge, .. }) => {
+                ensure(!threshold.is_nan(), &|| "write: threshold=nan must be a number".into())?;
+                ensure(*similarity != Metric::L2, &|| "write: similarity must be \"cos\" or \"dot\"".into())?;
+                if let Merge::Ema { rate } = *merge {
+                    ensure(rate > 0.0 && rate <= 1.0, &|| format!("write: rate={rate} must be above 0 and at most 1"))?;
+                }
+                ensure(config.evict != Evict::Error, &|| {
+                    "evict=\"error\" refuses tokens before anybody knows whether they will be merged: with \
+                     write=Consolidate name who goes, as in evict=OldestAge()"
+                        .into()
+                })?;
+                "Consolidate"
+            }
+        };
         for (name, codec) in [("key_codec", config.key_codec), ("value_codec", config.value_codec)] {
             ensure(codec.is_none_or(|codec| codec == Codec::F32), &|| {
                 format!(
-                    "{name}={:?} rounds a running mean at every merge: write=Consolidate keeps float32, {name}=\"f32\" \
-                     or \"auto\", which takes narrower types too",
+                    "{name}={:?} rounds a running mean at every merge: write={part} keeps float32, {name}=\"f32\" or \
+                     \"auto\", which takes narrower types too",
                     codec.map_or("auto", Codec::name)
                 )
             })?;
         }
         ensure(config.nonfinite != NonFinite::Keep, &|| {
-            "nonfinite=\"keep\": one NaN would spoil every mean that it is merged into; with write=Consolidate, \"raise\" \
-             or \"skip\""
-                .into()
-        })?;
-        ensure(config.evict != Evict::Error, &|| {
-            "evict=\"error\" refuses tokens before anybody knows whether they will be merged: with write=Consolidate name \
-             who goes, as in evict=OldestAge()"
-                .into()
+            format!(
+                "nonfinite=\"keep\": one NaN would spoil every mean that it is merged into; with write={part}, \"raise\" or \
+                 \"skip\""
+            )
         })?;
         ensure(config.columns.iter().all(|column| column.name != COUNT), &|| {
             format!(
-                "columns={COUNT:?}: with write=Consolidate it is there already, the tokens that an entry stands for"
+                "columns={COUNT:?}: with write={part} it is there already, the tokens that an entry stands for"
             )
         })
     }
@@ -147,6 +162,9 @@ impl Write {
 
 /// The column of tokens that each entry stands for, where tokens are merged.
 pub const COUNT: &str = "count";
+
+/// Longest name of a policy outside this crate, in bytes.
+const MAX_NAME: usize = 256;
 
 /// What happens to a write beyond the capacity.
 #[derive(Clone, Debug, PartialEq)]

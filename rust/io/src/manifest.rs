@@ -195,10 +195,12 @@ enum WorthEntry {
     Reservoir { seed: u64 },
 }
 
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum WriteEntry {
     Consolidate(#[serde(with = "ConsolidationEntry")] Consolidation),
+    /// The name of a policy that no file can hold.
+    Planned(String),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -228,16 +230,18 @@ enum ConflictsEntry {
 }
 
 impl WriteEntry {
-    fn of(write: Write) -> Option<WriteEntry> {
+    fn of(write: &Write) -> Option<WriteEntry> {
         match write {
             Write::Append => None,
-            Write::Consolidate(how) => Some(WriteEntry::Consolidate(how)),
+            Write::Consolidate(how) => Some(WriteEntry::Consolidate(*how)),
+            Write::Planned(name) => Some(WriteEntry::Planned(name.clone())),
         }
     }
 
     fn write(self) -> Write {
         match self {
             WriteEntry::Consolidate(how) => Write::Consolidate(how),
+            WriteEntry::Planned(name) => Write::Planned(name),
         }
     }
 }
@@ -295,7 +299,7 @@ impl ConfigEntry {
             key_codec: name(config.key_codec),
             value_codec: name(config.value_codec),
             scan_codec: config.scan_codec.map(|codec| codec.name().to_owned()),
-            write: WriteEntry::of(config.write),
+            write: WriteEntry::of(&config.write),
             evict: EvictEntry::from(&config.evict),
             nonfinite: config.nonfinite,
             columns: (config.columns.iter())
@@ -315,7 +319,7 @@ impl ConfigEntry {
             key_codec: codec(&self.key_codec)?,
             value_codec: codec(&self.value_codec)?,
             scan_codec: self.scan_codec.as_deref().map(scan_named).transpose()?,
-            write: self.write.map_or(Write::Append, WriteEntry::write),
+            write: self.write.clone().map_or(Write::Append, WriteEntry::write),
             evict: self.evict.clone().into(),
             nonfinite: self.nonfinite,
             columns: self.columns.iter().map(ColumnEntry::declared).collect::<Result<_, _>>()?,

@@ -3,9 +3,14 @@
 mod append;
 mod consolidate;
 mod nearest;
+mod planner;
+mod scene;
 
 pub use append::Append;
 pub use consolidate::Consolidate;
+pub(crate) use planner::LanePlan;
+pub use planner::{Planned, Planner};
+pub use scene::{Scene, Side, Touched};
 
 use std::ops::Range;
 
@@ -97,9 +102,10 @@ pub trait WritePolicy: Send + Sync {
 }
 
 /// The policy of a configuration.
-pub(crate) fn policy(write: Write) -> Box<dyn WritePolicy> {
+pub(crate) fn policy(write: &Write) -> Box<dyn WritePolicy> {
     match write {
-        Write::Append => Box::new(Append),
-        Write::Consolidate(how) => Box::new(Consolidate(how)),
+        // Where there is a planner, it is asked instead.
+        Write::Append | Write::Planned(_) => Box::new(Append),
+        Write::Consolidate(how) => Box::new(Consolidate(*how)),
     }
 }
