@@ -41,6 +41,7 @@ from mnemex.ingest import IngestReport
 from mnemex.memory import Memory, MemorySnapshot, from_cache
 from mnemex.merge import merge
 from mnemex.parts import BF16, F16, F32, Append, Flat, Threshold, TopK, Window
+from mnemex.policy import Columns, Edits, Policy, Staged, Touched
 from mnemex.product_keys import ProductKeys, Slots
 from mnemex.results import Hits, Partial, Receipt
 
@@ -60,8 +61,10 @@ __all__ = [
     "Bank",
     "BuildInfo",
     "CapacityError",
+    "Columns",
     "Consolidate",
     "DtypeError",
+    "Edits",
     "Error",
     "ExistsError",
     "Fifo",
@@ -80,6 +83,7 @@ __all__ = [
     "NotFoundError",
     "OldestAge",
     "Partial",
+    "Policy",
     "ProductKeys",
     "Random",
     "Receipt",
@@ -90,10 +94,12 @@ __all__ = [
     "ShapeError",
     "Slots",
     "Snapshot",
+    "Staged",
     "StateError",
     "Stats",
     "Threshold",
     "TopK",
+    "Touched",
     "Unsupported",
     "Window",
     "build_info",
@@ -103,7 +109,12 @@ __all__ = [
 ]
 
 # What loads when it is first named, and what it cannot load without; recipes ask for their adapter when called.
-_ADAPTERS: dict[str, tuple[str, ...]] = {"torch": ("torch",), "hf": ("torch", "transformers"), "recipes": ()}
+_ADAPTERS: dict[str, tuple[str, ...]] = {
+    "torch": ("torch",),
+    "hf": ("torch", "transformers"),
+    "recipes": (),
+    "testing": (),
+}
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -153,9 +153,7 @@ impl Write {
             )
         })?;
         ensure(config.columns.iter().all(|column| column.name != COUNT), &|| {
-            format!(
-                "columns={COUNT:?}: with write={part} it is there already, the tokens that an entry stands for"
-            )
+            format!("columns={COUNT:?}: with write={part} it is there already, the tokens that an entry stands for")
         })
     }
 }

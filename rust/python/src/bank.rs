@@ -135,15 +135,18 @@ impl NativeBank {
             value_codec: codec_named("value_codec", value_codec)?,
             scan_codec: scan_codec.map(scan_named).transpose()?,
             write: match &policy {
-                Some(Policy(name, ..)) => Write::Planned(name.clone()),
+                Some(policy) => Write::Planned(policy.0.clone()),
                 None => write_named(write, write_options.as_ref())?,
             },
             evict: evict_named(evict, &evict_options)?,
             nonfinite: nonfinite_named(nonfinite)?,
             columns: declared(columns)?,
         };
-        let bank = Bank::new(config, rows).map_err(raised)?;
-        policy.map_or(Ok(NativeBank(bank)), |policy| NativeBank(bank).with_policy(policy))
+        let bank = NativeBank(Bank::new(config, rows).map_err(raised)?);
+        match policy {
+            Some(policy) => bank.with_policy(policy),
+            None => Ok(bank),
+        }
     }
 
     /// The same version, written to as the policy says; its name must be the one that the bank was made with.

@@ -91,7 +91,7 @@ impl Planner for Policy {
     }
 
     fn plan(&self, scene: &Arc<Scene>) -> Result<Planned> {
-        let ask = |py| -> PyResult<Planned> {
+        let ask = |py: Python<'_>| -> PyResult<Planned> {
             let scene = Bound::new(py, NativeScene(Mutex::new(Some(Arc::clone(scene)))))?;
             let answer = self.2.bind(py).call1((&scene,));
             scene.get().close();

@@ -73,7 +73,9 @@ impl Scene {
         let (n, m) = (self.n_entries(), self.n_tokens());
         let at = usize::try_from(place).unwrap_or(usize::MAX);
         ensure(at < n + m, Kind::Argument, || {
-            format!("plan: {what} names place {place}: there are {n} entries, and {m} staged tokens counted on from them")
+            format!(
+                "plan: {what} names place {place}: there are {n} entries, and {m} staged tokens counted on from them"
+            )
         })?;
         Ok(if at < n { Target::Entry(at) } else { Target::Token(at - n) })
     }
@@ -138,7 +140,11 @@ impl Scene {
                 format!("plan: the token of {} is merged and appended: one of the two", self.say(own))
             })?;
             ensure(self.lane_of(target) == self.lane_of(own), &|| {
-                format!("plan: the token of {} is merged into {}: nothing crosses lanes", self.say(own), self.say(target))
+                format!(
+                    "plan: the token of {} is merged into {}: nothing crosses lanes",
+                    self.say(own),
+                    self.say(target)
+                )
             })?;
             merged[at] = true;
             changes.entry(into).or_default().tokens.push(at);

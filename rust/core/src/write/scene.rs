@@ -89,8 +89,7 @@ impl Scene {
                 // A list ascends; an index that routes has many.
                 ids[first..].sort_unstable();
                 if !staged.replaced.is_empty() {
-                    let kept: Vec<i64> =
-                        ids.drain(first..).filter(|id| !staged.replaced.contains_key(id)).collect();
+                    let kept: Vec<i64> = ids.drain(first..).filter(|id| !staged.replaced.contains_key(id)).collect();
                     ids.extend(kept);
                 }
                 entries.push(ids.len());
