@@ -45,6 +45,7 @@ from mnemex.memory import Memory, MemorySnapshot, from_cache
 from mnemex.merge import merge
 from mnemex.pages import Blocks, Pages
 from mnemex.parts import BF16, F16, F32, Append, Flat, Threshold, TopK, Window
+from mnemex.policy import Columns, Edits, Policy, Staged, Touched
 from mnemex.product_keys import ProductKeys, Slots
 from mnemex.results import Hits, Partial, Receipt
 
@@ -66,8 +67,10 @@ __all__ = [
     "BuildInfo",
     "CapacityError",
     "Cluster",
+    "Columns",
     "Consolidate",
     "DtypeError",
+    "Edits",
     "Error",
     "ExistsError",
     "Fifo",
@@ -88,6 +91,7 @@ __all__ = [
     "OldestAge",
     "Pages",
     "Partial",
+    "Policy",
     "ProductKeys",
     "Random",
     "Receipt",
@@ -98,10 +102,12 @@ __all__ = [
     "ShapeError",
     "Slots",
     "Snapshot",
+    "Staged",
     "StateError",
     "Stats",
     "Threshold",
     "TopK",
+    "Touched",
     "Unsupported",
     "Window",
     "build_info",
@@ -112,7 +118,12 @@ __all__ = [
 ]
 
 # What loads when it is first named, and what it cannot load without; recipes ask for their adapter when called.
-_ADAPTERS: dict[str, tuple[str, ...]] = {"torch": ("torch",), "hf": ("torch", "transformers"), "recipes": ()}
+_ADAPTERS: dict[str, tuple[str, ...]] = {
+    "torch": ("torch",),
+    "hf": ("torch", "transformers"),
+    "recipes": (),
+    "testing": (),
+}
 
 
 def __getattr__(name: str) -> ModuleType:

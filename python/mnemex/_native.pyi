@@ -5,14 +5,14 @@ Native part of mnemex; use the `mnemex` package.
 from _typeshed import Incomplete, SupportsGetItem
 from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["NativeBank", "NativeIngest", "NativeReceipt", "NativeSnapshot", "bag", "bag_backward", "change_all", "commit_all", "isa", "isas", "max_threads", "open", "product_backward", "product_lookup", "product_read", "save", "stream", "stream_schema"]
+__all__ = ["NativeBank", "NativeIngest", "NativeReceipt", "NativeScene", "NativeSnapshot", "bag", "bag_backward", "change_all", "commit_all", "isa", "isas", "max_threads", "open", "product_backward", "product_lookup", "product_read", "save", "stream", "stream_schema"]
 
 @final
 class NativeBank:
     """
     The key/value memory of one attention layer.
     """
-    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | SupportsGetItem[int, SupportsIndex] | None, metric: str, key_codec: str | None, value_codec: str | None, scan_codec: str | None, write: str, write_options: Incomplete | None, evict: str, evict_options: Incomplete, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]]) -> NativeBank: ...
+    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | None, metric: str, key_codec: str | None, value_codec: str | None, scan_codec: str | None, write: str, write_options: Incomplete | None, evict: str, evict_options: Incomplete, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]], policy: tuple[str, bool, Any] | None) -> NativeBank: ...
     def commit(self, /, threads: SupportsIndex | None) -> NativeReceipt:
         """
         Publish what is staged.
@@ -39,6 +39,11 @@ class NativeBank:
     def nbytes(self, /) -> int:
         """
         Bytes of memory, staged tokens included.
+        """
+    @property
+    def policy(self, /) -> tuple[str, bool, bool]:
+        """
+        Name of the write policy; with whether it is one in Python, and whether that is here.
         """
     def reorder(self, /, index: Incomplete) -> None:
         """
@@ -77,6 +82,10 @@ class NativeBank:
     def wants_use(self, /) -> bool:
         """
         Whether the evict policy makes something of the use of entries.
+        """
+    def with_policy(self, /, policy: tuple[str, bool, Any]) -> NativeBank:
+        """
+        The same version, written to as the policy says; its name must be the one that the bank was made with.
         """
     def write(self, /, tokens: tuple[tuple[Incomplete, str], tuple[Incomplete, str] | None, Incomplete | None, Incomplete | None, Incomplete | None, str | None, Incomplete | None, str | None, SupportsGetItem[int, tuple[str, Incomplete]], bool], threads: SupportsIndex | None) -> NativeReceipt:
         """
@@ -130,6 +139,42 @@ class NativeReceipt:
     def version(self, /) -> int:
         """
         Number of the version.
+        """
+
+@final
+class NativeScene:
+    """
+    What a policy sees of a commit; empty once the commit went on.
+    """
+    def column(self, /, staged: bool, name: str) -> Incomplete:
+        """
+        The numbers of entries, or of tokens, in one of the caller's columns.
+        """
+    @property
+    def columns(self, /) -> list[tuple[str, str]]:
+        """
+        The caller's columns.
+        """
+    def entries(self, /, name: str) -> Incomplete:
+        """
+        Something that every entry has.
+        """
+    @property
+    def facts(self, /) -> tuple[int, int, int, int | None, int, int]:
+        """
+        Number of the version to be, key/value heads, numbers per key and per value, entries, tokens.
+        """
+    def tokens(self, /, name: str) -> Incomplete:
+        """
+        Something that every token has.
+        """
+    def touched(self, /) -> tuple[Incomplete, Incomplete, Incomplete]:
+        """
+        What was staged of the use of entries: places, times, mass.
+        """
+    def vectors(self, /, staged: bool, value: bool, places: Incomplete | None) -> Incomplete:
+        """
+        Keys, or values, of entries or tokens: of all, or at places.
         """
 
 @final

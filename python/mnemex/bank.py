@@ -13,6 +13,7 @@ from mnemex.consolidate import WRITES, Write, write_options
 from mnemex.errors import ArgumentError, ShapeError
 from mnemex.evict import EVICTS, Evict, evict_options
 from mnemex.pages import with_pages
+from mnemex.policy import Policy, is_policy, native_policy
 from mnemex.reads import Reads
 from mnemex.writes import Writes
 
@@ -75,11 +76,12 @@ class Bank(Writes):
         "append": every token becomes an entry. `Consolidate(threshold=0.9)`: what is near an entry is merged into it.
         `MergeAdjacent(2, segment=18)`: neighbours that are alike are. `Cluster(delta=0.5)`: clusters, and samples of
         them. `Pages(size=128)`: entries stand in pages, which `Blocks` reads whole.
-        `Pages(size=128)`: entries stand in pages, which `Blocks` reads whole.
+        An object of yours with `plan` is asked for every commit: see `Policy`.
     evict
         Who goes from a full lane: "fifo": the oldest; "oldest_age", "lru", "lfu", "attention_mass", "retention",
         "random", "reservoir", or a part such as `Lru(sinks=4)` or `MinScore(column="surprise")`. "error": a write
-        beyond the capacity is refused.
+        beyond the capacity is refused. An object of yours with `plan`, where `write` is "append": the same as `write=`
+        of it, but it has to make room by itself, and a commit for which it did not is refused.
     columns
         Numbers that entries have beside id, label and position: "float32", "int64" or "bool" by name, as in
         `{"prior": "float32"}`; an entry that is given none has 0, or False.
@@ -130,8 +132,8 @@ class Bank(Writes):
         value_codec: str | parts.Codec = "auto",
         scan_codec: str | None = None,
         index: str | parts.Flat = "flat",
-        write: str | Write = "append",
-        evict: str | Evict = "fifo",
+        write: str | Write | Policy = "append",
+        evict: str | Evict | Policy = "fifo",
         columns: Mapping[str, str] | None = None,
         path: None = None,
         nonfinite: str = "raise",
@@ -143,23 +145,30 @@ class Bank(Writes):
         if isinstance(value_dim, str) and value_dim != "key":
             raise ArgumentError(f"value_dim={value_dim!r} must be a number, 'key' or None")
         arguments.part("index", index, parts.INDEXES)
+        policy = write if is_policy(write) else None
+        if is_policy(evict):
+            if arguments.part("write", write, WRITES) != "append":
+                raise ArgumentError("evict is an object with plan, which decides what is written too: leave write= out")
+            policy, evict = evict, "error"
+        entries = _capacity.of_heads(capacity, arguments.count("heads", heads))
         native = NativeBank(
             rows=arguments.count("rows", rows, low=0),
             heads=arguments.count("heads", heads),
             key_dim=arguments.count("key_dim", key_dim),
             value_dim=None if value_dim in (None, "key") else arguments.count("value_dim", value_dim),
             key_is_value=value_dim == "key",
-            capacity=_capacity.of_heads(capacity, arguments.count("heads", heads)),
+            capacity=entries,
             metric=arguments.word("metric", metric, ("dot", "cos", "l2")),
             key_codec=_codec("key_codec", key_codec),
             value_codec=_codec("value_codec", value_codec),
             scan_codec=None if scan_codec is None else arguments.word("scan_codec", scan_codec, ("int8",)),
-            write=arguments.part("write", write, WRITES),
+            write="append" if policy is not None else arguments.part("write", write, WRITES),
             write_options=write_options(write, seed=arguments.count("seed", seed, low=0)),
             evict="error" if isinstance(evict, str) and evict == "error" else arguments.part("evict", evict, EVICTS),
             evict_options=evict_options(evict, seed=arguments.count("seed", seed, low=0)),
             nonfinite=arguments.word("nonfinite", nonfinite, arguments.NONFINITE),
             columns=with_pages(write, _columns.declared(columns)),
+            policy=None if policy is None else native_policy(policy, entries),
         )
         self._open(native, threads)
 
@@ -173,6 +182,15 @@ class Bank(Writes):
         bank = cls.__new__(cls)
         bank._open(native, threads)
         return bank
+
+    def _with_policy(self, policy: object) -> Bank:
+        """Go on with a policy that a file could not hold."""
+        name, planned, here = self._native.policy
+        if not planned or here:
+            raise ArgumentError(
+                f"write, evict: the bank was saved with the write policy {name!r}, which needs no object"
+            )
+        return Bank._of(self._native.with_policy(native_policy(policy, self.capacity)), threads=self._threads)
 
     def _native_snapshot(self) -> NativeSnapshot:
         return self._native.snapshot()

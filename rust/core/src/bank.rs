@@ -19,7 +19,7 @@ use crate::lane::Lane;
 use crate::stage::{StagedIds, Staging, Tokens};
 use crate::version::{Counts, Row, Version};
 use crate::work::Work;
-use crate::write::{self, WritePolicy};
+use crate::write::{self, Planner, WritePolicy};
 
 /// What a bank and its snapshots have in common.
 pub(crate) struct Shared {
@@ -28,7 +28,26 @@ pub(crate) struct Shared {
     pub(crate) index: Box<dyn Index>,
     pub(crate) write: Box<dyn WritePolicy>,
     pub(crate) evict: Box<dyn EvictPolicy>,
+    /// Asked instead of the write policy, where the configuration names one.
+    pub(crate) planner: Option<Arc<dyn Planner>>,
     pub(crate) arena: Arena,
+}
+
+impl Shared {
+    /// Refuses writes to a bank whose policy nobody gave.
+    pub(crate) fn check_planner(&self) -> Result<Option<&dyn Planner>> {
+        match (&self.config.write, &self.planner) {
+            (Write::Planned(_), Some(planner)) => Ok(Some(&**planner)),
+            (Write::Planned(name), None) => Err(Error::new(
+                Kind::State,
+                format!(
+                    "this bank was saved with the policy {name:?}, which a file cannot hold: it can be read, and written \
+                     to once it is opened with it, mnemex.open(path, write=...)"
+                ),
+            )),
+            _ => Ok(None),
+        }
+    }
 }
 
 /// The key/value memory of one attention layer: rows x heads independent lanes.
@@ -62,8 +81,8 @@ impl Bank {
         config.check(rows)?;
         let version = Version::empty(rows, config.heads)?;
         let evict = policy(&config.evict, &config.columns);
-        let (index, write) = (Box::new(Flat), write::policy(config.write));
-        Ok(Bank::of(Shared { config, kernels, index, write, evict, arena: Arena::default() }, version))
+        let (index, write) = (Box::new(Flat), write::policy(&config.write));
+        Ok(Bank::of(Shared { config, kernels, index, write, evict, planner: None, arena: Arena::default() }, version))
     }
 
     /// A bank that starts from given rows, as version `number`: what opening a file does.
@@ -83,7 +102,7 @@ impl Bank {
             how.check_rows(&config, &rows)?;
         }
         let version = Version { rows, schema, number, counts: Counts::default() };
-        let (write, evict) = (write::policy(config.write), policy(&config.evict, &config.columns));
+        let (write, evict) = (write::policy(&config.write), policy(&config.evict, &config.columns));
         Bank::with_parts(config, version, Box::new(Flat), write, evict)
     }
 
@@ -94,11 +113,33 @@ impl Bank {
         write: Box<dyn WritePolicy>,
         evict: Box<dyn EvictPolicy>,
     ) -> Result<Bank> {
-        Ok(Bank::of(Shared { config, kernels: best_kernels()?, index, write, evict, arena: Arena::default() }, version))
+        let (kernels, arena) = (best_kernels()?, Arena::default());
+        Ok(Bank::of(Shared { config, kernels, index, write, evict, planner: None, arena }, version))
     }
 
     fn of(shared: Shared, version: Version) -> Bank {
         Bank { shared: Arc::new(shared), version: RwLock::new(Arc::new(version)), staging: Mutex::default() }
+    }
+
+    /// A bank of the same version that asks this planner what becomes of tokens; nothing is staged in it.
+    ///
+    /// # Errors
+    /// When the bank was not made for a planner of that name.
+    pub fn with_planner(&self, planner: Arc<dyn Planner>) -> Result<Bank> {
+        let Shared { config, kernels, .. } = &*self.shared;
+        let asked = config.write.name();
+        ensure(matches!(&config.write, Write::Planned(name) if name == planner.name()), Kind::Argument, || {
+            format!("write: the bank was made with {asked:?}, not with the policy {:?}", planner.name())
+        })?;
+        let (write, evict) = (write::policy(&config.write), policy(&config.evict, &config.columns));
+        let (config, index, arena) = (config.clone(), Box::new(Flat), Arena::default());
+        let shared = Shared { config, kernels, index, write, evict, planner: Some(planner), arena };
+        Ok(Bank { shared: Arc::new(shared), version: RwLock::new(self.snapshot().version), staging: Mutex::default() })
+    }
+
+    /// Who is asked what becomes of tokens, where that lies outside this crate.
+    pub fn planner(&self) -> Option<&dyn Planner> {
+        self.shared.planner.as_deref()
     }
 
     /// What the bank is.

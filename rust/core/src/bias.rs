@@ -59,7 +59,7 @@ impl Bias<'_> {
                 })
             }
             Bias::Column(LOG_WEIGHT) if snapshot.config().write.merges() => {
-                Ok(Some(ColumnBias::Weight(snapshot.config().write)))
+                Ok(Some(ColumnBias::Weight(snapshot.config().write.clone())))
             }
             Bias::Column(name) => ColumnBias::named(&snapshot.config().columns, name, refuse).map(Some),
         }

@@ -1,7 +1,7 @@
 //! How many entries lanes hold, and whether staged tokens will find room where nothing may be evicted.
 
 use crate::bank::Shared;
-use crate::config::{Config, Evict};
+use crate::config::{Config, Evict, Write};
 use crate::error::{Kind, Result, ensure};
 use crate::labels::Replaced;
 use crate::lane::Lane;
@@ -78,6 +78,10 @@ impl Staging {
         replaced: &Replaced,
     ) -> Result<Option<Freed>> {
         let (Evict::Error, Some(capacity)) = (&shared.config.evict, &shared.config.capacity) else { return Ok(None) };
+        // How much a planner leaves is known at the commit, which refuses it then.
+        if matches!(shared.config.write, Write::Planned(_)) {
+            return Ok(None);
+        }
         let staged = self.rows.get(&row);
         let lanes = &version.rows[row].lanes;
         let id_lo = staged.map_or(version.rows[row].next_id, |staged| staged.id_lo);

@@ -188,7 +188,7 @@ impl Cells {
 }
 
 /// The columns of one row's staged tokens; a column that no call gave is not there.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct StagedColumns(Vec<Option<Cells>>);
 
 impl StagedColumns {
@@ -224,6 +224,14 @@ impl StagedColumns {
     /// The numbers of the `at`-th column, if it was given.
     pub(crate) fn numbers(&self, at: usize) -> Option<Numbers<'_>> {
         Some(self.0.get(at)?.as_ref()?.view())
+    }
+
+    /// The numbers of chosen tokens in the `at`-th column; None where no call gave it.
+    pub(crate) fn chosen(&self, at: usize, tokens: &[usize]) -> Option<Cells> {
+        let cells = self.0.get(at)?.as_ref()?.view();
+        let mut chosen = Cells::absent(cells.dtype(), 0);
+        chosen.extend(cells, tokens.iter().copied());
+        Some(chosen)
     }
 
     /// The number of a token in the `at`-th column; 0 where it was given none, or where the column holds no float32.

@@ -5,14 +5,13 @@
 //! what they touch. Where a snapshot was taken since the plan, a last block is copied there after all.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bank::{Bank, Shared};
 use crate::block::Schema;
 use crate::cells::Numbers;
-use crate::config::Write;
-use crate::error::Result;
+use crate::config::{Evict, Write};
+use crate::error::{Kind, Result, ensure};
 use crate::evict::Decided;
 use crate::labels::Replaced;
 use crate::landing::Landing;
@@ -21,8 +20,8 @@ use crate::stage::{StagedIds, StagedRow, Staging, Tokens};
 use crate::usage::Touches;
 use crate::version::{Row, Version};
 use crate::work::{Ticker, Work};
-use crate::write::View;
 use crate::write::pages::{PAGE, Paging};
+use crate::write::{LanePlan, Scene, View};
 
 /// What a commit did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +42,7 @@ pub struct Receipt {
 struct Job<'a> {
     shared: &'a Shared,
     schema: &'a Schema,
+    at: usize,
     row: &'a Row,
     head: usize,
     lane: &'a Lane,
@@ -127,7 +127,7 @@ fn arriving(staging: &Staging) -> impl Iterator<Item = (usize, &StagedRow)> {
 fn plan(banks: &[&Bank], staged: &[MutexGuard<Staging>], work: &Work) -> Result<Vec<Prepared>> {
     let versions: Vec<_> =
         banks.iter().map(|bank| bank.version.read().unwrap_or_else(PoisonError::into_inner)).collect();
-    let (mut jobs, mut size) = (Vec::new(), 0);
+    let (mut jobs, mut size, mut planned) = (Vec::new(), 0, Vec::new());
     for ((bank, staging), version) in banks.iter().zip(staged).zip(&versions) {
         let Some(schema) = &staging.schema else { continue };
         let in_bank = arriving(staging).map(|(row, staged)| staged.len() * version.rows[row].lanes.len()).sum();
@@ -136,9 +136,10 @@ fn plan(banks: &[&Bank], staged: &[MutexGuard<Staging>], work: &Work) -> Result<
             let held = Arc::strong_count(version) > 1 || Arc::strong_count(row) > 1;
             size += staged.len() * row.lanes.len() * schema.key.dim;
             let room = Room { in_bank, arena: &bank.shared.arena, held };
-            jobs.extend(row.lanes.iter().zip(&staged.lanes).enumerate().map(|(head, (lane, rows))| Job {
+            jobs.extend(row.lanes.iter().zip(staged.lanes.iter()).enumerate().map(|(head, (lane, rows))| Job {
                 shared: &bank.shared,
                 schema,
+                at,
                 row,
                 head,
                 lane,
@@ -151,15 +152,50 @@ fn plan(banks: &[&Bank], staged: &[MutexGuard<Staging>], work: &Work) -> Result<
             }));
         }
     }
-    work.for_size(size).map(jobs.len(), |at, ticker| jobs[at].plan(ticker))
+    for ((bank, staging), version) in banks.iter().zip(staged).zip(&versions) {
+        if let Some(schema) = &staging.schema {
+            planned.extend(ask_planner(bank, version, staging, schema, work)?);
+        }
+    }
+    work.for_size(size).map(jobs.len(), |at, ticker| {
+        let given = planned.get(at).and_then(|plan| plan.lock().unwrap_or_else(PoisonError::into_inner).take());
+        jobs[at].plan(given, ticker)
+    })
+}
+
+/// What a planner wants done to each lane that tokens arrive in; None of each where the bank's own policy is asked.
+fn ask_planner(
+    bank: &Bank,
+    version: &Version,
+    staging: &Staging,
+    schema: &Schema,
+    work: &Work,
+) -> Result<Vec<Mutex<Option<LanePlan>>>> {
+    let shared = &*bank.shared;
+    let Some(planner) = shared.check_planner()? else {
+        let lanes = arriving(staging).map(|(at, _)| version.rows[at].lanes.len()).sum();
+        return Ok(std::iter::repeat_with(Mutex::default).take(lanes).collect());
+    };
+    if arriving(staging).next().is_none() {
+        return Ok(Vec::new());
+    }
+    let rows = arriving(staging).map(|(at, staged)| {
+        let touches = |head: usize| staging.touches.get(&(at, head)).cloned().unwrap_or_default();
+        (at, &version.rows[at], staged, (0..shared.config.heads).map(touches).collect())
+    });
+    let scene = Arc::new(work.once(|ticker| Scene::of(shared, schema, version.number + 1, rows, ticker))?);
+    let planned = planner.plan(&scene)?;
+    let lanes = work.once(|ticker| scene.by_lane(&planned, ticker))?;
+    Ok(lanes.into_iter().map(|lane| Mutex::new(Some(lane))).collect())
 }
 
 impl Job<'_> {
-    /// Replacement, write policy, then eviction, then routing: edits, with everything built that can fail.
-    fn plan(&self, ticker: &Ticker) -> Result<Prepared> {
+    /// Replacement, write policy unless its plan is given, then eviction, then routing: edits, with everything built that
+    /// can fail.
+    fn plan(&self, given: Option<LanePlan>, ticker: &Ticker) -> Result<Prepared> {
         ticker.tick()?;
         let Job { shared, schema, lane, head, arrival, replaced, touches, number, room, .. } = *self;
-        let tokens = self.tokens();
+        let tokens = self.staged.written();
         // Deleted ones, and what another head alone has, are not there to be replaced.
         let in_lane = |&(&id, _): &(&i64, &i64)| ticker.tick().is_err() || lane.locate(id).is_some();
         let replaced: Vec<i64> = replaced.range(..arrival.id_lo).filter(in_lane).map(|(&id, _)| id).collect();
@@ -185,7 +221,7 @@ impl Job<'_> {
             heat,
             ticker,
         };
-        let (mut edits, runs) = shared.write.plan(view)?;
+        let (mut edits, runs) = given.map_or_else(|| shared.write.plan(view), Ok)?;
         let mut merged: Vec<i64> = edits.iter().filter_map(Edit::merges).collect();
         merged.sort_unstable();
         view.merged = &merged;
@@ -195,6 +231,14 @@ impl Job<'_> {
         let after = lane.len() - leaving.len() + runs.iter().map(ExactSizeIterator::len).sum::<usize>();
         let mut line = None;
         if after > capacity {
+            ensure(shared.config.evict != Evict::Error, Kind::Capacity, || {
+                format!(
+                    "plan: {after} entries are left in row {}, head {head}, and the capacity is {capacity}: end or drop {} \
+                     more, or name who goes, evict=\"fifo\" for one; nothing was changed, and everything stays staged",
+                    self.at,
+                    after - capacity
+                )
+            })?;
             let decided = Decided { leaving: &leaving, runs: &runs };
             let plan = shared.evict.plan(view, decided, after - capacity);
             edits.extend(plan.edits);
@@ -211,20 +255,6 @@ impl Job<'_> {
             prepared.paged = Some(how.divide(&shared.config, row, ids, &staged.columns, ticker)?);
         }
         Ok(prepared)
-    }
-
-    /// Runs of the arriving tokens that no later one replaces.
-    fn tokens(&self) -> Vec<Range<usize>> {
-        let Arrival { id_lo, rows } = self.arrival;
-        let (mut runs, mut start) = (Vec::new(), 0);
-        let gone = self.replaced.range(id_lo..).map(|(id, _)| (id - id_lo) as usize);
-        for gone in gone.chain([rows.len()]) {
-            if start < gone {
-                runs.push(start..gone);
-            }
-            start = gone + 1;
-        }
-        runs
     }
 }
 
@@ -244,7 +274,7 @@ fn publish(
             let row = Arc::make_mut(&mut version.rows[at]);
             let landings = receipt.landings.entry(at).or_default();
             let (mut emptied, mut paged) = (Vec::new(), None);
-            for ((lane, rows), mut prepared) in row.lanes.iter_mut().zip(&staged.lanes).zip(&mut *plan) {
+            for ((lane, rows), mut prepared) in row.lanes.iter_mut().zip(staged.lanes.iter()).zip(&mut *plan) {
                 let arrival = Arrival { id_lo: staged.id_lo, rows };
                 landings.push(std::mem::take(&mut prepared.landing));
                 let noted = std::mem::take(&mut prepared.noted);

@@ -4,6 +4,7 @@
 //! list, what they were to replace, and the index of labels.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::bank::Bank;
 use crate::block::Schema;
@@ -66,7 +67,7 @@ impl Staging {
         if n == 0 {
             self.rows.remove(&row);
         } else if n < staged.len() {
-            staged.lanes.iter_mut().for_each(|lane| lane.truncate(n));
+            Arc::make_mut(&mut staged.lanes).iter_mut().for_each(|lane| lane.truncate(n));
             staged.labels.truncate(n);
             staged.positions.truncate(n);
             staged.columns.truncate(n);

@@ -1,6 +1,8 @@
 //! Tokens that were given but not yet published: validated, encoded in private memory, invisible to every read.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
 
 use mnemex_kernels::Kernels;
 
@@ -75,7 +77,8 @@ pub struct StagedIds {
 /// Staged tokens of one row: consecutive ids.
 pub(crate) struct StagedRow {
     pub(crate) id_lo: i64,
-    pub(crate) lanes: Vec<Encoded>,
+    /// By head; shared with what a policy outside this crate sees of a commit.
+    pub(crate) lanes: Arc<Vec<Encoded>>,
     pub(crate) labels: Vec<i64>,
     pub(crate) positions: Vec<i64>,
     pub(crate) columns: StagedColumns,
@@ -90,6 +93,19 @@ pub(crate) struct StagedRow {
 impl StagedRow {
     pub(crate) fn len(&self) -> usize {
         self.labels.len()
+    }
+
+    /// Runs of the tokens that no later one replaces.
+    pub(crate) fn written(&self) -> Vec<Range<usize>> {
+        let (mut runs, mut start) = (Vec::new(), 0);
+        let gone = self.replaced.range(self.id_lo..).map(|(id, _)| (id - self.id_lo) as usize);
+        for gone in gone.chain([self.len()]) {
+            if start < gone {
+                runs.push(start..gone);
+            }
+            start = gone + 1;
+        }
+        runs
     }
 
     /// The label of a staged id.
@@ -135,6 +151,7 @@ impl Staging {
         work: &Work,
     ) -> Result<StagedIds> {
         let config = &shared.config;
+        shared.check_planner()?;
         let [n_rows, _, n_tokens, _] = tokens.keys.shape();
         let rows = self.check_shapes(shared, version, tokens)?;
         let schema = self.schema_for(shared, version, tokens)?;
@@ -161,7 +178,7 @@ impl Staging {
         for &row in &rows {
             let lanes: Vec<Encoded> = encoded.by_ref().take(heads).collect();
             if let Some(staged) = self.rows.get_mut(&row) {
-                for (lane, more) in staged.lanes.iter_mut().zip(&lanes) {
+                for (lane, more) in Arc::make_mut(&mut staged.lanes).iter_mut().zip(&lanes) {
                     lane.reserve(more)?;
                 }
             }
@@ -210,7 +227,7 @@ impl Staging {
         let n_heads = lanes.len();
         let staged = self.rows.entry(row).or_insert_with(|| StagedRow {
             id_lo,
-            lanes: vec![Encoded::default(); n_heads],
+            lanes: Arc::new(vec![Encoded::default(); n_heads]),
             labels: Vec::new(),
             positions: Vec::new(),
             columns: StagedColumns::default(),
@@ -219,7 +236,7 @@ impl Staging {
             replaced: Replaced::new(),
             freed: None,
         });
-        for (lane, more) in staged.lanes.iter_mut().zip(lanes) {
+        for (lane, more) in Arc::make_mut(&mut staged.lanes).iter_mut().zip(lanes) {
             lane.append(more);
         }
         for (id, &t) in (id_lo..).zip(written) {

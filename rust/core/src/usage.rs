@@ -128,6 +128,16 @@ impl Usage {
         page.map_or(Use::default(), |at| self.pages[at].1[(id % PAGE_IDS) as usize])
     }
 
+    /// How each of these entries was used, ids ascending.
+    pub(crate) fn each(&self, ids: &[i64], mut tell: impl FnMut(&Use)) {
+        for run in ids.chunk_by(|a, b| a / PAGE_IDS == b / PAGE_IDS) {
+            match self.pages.binary_search_by_key(&(run[0] / PAGE_IDS), |(number, _)| *number) {
+                Ok(at) => run.iter().for_each(|id| tell(&self.pages[at].1[(id % PAGE_IDS) as usize])),
+                Err(_) => run.iter().for_each(|_| tell(&Use::default())),
+            }
+        }
+    }
+
     /// The uses of a page, to be changed.
     fn page(&mut self, page: i64) -> &mut [Use] {
         let at = self.pages.binary_search_by_key(&page, |(number, _)| *number).unwrap_or_else(|at| {

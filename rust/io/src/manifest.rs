@@ -193,7 +193,7 @@ impl ConfigEntry {
             key_codec: name(config.key_codec),
             value_codec: name(config.value_codec),
             scan_codec: config.scan_codec.map(|codec| codec.name().to_owned()),
-            write: WriteEntry::of(config.write),
+            write: WriteEntry::of(&config.write),
             evict: EvictEntry::from(&config.evict),
             nonfinite: config.nonfinite,
             columns: (config.columns.iter())
@@ -213,7 +213,7 @@ impl ConfigEntry {
             key_codec: codec(&self.key_codec)?,
             value_codec: codec(&self.value_codec)?,
             scan_codec: self.scan_codec.as_deref().map(scan_named).transpose()?,
-            write: self.write.map_or(Write::Append, WriteEntry::write),
+            write: self.write.clone().map_or(Write::Append, WriteEntry::write),
             evict: self.evict.clone().into(),
             nonfinite: self.nonfinite,
             columns: self.columns.iter().map(ColumnEntry::declared).collect::<Result<_, _>>()?,

@@ -88,13 +88,15 @@ enum WorthEntry {
     },
 }
 
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum WriteEntry {
     Consolidate(#[serde(with = "ConsolidationEntry")] Consolidation),
     MergeAdjacent(#[serde(with = "AdjacencyEntry")] Adjacency),
     Cluster(#[serde(with = "ClusteringEntry")] Clustering),
     Pages(#[serde(with = "PagingEntry")] Paging),
+    /// The name of a policy that no file can hold.
+    Planned(String),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -159,13 +161,14 @@ enum ConflictsEntry {
 }
 
 impl WriteEntry {
-    pub(crate) fn of(write: Write) -> Option<WriteEntry> {
+    pub(crate) fn of(write: &Write) -> Option<WriteEntry> {
         match write {
             Write::Append => None,
-            Write::Consolidate(how) => Some(WriteEntry::Consolidate(how)),
-            Write::MergeAdjacent(how) => Some(WriteEntry::MergeAdjacent(how)),
-            Write::Cluster(how) => Some(WriteEntry::Cluster(how)),
-            Write::Pages(how) => Some(WriteEntry::Pages(how)),
+            Write::Consolidate(how) => Some(WriteEntry::Consolidate(*how)),
+            Write::MergeAdjacent(how) => Some(WriteEntry::MergeAdjacent(*how)),
+            Write::Cluster(how) => Some(WriteEntry::Cluster(*how)),
+            Write::Pages(how) => Some(WriteEntry::Pages(*how)),
+            Write::Planned(name) => Some(WriteEntry::Planned(name.clone())),
         }
     }
 
@@ -175,6 +178,7 @@ impl WriteEntry {
             WriteEntry::MergeAdjacent(how) => Write::MergeAdjacent(how),
             WriteEntry::Cluster(how) => Write::Cluster(how),
             WriteEntry::Pages(how) => Write::Pages(how),
+            WriteEntry::Planned(name) => Write::Planned(name),
         }
     }
 }

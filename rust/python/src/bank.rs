@@ -1,10 +1,11 @@
 //! Writes, and what a bank is made of.
 
-use mnemex_core::config::{Config, NonFinite, ScanCodec, Values};
+use mnemex_core::config::{Config, NonFinite, ScanCodec, Values, Write};
 use mnemex_core::labels::OnDuplicate;
 use mnemex_core::stage::{StagedIds, Tokens};
 use mnemex_core::usage::Found;
 use mnemex_core::work::Work;
+use mnemex_core::write::Planner;
 use mnemex_core::{Bank, Change, Metric, Result};
 use numpy::PyArray2;
 use pyo3::prelude::*;
@@ -17,6 +18,7 @@ use crate::parts::{
     CapacityArgument, EvictOptions, WriteOptions, codec_named, evict_named, metric_named, scan_named, unknown,
     write_named,
 };
+use crate::planner::{Policy, check_free, committing};
 use crate::receipt::{NativeReceipt, ids_array};
 use crate::snapshot::NativeSnapshot;
 
@@ -36,6 +38,14 @@ type Described = (
 /// The key/value memory of one attention layer.
 #[pyclass(frozen, module = "mnemex._native")]
 pub(crate) struct NativeBank(pub(crate) Bank);
+
+impl NativeBank {
+    /// The bank, for a call that waits for its writers.
+    pub(crate) fn free(&self) -> PyResult<&Bank> {
+        check_free(&self.0)?;
+        Ok(&self.0)
+    }
+}
 
 pub(crate) fn nonfinite_named(word: &str) -> PyResult<NonFinite> {
     match word {
@@ -100,7 +110,7 @@ impl Given<'_> {
 #[pymethods]
 impl NativeBank {
     #[new]
-    #[pyo3(signature = (*, rows, heads, key_dim, value_dim, key_is_value, capacity, metric, key_codec, value_codec, scan_codec, write, write_options, evict, evict_options, nonfinite, columns))]
+    #[pyo3(signature = (*, rows, heads, key_dim, value_dim, key_is_value, capacity, metric, key_codec, value_codec, scan_codec, write, write_options, evict, evict_options, nonfinite, columns, policy))]
     #[expect(clippy::too_many_arguments, reason = "what a bank is made of")]
     fn new(
         rows: usize,
@@ -119,6 +129,7 @@ impl NativeBank {
         evict_options: EvictOptions,
         nonfinite: &str,
         columns: Vec<(String, String)>,
+        policy: Option<Policy>,
     ) -> PyResult<NativeBank> {
         let config = Config {
             heads,
@@ -133,12 +144,31 @@ impl NativeBank {
             key_codec: codec_named("key_codec", key_codec)?,
             value_codec: codec_named("value_codec", value_codec)?,
             scan_codec: scan_codec.map(scan_named).transpose()?,
-            write: write_named(write, write_options.as_ref())?,
+            write: match &policy {
+                Some(policy) => Write::Planned(policy.0.clone()),
+                None => write_named(write, write_options.as_ref())?,
+            },
             evict: evict_named(evict, &evict_options)?,
             nonfinite: nonfinite_named(nonfinite)?,
             columns: declared(columns)?,
         };
-        Bank::new(config, rows).map(NativeBank).map_err(raised)
+        let bank = NativeBank(Bank::new(config, rows).map_err(raised)?);
+        match policy {
+            Some(policy) => bank.with_policy(policy),
+            None => Ok(bank),
+        }
+    }
+
+    /// The same version, written to as the policy says; its name must be the one that the bank was made with.
+    fn with_policy(&self, policy: Policy) -> PyResult<NativeBank> {
+        self.0.with_planner(policy.planner()).map(NativeBank).map_err(raised)
+    }
+
+    /// Name of the write policy; with whether it is one in Python, and whether that is here.
+    #[getter]
+    fn policy(&self) -> (String, bool, bool) {
+        let write = &self.0.config().write;
+        (write.name().to_owned(), matches!(write, Write::Planned(_)), self.0.planner().is_some())
     }
 
     /// What the bank is, as the keyword arguments that make it.
@@ -178,7 +208,7 @@ impl NativeBank {
     /// Whether the evict policy makes something of the use of entries.
     #[getter]
     fn wants_use(&self) -> bool {
-        self.0.config().evict.wants_use()
+        self.0.config().evict.wants_use() || self.0.planner().is_some_and(Planner::wants_use)
     }
 
     /// Stage tokens; the ids `[rows, T]`.
@@ -189,32 +219,37 @@ impl NativeBank {
         tokens: Given<'py>,
         threads: Option<usize>,
     ) -> PyResult<Bound<'py, PyArray2<i64>>> {
-        let staged: StagedIds = tokens.run(py, threads, |tokens, work| self.0.stage(tokens, work))?;
+        let bank = self.free()?;
+        let staged: StagedIds = tokens.run(py, threads, |tokens, work| bank.stage(tokens, work))?;
         ids_array(py, &staged)
     }
 
     /// Stage tokens and publish what is staged; a failure leaves none of the tokens.
     #[pyo3(signature = (tokens, threads))]
     fn write(&self, py: Python, tokens: Given, threads: Option<usize>) -> PyResult<NativeReceipt> {
-        tokens.run(py, threads, |tokens, work| self.0.write(tokens, work)).map(NativeReceipt)
+        let bank = self.free()?;
+        let write = || tokens.run(py, threads, |tokens, work| bank.write(tokens, work));
+        committing(&[bank], write).map(NativeReceipt)
     }
 
     /// Publish what is staged.
     #[pyo3(signature = (threads))]
     fn commit(&self, py: Python, threads: Option<usize>) -> PyResult<NativeReceipt> {
-        run(py, threads, |work| self.0.commit(work)).map(NativeReceipt)
+        let bank = self.free()?;
+        committing(&[bank], || run(py, threads, |work| bank.commit(work))).map(NativeReceipt)
     }
 
     /// Drop everything staged; of the named rows, or from `ends` on: one id, or one per row.
     #[pyo3(signature = (rows, ends))]
     fn rollback(&self, py: Python, rows: Option<Flat<'_, i64>>, ends: Option<Flat<'_, i64>>) -> PyResult<()> {
         let (rows, ends) = (self::rows(rows.as_ref())?, slice(ends.as_ref())?);
+        let bank = self.free()?;
         run(py, Some(1), |_| match (&rows, ends) {
             (None, None) => {
-                self.0.rollback();
+                bank.rollback();
                 Ok(())
             }
-            (rows, ends) => self.0.rollback_rows(rows.as_deref(), ends),
+            (rows, ends) => bank.rollback_rows(rows.as_deref(), ends),
         })
     }
 
@@ -231,7 +266,8 @@ impl NativeBank {
     ) -> PyResult<()> {
         let rows = self::rows(Some(&rows))?.unwrap_or_default();
         let found = Found { rows: &rows, ids: ids.as_slice()?, k, heads, mass: slice(mass.as_ref())? };
-        run(py, Some(1), |_| self.0.touch(&found))
+        let bank = self.free()?;
+        run(py, Some(1), |_| bank.touch(&found))
     }
 
     /// The version as it is.
@@ -249,16 +285,18 @@ impl NativeBank {
         rows: Option<Flat<'_, i64>>,
     ) -> PyResult<()> {
         let (ids, labels, rows) = (ids.as_slice()?, labels.as_slice()?, self::rows(rows.as_ref())?);
-        run(py, Some(1), |work| self.0.delete_named(ids, labels, rows.as_deref(), work))
+        let bank = self.free()?;
+        run(py, Some(1), |work| bank.delete_named(ids, labels, rows.as_deref(), work))
     }
 
     /// Keep ids below `ends`: one number, or one per named row.
     #[pyo3(signature = (ends, rows))]
     fn truncate(&self, py: Python, ends: Flat<'_, i64>, rows: Option<Flat<'_, i64>>) -> PyResult<()> {
         let (ends, rows) = (ends.as_slice()?, self::rows(rows.as_ref())?);
+        let bank = self.free()?;
         run(py, Some(1), |_| match ends {
-            [end] => self.0.truncate(*end, rows.as_deref()),
-            ends => self.0.truncate_each(ends, rows.as_deref()),
+            [end] => bank.truncate(*end, rows.as_deref()),
+            ends => bank.truncate_each(ends, rows.as_deref()),
         })
     }
 
@@ -266,36 +304,42 @@ impl NativeBank {
     #[pyo3(signature = (rows))]
     fn reset(&self, py: Python, rows: Option<Flat<'_, i64>>) -> PyResult<()> {
         let rows = self::rows(rows.as_ref())?;
-        run(py, Some(1), |_| self.0.reset(rows.as_deref()))
+        let bank = self.free()?;
+        run(py, Some(1), |_| bank.reset(rows.as_deref()))
     }
 
     /// Row i becomes a copy of row `index[i]`.
     fn reorder(&self, py: Python, index: Flat<'_, i64>) -> PyResult<()> {
         let index = self::rows(Some(&index))?.unwrap_or_default();
-        run(py, Some(1), |_| self.0.reorder(&index))
+        let bank = self.free()?;
+        run(py, Some(1), |_| bank.reorder(&index))
     }
 
     /// Repeat each row in place.
     fn fork(&self, py: Python, repeats: usize) -> PyResult<()> {
-        run(py, Some(1), |_| self.0.fork(repeats))
+        let bank = self.free()?;
+        run(py, Some(1), |_| bank.fork(repeats))
     }
 
     /// Whether anything is staged.
     #[getter]
-    fn has_staged(&self, py: Python) -> bool {
-        py.detach(|| self.0.has_staged())
+    fn has_staged(&self, py: Python) -> PyResult<bool> {
+        let bank = self.free()?;
+        Ok(py.detach(|| bank.has_staged()))
     }
 
     /// Bytes of what is staged, and of what finds entries by label.
     #[getter]
-    fn staged_nbytes(&self, py: Python) -> usize {
-        py.detach(|| self.0.staged_nbytes())
+    fn staged_nbytes(&self, py: Python) -> PyResult<usize> {
+        let bank = self.free()?;
+        Ok(py.detach(|| bank.staged_nbytes()))
     }
 
     /// Bytes of memory, staged tokens included.
     #[getter]
-    fn nbytes(&self, py: Python) -> usize {
-        py.detach(|| self.0.nbytes())
+    fn nbytes(&self, py: Python) -> PyResult<usize> {
+        let bank = self.free()?;
+        Ok(py.detach(|| bank.nbytes()))
     }
 }
 
@@ -307,8 +351,8 @@ pub(crate) fn commit_all(
     banks: Vec<Bound<'_, NativeBank>>,
     threads: Option<usize>,
 ) -> PyResult<Vec<NativeReceipt>> {
-    let banks: Vec<&Bank> = banks.iter().map(|bank| &bank.get().0).collect();
-    let receipts = run(py, threads, |work| mnemex_core::commit_all(&banks, work))?;
+    let banks: Vec<&Bank> = banks.iter().map(|bank| bank.get().free()).collect::<PyResult<_>>()?;
+    let receipts = committing(&banks, || run(py, threads, |work| mnemex_core::commit_all(&banks, work)))?;
     Ok(receipts.into_iter().map(NativeReceipt).collect())
 }
 
@@ -325,7 +369,7 @@ pub(crate) fn change_all(
     rows: Option<Flat<'_, i64>>,
     repeats: usize,
 ) -> PyResult<()> {
-    let banks: Vec<&Bank> = banks.iter().map(|bank| &bank.get().0).collect();
+    let banks: Vec<&Bank> = banks.iter().map(|bank| bank.get().free()).collect::<PyResult<_>>()?;
     let (named, ends, labels) = (self::rows(rows.as_ref())?, slice(ids.as_ref())?, slice(labels.as_ref())?);
     let rows = named.as_deref();
     let ids = ends.unwrap_or_default();

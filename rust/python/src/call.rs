@@ -8,6 +8,7 @@ use mnemex_kernels::{Isa, Kernels, rounding};
 use pyo3::prelude::*;
 
 use crate::error::{ResourceError, raised};
+use crate::planner::raised_by_policy;
 
 /// Runs `body` with the interpreter released. A signal handler that raises, as Ctrl-C's does, stops it, and its
 /// exception is what the caller sees.
@@ -43,7 +44,10 @@ pub(crate) fn run_with<T: Send, E: Send>(
         // What is not divided among threads is computed on this one.
         rounding::by_default(|| body(&Work { threads, interrupted: &interrupted, tally: None, scan_small: false }))
     });
-    result.map_err(|error| raised_by_signal.into_inner().ok().flatten().unwrap_or_else(|| exception(error)))
+    result.map_err(|error| {
+        let raised = raised_by_signal.into_inner().ok().flatten();
+        raised.or_else(raised_by_policy).unwrap_or_else(|| exception(error))
+    })
 }
 
 /// Name of the instruction set in use.

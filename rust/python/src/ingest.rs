@@ -81,8 +81,8 @@ impl NativeIngest {
             publish: if by_batch { Publish::Batch } else { Publish::End },
             batch_bytes,
         };
-        let target = bank.get();
-        let ingest = py.detach(|| Ingest::new(&target.0, terms)).map_err(exception)?;
+        let target = bank.get().free()?;
+        let ingest = py.detach(|| Ingest::new(target, terms)).map_err(exception)?;
         Ok(NativeIngest { bank, ingest: Mutex::new(Some(ingest)) })
     }
 
@@ -111,9 +111,9 @@ impl NativeIngest {
                 mnemex_io::Error::Core(mnemex_core::Error::new(mnemex_core::Kind::Interrupted, message))
             })
         };
-        let bank = self.bank.get();
+        let bank = self.bank.get().free()?;
         let fed = run_with(py, threads, exception, |work: &Work| {
-            let n = ingest.feed(&bank.0, reader, &field, &place, &mut told, work)?;
+            let n = ingest.feed(bank, reader, &field, &place, &mut told, work)?;
             Ok((ingest, n))
         });
         let raised = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -134,9 +134,9 @@ impl NativeIngest {
     /// Publish what was not; what was done.
     #[pyo3(signature = (threads))]
     fn finish(&self, py: Python, threads: Option<usize>) -> PyResult<Done> {
+        let bank = self.bank.get().free()?;
         let ingest = self.take()?;
-        let bank = self.bank.get();
-        let progress = run_with(py, threads, exception, |work: &Work| ingest.finish(&bank.0, work))?;
+        let progress = run_with(py, threads, exception, |work: &Work| ingest.finish(bank, work))?;
         Ok(done(&progress))
     }
 }

@@ -11,6 +11,7 @@ mod error;
 mod files;
 mod ingest;
 mod parts;
+mod planner;
 mod product;
 mod receipt;
 mod snapshot;
@@ -42,6 +43,8 @@ mod _native {
     use crate::ingest::stream;
     #[pymodule_export]
     use crate::ingest::stream_schema;
+    #[pymodule_export]
+    use crate::planner::NativeScene;
     #[pymodule_export]
     use crate::product::bag;
     #[pymodule_export]

@@ -20,7 +20,7 @@ const UNSAFE: [(&str, &str); 4] = [
 ];
 
 /// Python files between the native module and the user.
-const FACADES: [&str; 12] = [
+const FACADES: [&str; 13] = [
     "_entries",
     "_product",
     "arrow",
@@ -30,6 +30,7 @@ const FACADES: [&str; 12] = [
     "files",
     "ingest",
     "memory",
+    "policy",
     "product_keys",
     "reads",
     "writes",

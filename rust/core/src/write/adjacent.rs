@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::{Planned, Runs, View, WritePolicy, decoded};
+use super::{LanePlan, Runs, View, WritePolicy, decoded};
 use crate::config::{Adjacency, Beyond, Weigh};
 use crate::error::Result;
 use crate::lane::Edit;
@@ -143,7 +143,7 @@ impl<'v> Chain<'v> {
     }
 
     /// What becomes of the lane.
-    fn edits(self) -> Planned {
+    fn edits(self) -> LanePlan {
         let id_lo = self.view.arrival.id_lo;
         let (mut edits, mut runs) = (Vec::new(), Runs::default());
         for ((id, node), gone) in self.ids.into_iter().zip(self.nodes).zip(self.gone) {
@@ -167,7 +167,7 @@ impl WritePolicy for MergeAdjacent {
         "merge_adjacent"
     }
 
-    fn plan(&self, view: View) -> Result<Planned> {
+    fn plan(&self, view: View) -> Result<LanePlan> {
         let Adjacency { n, segment, beyond, .. } = self.0;
         let n = usize::try_from(n).unwrap_or(usize::MAX);
         let mut chain = Chain::new(self.0, &view);

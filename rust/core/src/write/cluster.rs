@@ -11,7 +11,7 @@ use std::collections::hash_map::Entry;
 use mnemex_kernels::canonical::Metric;
 
 use super::nearest::{Near, Seekers, nearest};
-use super::{Planned, Runs, View, WritePolicy, arriving, decoded};
+use super::{LanePlan, Runs, View, WritePolicy, arriving, decoded};
 use crate::config::Clustering;
 use crate::error::Result;
 use crate::evict::lot;
@@ -79,7 +79,7 @@ impl WritePolicy for Cluster {
         "cluster"
     }
 
-    fn plan(&self, view: View) -> Result<Planned> {
+    fn plan(&self, view: View) -> Result<LanePlan> {
         let (dim, id_lo) = (view.schema.key.dim, view.arrival.id_lo);
         let tokens = arriving(&view);
         let mut keys = Vec::with_capacity(tokens.len() * dim);

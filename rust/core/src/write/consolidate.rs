@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::nearest::{Near, Seekers, Unchanged, nearest};
-use super::{Planned, Runs, View, WritePolicy, decoded};
+use super::{LanePlan, Runs, View, WritePolicy, decoded};
 use crate::config::{Conflicts, Consolidation, Merge};
 use crate::error::Result;
 use crate::lane::Edit;
@@ -99,7 +99,7 @@ impl Consolidate {
     }
 
     /// All tokens see the lane as it was.
-    fn together(&self, view: &View) -> Result<Planned> {
+    fn together(&self, view: &View) -> Result<LanePlan> {
         let arriving = self.arriving(view)?;
         let (mut runs, mut joining) = (Runs::default(), Vec::new());
         for (at, near) in nearest(view, &arriving.seekers, self.least(), &|_| true)?.into_iter().enumerate() {
@@ -125,7 +125,7 @@ impl Consolidate {
     }
 
     /// One token after the other.
-    fn in_turn(&self, view: &View) -> Result<Planned> {
+    fn in_turn(&self, view: &View) -> Result<LanePlan> {
         let arriving = self.arriving(view)?;
         let (seekers, dim) = (&arriving.seekers, view.schema.key.dim);
         let mut unchanged = Unchanged::new(view, seekers, self.least())?;
@@ -186,7 +186,7 @@ impl WritePolicy for Consolidate {
         "consolidate"
     }
 
-    fn plan(&self, view: View) -> Result<Planned> {
+    fn plan(&self, view: View) -> Result<LanePlan> {
         match self.0.conflicts {
             Conflicts::BatchMean => self.together(&view),
             Conflicts::Sequential => self.in_turn(&view),

@@ -9,7 +9,7 @@ use crate::lane::Lane;
 use crate::write::pages::Paging;
 
 /// What becomes of tokens that are written.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Write {
     /// Each becomes an entry.
     Append,
@@ -21,6 +21,8 @@ pub enum Write {
     Cluster(Clustering),
     /// Each becomes an entry of a page, which is read as one.
     Pages(Paging),
+    /// A policy of that name decides, which lies outside this crate: see [`Planner`](crate::write::Planner).
+    Planned(String),
 }
 
 /// How neighbours in time are merged.
@@ -103,13 +105,14 @@ pub enum Conflicts {
 
 impl Write {
     /// Its name in Python and in files.
-    pub fn name(&self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             Write::Append => "append",
             Write::Consolidate(_) => "consolidate",
             Write::MergeAdjacent(_) => "merge_adjacent",
             Write::Cluster(_) => "cluster",
             Write::Pages(_) => "pages",
+            Write::Planned(name) => name,
         }
     }
 
@@ -120,7 +123,7 @@ impl Write {
 
     /// Whether what tokens become is a mean, which is kept in float32.
     pub fn averages(&self) -> bool {
-        matches!(self, Write::Consolidate(_) | Write::MergeAdjacent(_))
+        matches!(self, Write::Consolidate(_) | Write::MergeAdjacent(_) | Write::Planned(_))
     }
 
     /// Why NaN and infinity are never stored, where tokens are merged.
@@ -138,9 +141,15 @@ impl Write {
         let similarity = |similarity: Metric| {
             ensure(similarity != Metric::L2, &|| "write: similarity must be \"cos\" or \"dot\"".into())
         };
-        let policy = match *self {
+        let policy = match self {
             Write::Append => return Ok(()),
             Write::Pages(how) => return how.check(config),
+            Write::Planned(name) => {
+                ensure(!name.is_empty() && !name.contains('\0') && name.len() <= MAX_NAME, &|| {
+                    format!("write: the policy's name must have 1 to {MAX_NAME} bytes and no NUL")
+                })?;
+                name
+            }
             Write::Consolidate(how) => {
                 ensure(!how.threshold.is_nan(), &|| "write: threshold=nan must be a number".into())?;
                 similarity(how.similarity)?;
@@ -149,7 +158,8 @@ impl Write {
                 }
                 "Consolidate"
             }
-            Write::MergeAdjacent(Adjacency { n, segment, similarity: of, beyond, .. }) => {
+            Write::MergeAdjacent(how) => {
+                let Adjacency { n, segment, similarity: of, beyond, .. } = *how;
                 ensure(n >= 1, &|| "write: n=0 must be at least 1".into())?;
                 ensure(segment.is_none_or(|segment| segment >= n), &|| {
                     format!("write: segment={} must be at least n={n}, or None", segment.unwrap_or(0))
@@ -161,7 +171,8 @@ impl Write {
                 similarity(of)?;
                 "MergeAdjacent"
             }
-            Write::Cluster(Clustering { delta, reservoir, .. }) => {
+            Write::Cluster(how) => {
+                let Clustering { delta, reservoir, .. } = *how;
                 ensure(delta >= 0.0 && delta.is_finite(), &|| format!("write: delta={delta} must be 0 or more"))?;
                 ensure(reservoir >= 1, &|| "write: reservoir=0 must be at least 1".into())?;
                 "Cluster"
@@ -179,7 +190,8 @@ impl Write {
         ensure(config.nonfinite != NonFinite::Keep, &|| {
             format!("nonfinite=\"keep\": {}; with write={policy}, \"raise\" or \"skip\"", self.no_nan())
         })?;
-        ensure(config.evict != Evict::Error, &|| {
+        // A planner may make room by itself: whether it did is known at the commit.
+        ensure(config.evict != Evict::Error || matches!(self, Write::Planned(_)), &|| {
             format!(
                 "evict=\"error\" refuses tokens before anybody knows whether they will be merged: with write={policy} name \
                  who goes, as in evict=OldestAge()"
@@ -211,6 +223,9 @@ impl Write {
         weight.ln() as f32
     }
 }
+
+/// Longest name of a policy outside this crate, in bytes.
+const MAX_NAME: usize = 256;
 
 /// The column of tokens that each entry stands for, where tokens are merged.
 pub const COUNT: &str = "count";

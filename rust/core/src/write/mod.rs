@@ -8,11 +8,15 @@ pub mod how;
 mod near_in_codes;
 mod nearest;
 pub mod pages;
+mod planner;
+mod scene;
 
 pub use adjacent::MergeAdjacent;
 pub use append::Append;
 pub use cluster::Cluster;
 pub use consolidate::Consolidate;
+pub use planner::{Planned, Planner};
+pub use scene::{Scene, Side, Touched};
 
 use std::ops::Range;
 
@@ -93,7 +97,7 @@ impl View<'_> {
 }
 
 /// Edits of existing entries, and runs of arriving tokens to append, ascending.
-pub type Planned = (Vec<Edit>, Vec<Range<usize>>);
+pub type LanePlan = (Vec<Edit>, Vec<Range<usize>>);
 
 /// Decides, for one lane and one commit, which tokens are appended, merged or take another's place.
 pub trait WritePolicy: Send + Sync {
@@ -105,16 +109,17 @@ pub trait WritePolicy: Send + Sync {
     ///
     /// # Errors
     /// When memory is short, or the caller interrupts.
-    fn plan(&self, view: View) -> Result<Planned>;
+    fn plan(&self, view: View) -> Result<LanePlan>;
 }
 
 /// The policy of a configuration.
-pub(crate) fn policy(write: Write) -> Box<dyn WritePolicy> {
+pub(crate) fn policy(write: &Write) -> Box<dyn WritePolicy> {
     match write {
-        Write::Append => Box::new(Append),
-        Write::Consolidate(how) => Box::new(Consolidate(how)),
-        Write::MergeAdjacent(how) => Box::new(MergeAdjacent(how)),
-        Write::Cluster(how) => Box::new(Cluster(how)),
+        // Where there is a planner, it is asked instead.
+        Write::Append | Write::Planned(_) => Box::new(Append),
+        Write::Consolidate(how) => Box::new(Consolidate(*how)),
+        Write::MergeAdjacent(how) => Box::new(MergeAdjacent(*how)),
+        Write::Cluster(how) => Box::new(Cluster(*how)),
         Write::Pages(_) => Box::new(pages::Pages),
     }
 }

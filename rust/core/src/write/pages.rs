@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Append, Planned, View, WritePolicy};
+use super::{Append, LanePlan, View, WritePolicy};
 use crate::cells::{ColumnType, Numbers, StagedColumns};
 use crate::columns::AnyColumn;
 use crate::config::Config;
@@ -89,7 +89,7 @@ impl WritePolicy for Pages {
         "pages"
     }
 
-    fn plan(&self, view: View) -> Result<Planned> {
+    fn plan(&self, view: View) -> Result<LanePlan> {
         Append.plan(view)
     }
 }

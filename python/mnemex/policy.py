@@ -1,0 +1,419 @@
+"""A policy in Python: an object with `plan`, asked once per commit, that answers with edits as numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from mnemex.errors import ArgumentError, DtypeError, IdError, ShapeError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from mnemex._native import NativeScene
+
+    Ints = NDArray[np.int64]
+    Floats = NDArray[np.float32]
+
+_NOTHING = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edits:
+    """What a policy wants done, for all lanes at once.
+
+    Entries go by their *place* in `columns`, tokens by their place in `staged`: a number from 0, or a boolean mask of
+    that length. Where either may stand, tokens are counted on from the entries: place `len(columns) + t` is token t.
+
+    Parameters
+    ----------
+    append
+        Tokens that become entries; None: every token that is not merged. A token that is neither is dropped.
+    kill
+        Entries that end.
+    merge
+        `(into, tokens)`, two arrays of one length: each token becomes part of an entry of its lane, or of a token
+        that is appended there. An entry that is not in `rewrite` becomes the mean of all that it stands for,
+        K <- (c K + sum of k) / (c + n) for n tokens and a count of c, and the value likewise: sums in float64, the
+        entry first, then the tokens in this order, rounded once.
+    rewrite
+        `(places, keys, values)`: entries, or tokens that are appended, that get these keys `[n, key_dim]` and values
+        `[n, value_dim]`, float32 (None where the bank has no values of their own).
+
+    Notes
+    -----
+    A plan names an entry once: as killed, or as one that is merged into, rewritten, or both. What it leaves beyond the
+    capacity goes as `Bank(evict=)` says.
+    """
+
+    append: ArrayLike | None = None
+    kill: ArrayLike = _NOTHING
+    merge: tuple[ArrayLike, ArrayLike] | None = None
+    rewrite: tuple[ArrayLike, ArrayLike, ArrayLike | None] | None = None
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """What `Bank(write=)` takes beside the policies that are there: any object with this method.
+
+    `plan` is called once per commit that brings tokens, while the bank is locked for other writers. It sees the rows in
+    which tokens arrive; the others do not change. It may read the bank, which is as it was before the commit; a call
+    that would change it raises `StateError`. What `plan` raises is what `commit` raises: nothing is changed then, and
+    everything stays staged.
+
+    An object should be frozen, and its answer a function of what it is shown: a bank, its copies and its saved files
+    share one policy. `name`, if it has one, is what files say, otherwise the name of its class. Where `wants_use` is
+    there and true, adapters tell the bank which entries were used, as for `Lru`.
+
+    Examples
+    --------
+    Entries end that were used least recently:
+
+    >>> import mnemex as mx
+    >>> class LeastRecent:
+    ...     def plan(self, columns, staged, hits):
+    ...         over = columns.lengths + staged.lengths - columns.capacity
+    ...         return mx.Edits(kill=columns.least(columns.last_touch, over))
+    >>> bank = mx.Bank(key_dim=2, capacity=3, write=LeastRecent())
+    >>> bank.write(np.eye(4, 2, dtype=np.float32)).landed[0].tolist()
+    [-1, 1, 2, 3]
+    """
+
+    def plan(self, columns: Columns, staged: Staged, hits: Touched) -> Edits:
+        """Say what becomes of what was staged, and of entries."""
+        ...
+
+
+class _Side:
+    """What entries and staged tokens have in common."""
+
+    _staged: bool
+
+    def __init__(self, scene: NativeScene, n: int) -> None:
+        self._scene, self._n = scene, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    @cached_property
+    def lane(self) -> Ints:
+        """Lane of each: row * heads + head."""
+        return self._numbers("lane")
+
+    @cached_property
+    def id(self) -> Ints:
+        """Id of each, ascending in each lane; a token's is the one that it gets as an entry."""
+        return self._numbers("id")
+
+    @cached_property
+    def label(self) -> Ints:
+        """Label of each; -1: none."""
+        return self._numbers("label")
+
+    @cached_property
+    def position(self) -> Ints:
+        """Position of each."""
+        return self._numbers("position")
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Numbers of each in one of the bank's own columns."""
+        return _frozen(self._scene.column(self._staged, name))
+
+    def keys(self, places: ArrayLike | None = None) -> Floats:
+        """Decode keys, float32 `[n, key_dim]`: of all, or at places."""
+        return self._vectors(places, value=False)
+
+    def values(self, places: ArrayLike | None = None) -> Floats:
+        """Decode values, float32 `[n, value_dim]`: of all, or at places; keys where there are no own values."""
+        return self._vectors(places, value=True)
+
+    def _vectors(self, places: ArrayLike | None, *, value: bool) -> Floats:
+        at = None if places is None else _places("places", places, self._n)
+        return self._scene.vectors(self._staged, value, at)
+
+    def _numbers(self, name: str) -> Ints:
+        get = self._scene.tokens if self._staged else self._scene.entries
+        return _frozen(get(name))
+
+
+class Staged(_Side):
+    """Tokens that a commit brings, one place for each token and head: by lane, and by id in each lane.
+
+    Tokens that a later one replaces (`on_duplicate="replace"`) are not among them. `staged["prior"]` is a column of the
+    bank's own; `lane`, `id`, `label`, `position`, `keys()` and `values()` are as for `Columns`.
+    """
+
+    _staged = True
+
+    @cached_property
+    def lengths(self) -> Ints:
+        """Tokens of each lane in which tokens arrive, lanes ascending."""
+        return _frozen(np.unique(self.lane, return_counts=True)[1].astype(np.int64))
+
+    @cached_property
+    def lanes(self) -> Ints:
+        """The lanes in which tokens arrive, ascending."""
+        return _frozen(np.unique(self.lane))
+
+    @cached_property
+    def starts(self) -> Ints:
+        """Place of the first token of each of `lanes`, and one past the last."""
+        return _frozen(np.append(0, np.cumsum(self.lengths)))
+
+
+class Columns(_Side):
+    """Live entries of the rows in which tokens arrive: by lane, and by id in each lane.
+
+    Arrays are read-only, made when they are first asked for, and of one length. Time is counted in versions; what was
+    touched since the last commit counts already. Entries that a token replaces (`on_duplicate="replace"`) are not among
+    them. `columns["prior"]` is a column of the bank's own.
+    """
+
+    _staged = False
+
+    def __init__(self, scene: NativeScene, n: int, capacity: int | None, number: int, staged: Staged) -> None:
+        super().__init__(scene, n)
+        self._capacity, self._number, self._arriving = capacity, number, staged
+
+    @property
+    def capacity(self) -> int:
+        """Entries of a lane at most; of a bank without a capacity the largest int64."""
+        return np.iinfo(np.int64).max if self._capacity is None else self._capacity
+
+    @property
+    def version(self) -> int:
+        """Number of the version that the commit makes: now."""
+        return self._number
+
+    @property
+    def lanes(self) -> Ints:
+        """The lanes in which tokens arrive, ascending; they may have no entries yet."""
+        return self._arriving.lanes
+
+    @cached_property
+    def lengths(self) -> Ints:
+        """Entries of each of `lanes`."""
+        return _frozen(np.diff(self.starts))
+
+    @cached_property
+    def starts(self) -> Ints:
+        """Place of the first entry of each of `lanes`, and one past the last."""
+        return _frozen(np.append(np.searchsorted(self.lane, self.lanes), len(self)).astype(np.int64))
+
+    @cached_property
+    def count(self) -> Ints:
+        """Tokens that each entry stands for."""
+        return self._numbers("count")
+
+    @cached_property
+    def hits(self) -> Ints:
+        """Times that each was among the hits, as `touch` told."""
+        return self._numbers("hits")
+
+    @cached_property
+    def mass(self) -> NDArray[np.float64]:
+        """Softmax mass of each, as `touch` told."""
+        return self._numbers("mass")  # type: ignore[return-value]
+
+    @cached_property
+    def written(self) -> Ints:
+        """Version that wrote each."""
+        return self._numbers("written")
+
+    @cached_property
+    def last_update(self) -> Ints:
+        """Last version that wrote each or merged something into it."""
+        return self._numbers("last_update")
+
+    @cached_property
+    def last_touch(self) -> Ints:
+        """Last version that wrote, merged into or touched each."""
+        return self._numbers("last_touch")
+
+    def place(self, lane: ArrayLike, id: ArrayLike) -> Ints:  # noqa: A002 - what it is called everywhere
+        """Find the places of entries by lane and id.
+
+        Raises
+        ------
+        IdError
+            An entry that is not there.
+        """
+        lane, ids = np.broadcast_arrays(np.asarray(lane, np.int64), np.asarray(id, np.int64))
+        found = np.full(lane.shape, -1, np.int64)
+        for at, (start, end) in zip(self.lanes, zip(self.starts, self.starts[1:], strict=False), strict=True):
+            here = lane == at
+            places = start + np.searchsorted(self.id[start:end], ids[here])
+            inside = places < end
+            inside[inside] = self.id[places[inside]] == ids[here][inside]
+            found[here] = np.where(inside, places, -1)
+        if (found < 0).any():
+            lost = np.argwhere(found < 0)[0]
+            raise IdError(f"lane {lane[tuple(lost)]} has no entry {ids[tuple(lost)]} among the columns")
+        return found
+
+    def least(self, worth: ArrayLike, n: ArrayLike) -> Ints:
+        """Find the `n` entries of least worth of each lane; of equals the older ones.
+
+        Parameters
+        ----------
+        worth
+            A number per entry, without NaN.
+        n
+            One number, or one per lane of `lanes`; below 0 is 0, and more than a lane has is all of it.
+
+        Returns
+        -------
+        places
+            int64, ascending.
+        """
+        numbers = np.asarray(worth)
+        if numbers.shape != (len(self),):
+            raise ShapeError(f"worth has shape {numbers.shape}; expected one number per entry, ({len(self)},)")
+        counts = np.clip(np.broadcast_to(np.asarray(n, np.int64), self.lengths.shape), 0, self.lengths)
+        chosen: list[Ints] = []
+        for start, length, count in zip(self.starts[:-1].tolist(), self.lengths.tolist(), counts.tolist(), strict=True):
+            if count == 0:
+                continue
+            if count == length:
+                chosen.append(np.arange(start, start + length))
+                continue
+            here = numbers[start : start + length]
+            last = np.partition(here, count - 1)[count - 1]
+            below = here < last
+            equal = np.flatnonzero(here == last)[: count - np.count_nonzero(below)]
+            below[equal] = True
+            chosen.append(start + np.flatnonzero(below))
+        return np.concatenate(chosen) if chosen else np.empty(0, np.int64)
+
+
+class Touched:
+    """Entries that were touched since the last commit.
+
+    Attributes
+    ----------
+    place
+        Their places in `columns`, ascending.
+    times
+        How often each was among the hits.
+    mass
+        Softmax mass that each was told to have.
+    """
+
+    def __init__(self, scene: NativeScene, columns: Columns) -> None:
+        self._columns = columns
+        self.place, self.times, self.mass = map(_frozen, scene.touched())
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    @property
+    def lane(self) -> Ints:
+        """Lane of each."""
+        return self._columns.lane[self.place]
+
+    @property
+    def id(self) -> Ints:
+        """Id of each."""
+        return self._columns.id[self.place]
+
+
+def is_policy(part: object) -> bool:
+    """Tell a policy in Python from a part by name or of this package."""
+    return not isinstance(part, (str, type)) and callable(getattr(part, "plan", None))
+
+
+Native = tuple[str, bool, Callable[["NativeScene"], tuple[Any, ...]]]
+
+
+def native_policy(policy: object, capacity: int | None) -> Native:
+    """Give a policy as the native bank takes it: its name, whether it wants to know of use, and what answers."""
+    name = getattr(policy, "name", type(policy).__name__)
+    if not isinstance(name, str):
+        raise DtypeError(f"the policy's name {name!r} must be a word")
+
+    def answer(scene: NativeScene) -> tuple[Any, ...]:
+        number, _, key_dim, value_dim, n_entries, n_tokens = scene.facts
+        staged = Staged(scene, n_tokens)
+        columns = Columns(scene, n_entries, capacity, number, staged)
+        edits = policy.plan(columns, staged, Touched(scene, columns))  # type: ignore[attr-defined]
+        if not isinstance(edits, Edits):
+            raise DtypeError(f"plan of {name!r} returned {type(edits).__name__}; expected mnemex.Edits")
+        return _arrays(edits, n_entries, n_tokens, key_dim, value_dim)
+
+    return name, bool(getattr(policy, "wants_use", False)), answer
+
+
+def _arrays(edits: Edits, n: int, m: int, key_dim: int, value_dim: int | None) -> tuple[Any, ...]:
+    """Check types and shapes, for the native module; it checks what places mean."""
+    into, tokens = (np.empty(0, np.int64),) * 2
+    if edits.merge is not None:
+        into, tokens = _pair("merge", edits.merge, 2, "(into, tokens)")
+        into, tokens = _places("merge into", into, n + m), _places("merge tokens", tokens, m)
+        if into.shape != tokens.shape:
+            raise ShapeError(f"plan: merge names {len(into)} entries for {len(tokens)} tokens; expected one for each")
+    append = np.ones(m, bool)
+    if edits.append is None:
+        append[tokens] = False
+    else:
+        places = _places("append", edits.append, m)
+        append = np.zeros(m, bool)
+        append[places] = True
+        if np.count_nonzero(append) != len(places):
+            raise ArgumentError("plan: append names a token twice")
+    rewrite = np.empty(0, np.int64)
+    keys, values = np.empty((2, 0), np.float32)
+    if edits.rewrite is not None:
+        where, new_keys, new_values = _pair("rewrite", edits.rewrite, 3, "(places, keys, values)")
+        rewrite = _places("rewrite", where, n + m)
+        keys = _vectors("keys", new_keys, len(rewrite), key_dim)
+        if value_dim is not None:
+            values = _vectors("values", new_values, len(rewrite), value_dim)
+        elif new_values is not None:
+            raise ArgumentError("plan: rewrite gives values to a bank that has none of their own: expected None")
+    return append, _places("kill", edits.kill, n), into, tokens, rewrite, keys, values
+
+
+def _pair(name: str, given: object, n: int, expected: str) -> tuple[Any, ...]:
+    if not isinstance(given, tuple) or len(given) != n:
+        raise ShapeError(f"plan: {name} is {type(given).__name__}; expected {expected}")
+    return given
+
+
+def _places(name: str, given: object, n: int) -> Ints:
+    """Take places or a mask of n."""
+    try:
+        array = np.asarray(given)
+    except ValueError:
+        raise ShapeError(f"plan: {name} is ragged; expected places or a mask") from None
+    if array.size == 0 and array.ndim <= 1 and array.dtype != bool:
+        return np.empty(0, np.int64)
+    if array.ndim != 1:
+        raise ShapeError(f"plan: {name} has shape {array.shape}; expected places [n], or a mask [{n}]")
+    if array.dtype == bool:
+        if len(array) != n:
+            raise ShapeError(f"plan: {name} is a mask of {len(array)}; expected one of {n}")
+        return np.flatnonzero(array)
+    if array.dtype.kind not in "iu":
+        raise DtypeError(f"plan: {name} is {array.dtype}; expected whole numbers, or a mask")
+    out = (array < 0) | (array >= n)
+    if out.any():
+        raise IdError(f"plan: {name} names place {array[out][0]}; places are from 0 to {n - 1}")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def _vectors(name: str, given: object, n: int, dim: int) -> NDArray[np.float32]:
+    array = np.asarray(given)
+    if array.dtype != np.float32:
+        raise DtypeError(f"plan: {name} are {array.dtype}; expected float32: {name}.astype(np.float32)")
+    if array.shape != (n, dim):
+        raise ShapeError(f"plan: {name} have shape {array.shape}; expected [{n}, {dim}]")
+    return np.ascontiguousarray(array).reshape(-1)
+
+
+def _frozen(array: Any) -> Any:  # noqa: ANN401 - whatever kind of numbers it holds
+    array.flags.writeable = False
+    return array
