@@ -40,7 +40,7 @@ from mnemex.files import open  # noqa: A004 - `mnemex.open` is what the reader o
 from mnemex.ingest import IngestReport
 from mnemex.memory import Memory, MemorySnapshot, from_cache
 from mnemex.merge import merge
-from mnemex.parts import BF16, F16, F32, Append, Flat, Threshold, TopK, Window
+from mnemex.parts import BF16, F16, F32, Append, Flat, Shared, Threshold, TopK, Window
 from mnemex.product_keys import ProductKeys, Slots
 from mnemex.results import Hits, Partial, Receipt
 
@@ -88,6 +88,7 @@ __all__ = [
     "Retention",
     "RowError",
     "ShapeError",
+    "Shared",
     "Slots",
     "Snapshot",
     "StateError",
