@@ -65,11 +65,13 @@ class CacheAttention(nn.Module):
         keys, values = (x(states).view(batch, n, places, self.kv_heads, self.head_dim) for x in (self.key, self.value))
         reach = range(min(context, n))
         # Places of the token `back` before: its own keys are taken once, whoever reads them.
-        logits = torch.cat([_earlier(query, keys, there, back) for back in reach], -1) * self.head_dim**-0.5
+        logits = torch.cat([_earlier(query, keys, there, back) for back in reach], -1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.head_dim**-0.5
         largest = logits.amax(-1, keepdim=True)
         # Where nothing was found, all weights are 0 and not NaN.
         weights = (logits - largest.masked_fill(largest == -torch.inf, 0.0)).exp()
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        weights = weights.to(values.dtype)
         read = torch.zeros_like(query)
         for back, of_token in zip(reach, weights.split(places, -1), strict=True):
             moved = torch.einsum("bthgp,btphd->bthgd", of_token[:, back:], values[:, : n - back])
