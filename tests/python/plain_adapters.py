@@ -63,7 +63,7 @@ class PlainNeurocache:
 
     def finds(self, h):
         """States in the order of their places, by id; a neighbour that is not there is left out."""
-        z = self.state(h)
+        z = self.state(h).detach()
         near = sorted(
             range(len(self.states)), key=lambda i: (float((self.states[i] - z.to(self.states[i])).square().sum()), i)
         )
