@@ -97,7 +97,7 @@ def test_it_trains_also_when_layers_are_recomputed(raw):
         model, segments = llama().train(), tokens(2, 24).split(6, 1)
         model.requires_grad_(False)
         if checkpointed:
-            model.get_input_embeddings().weight.requires_grad_(True)  # noqa: FBT003 - so that layers are recomputed
+            model.get_input_embeddings().weight.requires_grad_(True)  # so that layers are recomputed
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         torch.manual_seed(0)

@@ -71,9 +71,7 @@ def test_camelot_reads_and_writes_segment_by_segment(positions):
             for layer, (k, v) in fresh.items():
                 for row, head in np.ndindex(*k.shape[:2]):
                     new = zip(k[row, head].numpy(), v[row, head].numpy(), strict=True)
-                    landed = lanes[layer, row, head].write(
-                        policy, evict, capacity, dict(enumerate(new, start)), clock
-                    )
+                    landed = lanes[layer, row, head].write(policy, evict, capacity, dict(enumerate(new, start)), clock)
                     merged += sum(id_ != to for id_, to in landed.items())
             for layer in memory.layers:
                 assert memory[layer].lengths.max() <= capacity
@@ -91,8 +89,8 @@ def test_camelot_ingests_text_of_any_length_within_its_slots():
     with mx.hf.attach(model, memory, **parts.attach) as a:
         a.ingest(tokens(1, 300) % 12 + 2, chunk=8)
         assert max(memory[layer].lengths.max() for layer in memory.layers) == 16
+        past = model(tokens(1, 5), use_cache=True).past_key_values
         with pytest.raises(mx.Unsupported, match="from earlier passes"):
-            past = model(tokens(1, 5), use_cache=True).past_key_values
             model(tokens(1, 5), past_key_values=past)
         memory.rollback()
     slots = memory[0].search(np.zeros((1, 2, 1, 8), np.float32), 16)

@@ -1,5 +1,4 @@
-"""A Neurocache beside the attention of a decoder: forward hooks look states up at one layer, and add what is read there
-and above.
+"""A Neurocache beside the attention of a decoder: hooks look states up at one layer, and add what is read from there on.
 
 Hooks of attention modules run again where layers are recomputed under gradient checkpointing. What was looked up is
 kept from the first run, and a token is stored once, when the whole pass has succeeded.
@@ -84,7 +83,9 @@ def attach_neurocache(
         raise Unsupported(f"{stack.name} is no decoder: a Neurocache is read by later segments of a text")
     numbers = [i for i in stack.modules if i >= _first(stack, layer)]
     if not numbers:
-        raise Unsupported(f"no layer of {stack.name} from three quarters of the stack on sees its whole past: give layer")
+        raise Unsupported(
+            f"no layer of {stack.name} from three quarters of the stack on sees its whole past: give layer"
+        )
     modules = [stack.modules[i] for i in numbers]
     if any(module in _attached for module in modules):
         raise Error(f"this {stack.name} has a Neurocache attached already: detach() that one first")
@@ -96,8 +97,8 @@ def attach_neurocache(
         raise ArgumentError(f"{', '.join(how)}: the cache that was given decides, leave it out")
     if cache.dim != stack.config.hidden_size or len(cache.blocks) != len(modules):
         raise ShapeError(
-            f"the cache has dim {cache.dim} and {len(cache.blocks)} layers, {stack.name} has {stack.config.hidden_size} "
-            f"and {len(modules)} from layer {numbers[0]} on: make it so, or leave it out"
+            f"the cache has dim {cache.dim} and {len(cache.blocks)} layers, {stack.name} has "
+            f"{stack.config.hidden_size} and {len(modules)} from layer {numbers[0]} on: make it so, or leave it out"
         )
     return NeurocacheAttachment(stack, numbers, modules, cache)
 
@@ -129,7 +130,9 @@ def _made_for(stack: Stack, modules: list[nn.Module], how: dict[str, Any]) -> Ne
 
 
 @torch.no_grad()
-def _start_from(block: CacheAttention, module: nn.Module) -> None:
+def _start_from(block: nn.Module, module: nn.Module) -> None:
+    if not isinstance(block, CacheAttention):
+        raise TypeError(f"block is a {type(block).__name__}: a Neurocache has blocks of CacheAttention")
     nn.init.zeros_(block.out.weight)
     for own, name in ((block.query, "q_proj"), (block.key, "k_proj"), (block.value, "v_proj")):
         base = getattr(getattr(module, name, None), "weight", None)

@@ -190,7 +190,8 @@ class Neurocache(nn.Module):
         self.project = nn.Identity() if compression == 1 else nn.Linear(dim, self.state_dim, bias=False)
         self.norm = nn.LayerNorm(self.state_dim)
         self.blocks = nn.ModuleList(
-            CacheAttention(dim, self.state_dim, heads, kv_heads, head_dim) for _ in range(checks.count("layers", layers))
+            CacheAttention(dim, self.state_dim, heads, kv_heads, head_dim)
+            for _ in range(checks.count("layers", layers))
         )
         self.bank = Bank(
             key_dim=self.state_dim, value_dim=dim if raw else "key", capacity=checks.count("capacity", capacity),
@@ -215,9 +216,9 @@ class Neurocache(nn.Module):
         self._take_rows(hidden.shape[0])
         queries = at_most_float32(self.compress(hidden)).cpu()
         hits = self.bank.search(queries[:, None], self.reader, nonfinite="keep")
-        keys, values = (None if x is None else torch.from_numpy(x)[:, 0].to(hidden) for x in self.bank.gather(hits))
+        states, values = (torch.from_numpy(x)[:, 0].to(hidden) for x in self.bank.gather(hits))
         there = torch.from_numpy(hits.valid[:, 0]).to(hidden.device)
-        return Found(hits, there, keys, values if self.raw else None)
+        return Found(hits, there, states, values if self.raw else None)
 
     def attend(self, hidden: Tensor, found: Found | None, *, layer: int = 0) -> Tensor:
         """Attend from `[B, T, dim]` to what was found, in one of the blocks; zeros where nothing was."""
@@ -263,7 +264,9 @@ class Neurocache(nn.Module):
         self.bank.commit()
         return ids
 
-    def forward(self, hidden: Tensor, mask: Tensor | None = None, start: Tensor | Sequence[bool] | None = None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None = None, start: Tensor | Sequence[bool] | None = None
+    ) -> Tensor:
         """Read for the tokens of a segment, then store them.
 
         Parameters

@@ -100,7 +100,7 @@ def attend(
     reads = query.shape[0] * memory.heads * longest * memory.key_dim
     found = memory.attend(
         query, k, scale=scoring.scale, softcap=scoring.softcap, hits=hits, nonfinite="keep",
-        threads=_threads(home, work, reads),
+        threads=threads_for(home, work, reads),
     )  # fmt: skip
     out, lse = torch.from_numpy(found.out), torch.from_numpy(found.lse)
     if home.type != "cpu":
@@ -108,7 +108,7 @@ def attend(
     return Retrieved(out, lse, found.hits, found.mass)
 
 
-def _threads(home: torch.device, multiplications: int, reads: int) -> int | None:
+def threads_for(home: torch.device, multiplications: int, reads: int) -> int | None:
     """Say how many threads a call is worth; None: as many as the bank takes."""
     spin = home.type == "cpu" and torch.get_num_threads() > 1
     return 1 if spin and multiplications < ALONE and reads < ALONE_READS else None
@@ -214,7 +214,7 @@ def query_gradient(
     if wide == torch.float32 and snapshot.metric == "dot":
         found = snapshot.attend_backward(
             query, hits, grad, delta=delta, lse=lse, scale=scoring.scale, softcap=scoring.softcap,
-            threads=_threads(home, query.numel() * k, query.numel() * k),
+            threads=threads_for(home, query.numel() * k, query.numel() * k),
         )  # fmt: skip
         return torch.from_numpy(found).to(home, dtype)
     parts, distinct = [], torch.from_numpy(hits.distinct)  # [B, Hq, Q, k]

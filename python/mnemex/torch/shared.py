@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mnemex.torch.local import Mask, Scoring, prepare
+from mnemex.torch.retrieved import threads_for
 
 if TYPE_CHECKING:
     from mnemex import Bank, Snapshot
@@ -53,12 +55,15 @@ def look_up(
     mask, causal
         Which local tokens each query may attend to. Numbers that a mask adds to local scores are not added to pairs.
     """
-    found = memory.search(by.detach().float().cpu(), reader.k, nonfinite="keep")
+    work = by.numel() * int(np.max(memory.lengths, initial=0))
+    found = memory.search(
+        by.detach().float().cpu(), reader.k, nonfinite="keep", threads=threads_for(by.device, work, work)
+    )
     ids = torch.from_numpy(found.ids)  # [B, Hkv, K, k]
     batch, heads, n_keys, k = ids.shape
     keys, values = (
-        torch.from_numpy(x).transpose(2, 3).reshape(batch, heads, k * n_keys, x.shape[-1]).to(query)
-        for x in memory.gather(found)
+        torch.from_numpy(x).transpose(2, 3).reshape(batch, heads, k * n_keys, dim).to(query)
+        for x, dim in zip(memory.gather(found), (memory.key_dim, memory.value_dim), strict=True)
     )
     there = (ids >= 0).transpose(2, 3).reshape(batch, heads, 1, k * n_keys).to(query.device)
     complete = bool(there.all())
