@@ -1,4 +1,4 @@
-"""A Neurocache beside the attention of a decoder: hooks look states up at one layer, and add what is read from there on.
+"""A Neurocache beside the attention of a decoder: hooks look states up at one layer, and add what is read above.
 
 Hooks of attention modules run again where layers are recomputed under gradient checkpointing. What was looked up is
 kept from the first run, and a token is stored once, when the whole pass has succeeded.

@@ -63,7 +63,7 @@ def look_up(
     batch, heads, n_keys, k = ids.shape
     keys, values = (
         torch.from_numpy(x).transpose(2, 3).reshape(batch, heads, k * n_keys, dim).to(query)
-        for x, dim in zip(memory.gather(found), (memory.key_dim, memory.value_dim), strict=True)
+        for x, dim in zip(memory.gather(found), (memory.key_dim, memory.value_dim or 0), strict=True)
     )
     there = (ids >= 0).transpose(2, 3).reshape(batch, heads, 1, k * n_keys).to(query.device)
     complete = bool(there.all())
