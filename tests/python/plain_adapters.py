@@ -73,10 +73,10 @@ class PlainNeurocache:
             found += [j for j in around if 0 <= j < len(self.states)]
         return found
 
-    def read(self, hidden, layer=0):
-        """What is added to the output of self attention, `[T, dim]`."""
+    def read(self, hidden, layer=0, by=None):
+        """What is added to the output of self attention, `[T, dim]`; `by` are the states that look up."""
         block = self.module.blocks[layer]
-        finds = [self.finds(h) for h in hidden]
+        finds = [self.finds(h) for h in (hidden if by is None else by)]
         out = []
         for i, h in enumerate(hidden):
             chosen = [j for t in range(max(0, i - self.context + 1), i + 1) for j in finds[t]]

@@ -103,7 +103,9 @@ def test_raw_states_are_compressed_by_todays_weights_while_training():
         cache.project.weight.add_(torch.randn_like(cache.project.weight) * 0.3)
     plain = PlainNeurocache(cache, 5)
     plain.write(hidden[0].float().double())  # with the weights of today: all five are read, whatever is near
-    torch.testing.assert_close(cache.attend(hidden, cache.look_up(hidden))[0], plain.read(hidden[0]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        cache.attend(hidden, cache.look_up(hidden))[0], plain.read(hidden[0]), atol=1e-5, rtol=1e-5
+    )
     with torch.no_grad():
         stored = cache.attend(hidden, cache.look_up(hidden))[0]
     assert not torch.allclose(stored, plain.read(hidden[0]), atol=1e-3)
@@ -171,13 +173,18 @@ def test_a_copy_has_states_of_its_own_and_checkpoints_have_none():
     assert not any("bank" in name for name in cache.state_dict())
 
 
+def broken(*_, **__):
+    raise RuntimeError("broken")
+
+
 def test_a_write_that_fails_leaves_nothing_staged(monkeypatch):
     cache = make(evict="lru")
     hidden = torch.randn(1, 4, DIM, dtype=torch.float64)
     cache(hidden)
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="broken"):
-        patched.setattr(mx.Bank, "stage", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("broken")))
-        cache(hidden)
+    with monkeypatch.context() as patched:
+        patched.setattr(mx.Bank, "stage", broken)
+        with pytest.raises(RuntimeError, match="broken"):
+            cache(hidden)
     before = cache.bank.snapshot().version
     cache.bank.commit()
     assert len(cache.bank) == 4
@@ -189,9 +196,11 @@ def test_a_write_that_fails_leaves_nothing_staged(monkeypatch):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"heads": 3}, "no multiple of heads=3"), ({"compression": 3}, "compression=3"), ({"compression": 0}, "compression="),
+        ({"heads": 3}, "no multiple of heads=3"), ({"compression": 3}, "compression=3"),
+        ({"compression": 0}, "compression="),
         ({"kv_heads": 3, "heads": 4}, "kv_heads=3"), ({"window": 3}, "window=3"), ({"window": (-1, 0)}, "before="),
-        ({"k": 0}, "k="), ({"context": 0}, "context="), ({"codec": "i8"}, "codec='i8'"), ({"metric": "near"}, "metric="),
+        ({"k": 0}, "k="), ({"context": 0}, "context="), ({"codec": "i8"}, "codec='i8'"),
+        ({"metric": "near"}, "metric="),
         ({"raw": 1}, "raw="), ({"layers": 0}, "layers="), ({"capacity": 0}, "capacity="),
     ],
 )  # fmt: skip

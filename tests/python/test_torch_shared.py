@@ -161,7 +161,9 @@ def test_cosine_chooses_and_dot_products_weigh(reader, dtype):
     torch.testing.assert_close(got, exact, **near)
     weigh = torch.randn_like(got)
     for one, other in zip(
-        torch.autograd.grad((got * weigh).sum(), inputs), torch.autograd.grad((exact * weigh).sum(), inputs), strict=True
+        torch.autograd.grad((got * weigh).sum(), inputs),
+        torch.autograd.grad((exact * weigh).sum(), inputs),
+        strict=True,
     ):
         torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-4)
 

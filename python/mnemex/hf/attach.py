@@ -74,8 +74,8 @@ def attach(
         Where entries stand. "true", which "auto" means for keys as the model made them: at the position they were
         written at. A number, for a memory of plain keys: all of them that many tokens before each query, so no
         position passes the length a model was trained for. "fixed", which "auto" means for plain keys: at the distance
-        of the window of `cache`, 512 before there is one. "none": at distance 0. "start": all of them at position 0, however far a
-        query is from it.
+        of the window of `cache`, 512 before there is one. "none": at distance 0. "start": all of them at position 0,
+        however far a query is from it.
     write
         "off" (also None) writes nothing but what `ingest` reads; "all" stages every token of a forward pass, to be
         committed by `commit`; "evicted" leaves writing to the cache. Calling `cache` changes None to "evicted".

@@ -217,9 +217,9 @@ class ModelForward:
             return None
         if key.shape[2] != self.n_queries:
             raise Unsupported(
-                f"top_k={self.attachment.top_k!r} looks plain entries up by every local key, and {type(module).__name__} "
-                f"has {key.shape[2] - self.n_queries} from earlier passes, whose positions are not known: read the text "
-                "segment by segment with use_cache=False, or keep keys='rotated'"
+                f"top_k={self.attachment.top_k!r} looks plain entries up by every local key, and "
+                f"{type(module).__name__} has {key.shape[2] - self.n_queries} from earlier passes, whose positions are "
+                "not known: read the text segment by segment with use_cache=False, or keep keys='rotated'"
             )
         return rotary.plain(index, key.detach(), rotary.angles(index, self.given.get(index)))
 

@@ -90,9 +90,7 @@ def extended_mind(*, k: int = 10, threshold: float | None = 0.25) -> Parts:
         Least cosine between query and key; None: no threshold.
     """
     reader: Reader = mx.TopK(k) if threshold is None else mx.Threshold(threshold, k)
-    return Parts(
-        bank={"keys": "plain", "metric": "cos"}, attach={"top_k": reader, "positions": "start", "trace": True}
-    )
+    return Parts(bank={"keys": "plain", "metric": "cos"}, attach={"top_k": reader, "positions": "start", "trace": True})
 
 
 def attendre(

@@ -190,7 +190,8 @@ class Neurocache(nn.Module):
         self.project = nn.Identity() if compression == 1 else nn.Linear(dim, self.state_dim, bias=False)
         self.norm = nn.LayerNorm(self.state_dim)
         self.blocks = nn.ModuleList(
-            CacheAttention(dim, self.state_dim, heads, kv_heads, head_dim) for _ in range(checks.count("layers", layers))
+            CacheAttention(dim, self.state_dim, heads, kv_heads, head_dim)
+            for _ in range(checks.count("layers", layers))
         )
         self.bank = Bank(
             key_dim=self.state_dim, value_dim=dim if raw else "key", capacity=checks.count("capacity", capacity),
@@ -263,7 +264,9 @@ class Neurocache(nn.Module):
         self.bank.commit()
         return ids
 
-    def forward(self, hidden: Tensor, mask: Tensor | None = None, start: Tensor | Sequence[bool] | None = None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None = None, start: Tensor | Sequence[bool] | None = None
+    ) -> Tensor:
         """Read for the tokens of a segment, then store them.
 
         Parameters
