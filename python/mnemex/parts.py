@@ -144,9 +144,9 @@ class Window:
 class Shared:
     """Reader of the adapters: each local token looks up its best `k` entries by its own key, for all who see the token.
 
-    The pairs that were looked up are prepended to the local keys and values, in one softmax: a query sees those of every
-    local token that it sees itself, so causality and padding hold for them too, and an entry that m such tokens looked
-    up counts m times. With k = 1, CAMELoT's augmentation (He et al. 2024, arXiv 2402.13449).
+    The pairs that were looked up are prepended to the local keys and values, in one softmax: a query sees those of
+    every local token that it sees itself, so causality and padding hold for them too, and an entry that m such tokens
+    looked up counts m times. With k = 1, CAMELoT's augmentation (He et al. 2024, arXiv 2402.13449).
 
     It is a `top_k` of `mnemex.torch.attention` and of both `attach`. `Bank.search` and `attend` refuse it: they know no
     local tokens.
@@ -169,8 +169,8 @@ class Shared:
 
     def _numbers(self) -> _Numbers:
         raise ArgumentError(
-            f"k={self!r} shares entries among local tokens, which a bank does not know: give it to an adapter as top_k, "
-            f"or search with the number, {self.k}"
+            f"k={self!r} shares entries among local tokens, which a bank does not know: give it to an adapter as "
+            f"top_k, or search with the number, {self.k}"
         )
 
 

@@ -1,5 +1,4 @@
-"""A Neurocache beside the attention of a decoder: forward hooks look states up at one layer, and add what is read there
-and above.
+"""A Neurocache beside the attention of a decoder: hooks look states up at one layer, and add what is read from there.
 
 Hooks of attention modules run again where layers are recomputed under gradient checkpointing. What was looked up is
 kept from the first run, and a token is stored once, when the whole pass has succeeded.
@@ -84,9 +83,7 @@ def attach_neurocache(
         raise Unsupported(f"{stack.name} is no decoder: a Neurocache is read by later segments of a text")
     numbers = [i for i in stack.modules if i >= _first(stack, layer)]
     if not numbers:
-        raise Unsupported(
-            f"no layer of {stack.name} from three quarters of the stack on sees its whole past: give layer"
-        )
+        raise Unsupported(f"no layer in the last quarter of {stack.name} sees its whole past: give layer")
     modules = [stack.modules[i] for i in numbers]
     if any(module in _attached for module in modules):
         raise Error(f"this {stack.name} has a Neurocache attached already: detach() that one first")
@@ -131,7 +128,8 @@ def _made_for(stack: Stack, modules: list[nn.Module], how: dict[str, Any]) -> Ne
 
 
 @torch.no_grad()
-def _start_from(block: CacheAttention, module: nn.Module) -> None:
+def _start_from(block: nn.Module, module: nn.Module) -> None:
+    assert isinstance(block, CacheAttention)
     nn.init.zeros_(block.out.weight)
     for own, name in ((block.query, "q_proj"), (block.key, "k_proj"), (block.value, "v_proj")):
         base = getattr(getattr(module, name, None), "weight", None)
