@@ -95,8 +95,8 @@ def attach_neurocache(
         raise ArgumentError(f"{', '.join(how)}: the cache that was given decides, leave it out")
     if cache.dim != stack.config.hidden_size or len(cache.blocks) != len(modules):
         raise ShapeError(
-            f"the cache has dim {cache.dim} and {len(cache.blocks)} layers, {stack.name} has {stack.config.hidden_size} "
-            f"and {len(modules)} from layer {numbers[0]} on: make it so, or leave it out"
+            f"the cache has dim {cache.dim} and {len(cache.blocks)} layers, {stack.name} has "
+            f"{stack.config.hidden_size} and {len(modules)} from layer {numbers[0]} on: make it so, or leave it out"
         )
     return NeurocacheAttachment(stack, numbers, modules, cache)
 
