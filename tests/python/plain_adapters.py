@@ -28,7 +28,7 @@ def prepended(q, k, v, far_q, far_k, far_v, seen, scale):
 
 
 def nearest(keys, stored, values, n, score):
-    """Take the `n` stored pairs that score best with each of `keys` `[B, H, K, D]`; NaN where there are fewer."""
+    """Give the `n` stored pairs that score best with each of `keys` `[B, H, K, D]`; NaN where there are fewer."""
     shape = (*keys.shape[:3], n)
     found = [keys.new_full((*shape, x.shape[-1]), torch.nan) for x in (stored, values)]
     for b, h, j in torch.cartesian_prod(*map(torch.arange, keys.shape[:3])).tolist():
@@ -73,10 +73,10 @@ class PlainNeurocache:
             found += [j for j in around if 0 <= j < len(self.states)]
         return found
 
-    def read(self, hidden, layer=0):
-        """Give what is added to the output of self attention, `[T, dim]`."""
+    def read(self, hidden, layer=0, by=None):
+        """Give what is added to the output of self attention, `[T, dim]`; `by` are the states that look up."""
         block = self.module.blocks[layer]
-        finds = [self.finds(h) for h in hidden]
+        finds = [self.finds(h) for h in (hidden if by is None else by)]
         out = []
         for i, h in enumerate(hidden):
             chosen = [j for t in range(max(0, i - self.context + 1), i + 1) for j in finds[t]]

@@ -173,12 +173,16 @@ def test_a_copy_has_states_of_its_own_and_checkpoints_have_none():
     assert not any("bank" in name for name in cache.state_dict())
 
 
+def broken(*_, **__):
+    raise RuntimeError("broken")
+
+
 def test_a_write_that_fails_leaves_nothing_staged(monkeypatch):
     cache = make(evict="lru")
     hidden = torch.randn(1, 4, DIM, dtype=torch.float64)
     cache(hidden)
     with monkeypatch.context() as patched:
-        patched.setattr(mx.Bank, "stage", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("broken")))
+        patched.setattr(mx.Bank, "stage", broken)
         with pytest.raises(RuntimeError, match="broken"):
             cache(hidden)
     before = cache.bank.snapshot().version
@@ -193,9 +197,10 @@ def test_a_write_that_fails_leaves_nothing_staged(monkeypatch):
     ("how", "message"),
     [
         ({"heads": 3}, "no multiple of heads=3"), ({"compression": 3}, "compression=3"),
-        ({"compression": 0}, "compression="), ({"kv_heads": 3, "heads": 4}, "kv_heads=3"),
-        ({"window": 3}, "window=3"), ({"window": (-1, 0)}, "before="), ({"k": 0}, "k="), ({"context": 0}, "context="),
-        ({"codec": "i8"}, "codec='i8'"), ({"metric": "near"}, "metric="),
+        ({"compression": 0}, "compression="),
+        ({"kv_heads": 3, "heads": 4}, "kv_heads=3"), ({"window": 3}, "window=3"), ({"window": (-1, 0)}, "before="),
+        ({"k": 0}, "k="), ({"context": 0}, "context="), ({"codec": "i8"}, "codec='i8'"),
+        ({"metric": "near"}, "metric="),
         ({"raw": 1}, "raw="), ({"layers": 0}, "layers="), ({"capacity": 0}, "capacity="),
     ],
 )  # fmt: skip

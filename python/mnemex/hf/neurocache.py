@@ -1,4 +1,4 @@
-"""A Neurocache beside the attention of a decoder: hooks look states up at one layer, and add what is read above.
+"""A Neurocache beside the attention of a decoder: hooks look states up at one layer, and add what is read from there.
 
 Hooks of attention modules run again where layers are recomputed under gradient checkpointing. What was looked up is
 kept from the first run, and a token is stored once, when the whole pass has succeeded.
@@ -83,9 +83,7 @@ def attach_neurocache(
         raise Unsupported(f"{stack.name} is no decoder: a Neurocache is read by later segments of a text")
     numbers = [i for i in stack.modules if i >= _first(stack, layer)]
     if not numbers:
-        raise Unsupported(
-            f"no layer of {stack.name} from three quarters of the stack on sees its whole past: give layer"
-        )
+        raise Unsupported(f"no layer in the last quarter of {stack.name} sees its whole past: give layer")
     modules = [stack.modules[i] for i in numbers]
     if any(module in _attached for module in modules):
         raise Error(f"this {stack.name} has a Neurocache attached already: detach() that one first")
@@ -131,8 +129,7 @@ def _made_for(stack: Stack, modules: list[nn.Module], how: dict[str, Any]) -> Ne
 
 @torch.no_grad()
 def _start_from(block: nn.Module, module: nn.Module) -> None:
-    if not isinstance(block, CacheAttention):
-        raise TypeError(f"block is a {type(block).__name__}: a Neurocache has blocks of CacheAttention")
+    assert isinstance(block, CacheAttention)
     nn.init.zeros_(block.out.weight)
     for own, name in ((block.query, "q_proj"), (block.key, "k_proj"), (block.value, "v_proj")):
         base = getattr(getattr(module, name, None), "weight", None)
@@ -156,15 +153,15 @@ class NeurocacheAttachment:
     def __init__(self, stack: Stack, numbers: list[int], modules: list[nn.Module], cache: Neurocache) -> None:
         self.cache, self.layers, self._name = cache, tuple(numbers), stack.name
         self._places = {module: place for place, module in enumerate(modules)}
-        self._arguments = list(inspect.signature(stack.model.forward).parameters)
-        self._open = False
+        self._arguments = {model: list(inspect.signature(model.forward).parameters) for model in stack.owners}
+        self._outermost: nn.Module | None = None  # of the models whose forward pass is open
         self._mask: Tensor | None = None
         self._hidden: Tensor | None = None
         self._found: Found | None = None
         _attached.update(modules)
         self._hooks = [
-            stack.model.register_forward_pre_hook(self._before, with_kwargs=True),
-            stack.model.register_forward_hook(self._after, always_call=True),
+            *(model.register_forward_pre_hook(self._before, with_kwargs=True) for model in stack.owners),
+            *(model.register_forward_hook(self._after, always_call=True) for model in stack.owners),
             *(module.register_forward_hook(self._add, with_kwargs=True) for module in modules),
         ]
 
@@ -202,16 +199,20 @@ class NeurocacheAttachment:
         """Forget what these rows read so far; None: everything. A new text begins."""
         self.cache.reset(rows)
 
-    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = {**dict(zip(self._arguments[: len(args)], args, strict=True)), **kwargs}
-        mask = inputs.get("attention_mask")
-        self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        self._open, self._hidden, self._found = True, None, None
-
-    def _after(self, _: nn.Module, __: tuple[Any, ...], output: object) -> None:
-        hidden, self._hidden, self._open = self._hidden, None, False
-        if output is None or hidden is None:
+    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if model not in self._arguments or self._outermost not in (None, model):
             return
+        names = self._arguments[model][: len(args)]
+        mask = {**dict(zip(names, args, strict=True)), **kwargs}.get("attention_mask")
+        self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._outermost, self._hidden, self._found = model, None, None
+
+    def _after(self, model: nn.Module, _: tuple[Any, ...], output: object) -> None:
+        if model is not self._outermost:
+            return
+        hidden, self._hidden, self._outermost = self._hidden, None, None
+        if output is None or hidden is None:
+            return  # The pass raised.
         mask = None if self._mask is None else self._mask[:, self._mask.shape[1] - hidden.shape[1] :].bool()
         self.cache.write(hidden, mask, found=self._found)
 
@@ -222,7 +223,7 @@ class NeurocacheAttachment:
         if place is None:
             return None
         hidden: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        if place == 0 and self._open:
+        if place == 0 and self._outermost is not None:
             self._hidden, self._found = hidden.detach(), self.cache.look_up(hidden)
         read = self.cache.attend(hidden, self._found, layer=place)
         if isinstance(output, Tensor):

@@ -216,9 +216,10 @@ class Neurocache(nn.Module):
         self._take_rows(hidden.shape[0])
         queries = at_most_float32(self.compress(hidden)).cpu()
         hits = self.bank.search(queries[:, None], self.reader, nonfinite="keep")
-        states, values = (torch.from_numpy(x)[:, 0].to(hidden) for x in self.bank.gather(hits))
+        states, values = self.bank.gather(hits)
         there = torch.from_numpy(hits.valid[:, 0]).to(hidden.device)
-        return Found(hits, there, states, values if self.raw else None)
+        raw = torch.from_numpy(values)[:, 0].to(hidden) if self.raw else None
+        return Found(hits, there, torch.from_numpy(states)[:, 0].to(hidden), raw)
 
     def attend(self, hidden: Tensor, found: Found | None, *, layer: int = 0) -> Tensor:
         """Attend from `[B, T, dim]` to what was found, in one of the blocks; zeros where nothing was."""

@@ -62,8 +62,8 @@ def look_up(
     ids = torch.from_numpy(found.ids)  # [B, Hkv, K, k]
     batch, heads, n_keys, k = ids.shape
     keys, values = (
-        torch.from_numpy(x).transpose(2, 3).reshape(batch, heads, k * n_keys, dim).to(query)
-        for x, dim in zip(memory.gather(found), (memory.key_dim, memory.value_dim or 0), strict=True)
+        torch.from_numpy(x).to(query).transpose(2, 3).flatten(2, 3)  # the best of all tokens, then the second best
+        for x in memory.gather(found)
     )
     there = (ids >= 0).transpose(2, 3).reshape(batch, heads, 1, k * n_keys).to(query.device)
     complete = bool(there.all())
