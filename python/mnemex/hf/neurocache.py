@@ -129,7 +129,8 @@ def _made_for(stack: Stack, modules: list[nn.Module], how: dict[str, Any]) -> Ne
 
 @torch.no_grad()
 def _start_from(block: nn.Module, module: nn.Module) -> None:
-    assert isinstance(block, CacheAttention)
+    if not isinstance(block, CacheAttention):
+        raise TypeError(f"block is a {type(block).__name__}: a Neurocache has blocks of CacheAttention")
     nn.init.zeros_(block.out.weight)
     for own, name in ((block.query, "q_proj"), (block.key, "k_proj"), (block.value, "v_proj")):
         base = getattr(getattr(module, name, None), "weight", None)
