@@ -1,4 +1,4 @@
-"""A Neurocache that a model learns to use: where it starts, what it learns, whose rows are whose, what it stands beside."""
+"""A Neurocache that a model learns to use: how it starts, what it learns, which rows forget, what it stands beside."""
 
 from __future__ import annotations
 
