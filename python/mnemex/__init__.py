@@ -44,7 +44,7 @@ from mnemex.ingest import IngestReport
 from mnemex.memory import Memory, MemorySnapshot, from_cache
 from mnemex.merge import merge
 from mnemex.pages import Blocks, Pages
-from mnemex.parts import BF16, F16, F32, Append, Flat, Threshold, TopK, Window
+from mnemex.parts import BF16, F16, F32, Append, Flat, Shared, Threshold, TopK, Window
 from mnemex.policy import Columns, Edits, Policy, Staged, Touched
 from mnemex.product_keys import ProductKeys, Slots
 from mnemex.results import Hits, Partial, Receipt
@@ -100,6 +100,7 @@ __all__ = [
     "Retention",
     "RowError",
     "ShapeError",
+    "Shared",
     "Slots",
     "Snapshot",
     "Staged",

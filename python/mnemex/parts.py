@@ -141,10 +141,44 @@ class Window:
         return self.k, -math.inf, self.before, self.after, 0
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Reader of the adapters: each local token looks up its best `k` entries by its own key, for all who see the token.
+
+    The pairs that were looked up are prepended to the local keys and values, in one softmax: a query sees those of
+    every local token that it sees itself, so causality and padding hold for them too, and an entry that m such tokens
+    looked up counts m times. With k = 1, CAMELoT's augmentation (He et al. 2024, arXiv 2402.13449).
+
+    It is a `top_k` of `mnemex.torch.attention` and of both `attach`. `Bank.search` and `attend` refuse it: they know no
+    local tokens. No query reads an entry alone, so evict policies that go by use are told nothing, as with `top_k=None`.
+
+    Parameters
+    ----------
+    k
+        Entries per local token and key/value head, at least 1.
+
+    Raises
+    ------
+    ArgumentError, DtypeError
+        Anything but a whole number of at least 1.
+    """
+
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        _set(self, k=arguments.count("k", self.k))
+
+    def _numbers(self) -> _Numbers:
+        raise ArgumentError(
+            f"k={self!r} shares entries among local tokens, which a bank does not know: give it to an adapter as "
+            f"top_k, or search with the number, {self.k}"
+        )
+
+
 CODECS = {part.name: part for part in (F32, F16, BF16)}
 INDEXES = {part.name: part for part in (Flat,)}
 Codec = F32 | F16 | BF16
-Reader = TopK | Threshold | Window | Blocks
+Reader = TopK | Threshold | Window | Shared | Blocks
 
 _Numbers = tuple[int, float, int, int, int]
 """A reader for the native module: the best so many, the least score, neighbours before and after; then 0: of

@@ -77,6 +77,22 @@ def test_point_14_a_fixed_distance_equals_true_positions_at_that_distance(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_entries_at_the_start_equal_entries_that_truly_stand_there(name):
+    model, x, query = MODELS[name](), tokens(2, 9, seed=1), tokens(2, 3, seed=2)
+    plain, true = (at_one_place(model, keys, place, x) for keys, place in (("plain", 30), ("rotated", 0)))
+    rest = {"position_ids": torch.arange(20, 23).expand(2, -1), "use_cache": False}
+    found = []
+    for memory, positions in ((true, "true"), (plain, "start")):
+        with mx.hf.attach(model, memory, top_k=9, positions=positions):
+            logits = model(query, **rest).logits
+            gradient = torch.autograd.grad(logits.square().sum(), model.get_input_embeddings().weight)[0]
+            found.append((logits.detach(), gradient))
+    (want, of_want), (got, of_got) = found
+    assert gap(got, want) <= 2e-5
+    assert gap(of_got, of_want) <= 1e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_point_14_true_positions_equal_attention_over_the_whole_text(name):
     model, x = MODELS[name](), tokens(2, 30, seed=11)

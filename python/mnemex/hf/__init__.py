@@ -14,5 +14,15 @@ from mnemex.hf.attachment import Attachment, AttachmentStats
 from mnemex.hf.cache import WindowCache
 from mnemex.hf.citations import Citation
 from mnemex.hf.model_memory import memory_for_model
+from mnemex.hf.neurocache import NeurocacheAttachment, attach_neurocache
 
-__all__ = ["Attachment", "AttachmentStats", "Citation", "WindowCache", "attach", "memory_for_model"]
+__all__ = [
+    "Attachment",
+    "AttachmentStats",
+    "Citation",
+    "NeurocacheAttachment",
+    "WindowCache",
+    "attach",
+    "attach_neurocache",
+    "memory_for_model",
+]

@@ -15,8 +15,9 @@ from mnemex.hf.attachment import Attachment, Write
 from mnemex.hf.fingerprint import fingerprint
 from mnemex.hf.function import attached_modules
 from mnemex.hf.model_memory import check_heads
-from mnemex.hf.rotary import Rotary
+from mnemex.hf.rotary import START, Rotary
 from mnemex.hf.stack import Layers, Stack, find_stack
+from mnemex.parts import Shared
 from mnemex.torch import checks
 from mnemex.torch.merges import learned
 from mnemex.torch.retrieved import check_metric
@@ -43,7 +44,7 @@ def attach(
     top_k: int | Reader | None = 32,
     merge: Literal["joint"] | Bias | Gate = "joint",
     layers: Layers = "auto",
-    positions: Literal["auto", "true", "fixed", "none"] | int = "auto",
+    positions: Literal["auto", "true", "fixed", "none", "start"] | int = "auto",
     write: Write | None = None,
     trace: bool = False,
 ) -> Attachment:
@@ -73,7 +74,8 @@ def attach(
         Where entries stand. "true", which "auto" means for keys as the model made them: at the position they were
         written at. A number, for a memory of plain keys: all of them that many tokens before each query, so no
         position passes the length a model was trained for. "fixed", which "auto" means for plain keys: at the distance
-        of the window of `cache`, 512 before there is one. "none": at distance 0.
+        of the window of `cache`, 512 before there is one. "none": at distance 0. "start": all of them at position 0,
+        however far a query is from it.
     write
         "off" (also None) writes nothing but what `ingest` reads; "all" stages every token of a forward pass, to be
         committed by `commit`; "evicted" leaves writing to the cache. Calling `cache` changes None to "evicted".
@@ -130,6 +132,11 @@ def attach(
         raise ArgumentError(f"write={write!r}: expected one of {', '.join(map(repr, _WRITES))}")
     if trace and top_k is None:
         raise ArgumentError("trace=True needs a top_k: with top_k=None every entry is read, and none is chosen")
+    if trace and isinstance(top_k, Shared):
+        raise Unsupported(
+            f"trace=True with top_k={top_k!r}: entries that local tokens look up for each other are read by no query "
+            "alone, so none can be named: leave trace out"
+        )
     check("torch", torch.__version__)
     check("transformers", transformers.__version__)
     stack = find_stack(model)
@@ -162,7 +169,7 @@ def attach(
 
 def _distance(positions: object, *, plain: bool) -> int | None:
     """Tell how far before a query entries stand; None: as far as a window reaches, or at their true positions."""
-    words: dict[object, int | None] = {"auto": None, "true": None, "fixed": None, "none": 0}
+    words: dict[object, int | None] = {"auto": None, "true": None, "fixed": None, "none": 0, "start": START}
     if isinstance(positions, str) and positions in words:
         distance = words[positions]
     else:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mnemex.errors import ShapeError, Unsupported
 from mnemex.hf import masks
 from mnemex.hf.function import MERGE, NAMES, Attended, Call
+from mnemex.parts import Shared
 from mnemex.torch.merges import GATED
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class CompiledForward:
             and not attachment.stages_tokens
             and attachment.trace is None
             and attachment.rotary is None
+            and not isinstance(attachment.top_k, Shared)
             and not attachment.stack.model.training
             and inputs.get("past_key_values") is None
             and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2))

@@ -20,6 +20,7 @@ from mnemex.hf import masks
 from mnemex.hf.cache import WindowCache, self_attention_cache
 from mnemex.hf.function import MERGE, Attended, Call
 from mnemex.hf.staging import stage_tokens
+from mnemex.parts import Shared
 from mnemex.torch.joined import Reading, Trace, joined_attention
 from mnemex.torch.local import Mask, Scoring
 from mnemex.torch.retrieved import check_fits
@@ -196,7 +197,10 @@ class ModelForward:
         )
         out = joined_attention(
             query, key, value, local_mask, scoring,
-            Reading(snapshot, self.attachment.top_k, self.attachment.merge, self._observer(index), self._view(index)),
+            Reading(
+                snapshot, self.attachment.top_k, self.attachment.merge, self._observer(index), self._view(index),
+                self._lookup(index, module, key),
+            ),
             weight=weight, sink=kwargs.get("s_aux"),
         )  # fmt: skip
         return out.transpose(1, 2).contiguous(), None
@@ -205,6 +209,19 @@ class ModelForward:
         """Say how the memory sees the queries of one layer."""
         rotary = self.attachment.rotary
         return None if rotary is None else rotary.turn_of(index, rotary.angles(index, self.given.get(index)))
+
+    def _lookup(self, index: int, module: nn.Module, key: Tensor) -> Tensor | None:
+        """Give the local keys as plain entries are looked up by them, where local tokens look entries up."""
+        rotary = self.attachment.rotary
+        if rotary is None or not isinstance(self.attachment.top_k, Shared):
+            return None
+        if key.shape[2] != self.n_queries:
+            raise Unsupported(
+                f"top_k={self.attachment.top_k!r} looks plain entries up by every local key, and "
+                f"{type(module).__name__} has {key.shape[2] - self.n_queries} from earlier passes, whose positions are "
+                "not known: read the text segment by segment with use_cache=False, or keep keys='rotated'"
+            )
+        return rotary.plain(index, key.detach(), rotary.angles(index, self.given.get(index)))
 
     def _observer(self, index: int) -> Callable[[Trace], None] | None:
         """Make what notes the retrieval of one layer, while this pass is open and someone asked for it."""

@@ -19,6 +19,7 @@ from mnemex.hf.function import FORWARD, Attended, Call, switched
 from mnemex.hf.rotary import Rotary
 from mnemex.hf.stack import Layers, Stack, find_stack
 from mnemex.torch import checks
+from mnemex.torch.retrieved import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,7 +78,8 @@ def memory_for_model(
         Sequences; "auto": as many as the first batch that is written has, beams included.
     **bank
         Arguments of every bank, such as `key_codec`, `value_codec`, `evict`, `index`. `capacity` may be a list with one
-        item per layer, ascending, each a number, None or a list with one number per head: `mnemex.pyramid(30, 256)`.
+        item per layer, ascending, each a number, None or a list with one number per head: `mnemex.pyramid(30, 256)`. With
+        metric "cos", entries are chosen by cosine, and weighed by dot products as local keys are.
 
     Returns
     -------
@@ -96,10 +98,10 @@ def memory_for_model(
     given = sorted({"heads", "key_dim", "value_dim"} & bank.keys())
     if given:
         raise ArgumentError(f"{', '.join(given)}: the model decides, leave it out")
-    if bank.get("metric", "dot") != "dot":
+    if bank.get("metric", "dot") not in METRICS:
         raise Unsupported(
             f"metric={bank['metric']!r}: attention scores by dot products, and other scores do not fit into its "
-            "softmax: leave it out"
+            "softmax: leave it out, or choose entries by metric='cos'"
         )
     stack = find_stack(model)
     modules = stack.chosen(layers)

@@ -91,6 +91,10 @@ class Turn(NamedTuple):
         return turn(grad, self.cos, -self.sin, self.layout)
 
 
+START = -1
+"""Instead of a distance: every entry stands at position 0, and queries keep theirs."""
+
+
 class Rotary:
     """The rotary embedding of each attached layer: its layout, and the angles of one distance.
 
@@ -114,14 +118,15 @@ class Rotary:
         self.at(distance)
 
     def at(self, distance: int) -> None:
-        """Let every entry stand this number of tokens before the query."""
+        """Let every entry stand this number of tokens before the query; `START`: at position 0."""
         self.distance = distance
-        probe = _Probe.of(self._stack, self._modules, distance, 1)
+        probe = _Probe.of(self._stack, self._modules, max(distance, 0), 1)
         self._far: dict[int, Angles] = {}
         for index, layout in self.layouts.items():
             if layout is not None:
                 cos, sin = angles_of(probe.given[index], layout)
-                scaling = (cos * cos + sin * sin).sqrt()
+                # At position 0 an angle is 0, and the cosine is the scaling.
+                scaling = torch.ones_like(cos) if distance == START else (cos * cos + sin * sin).sqrt()
                 # A key in place would carry the scaling too.
                 self._far[index] = (cos * scaling, sin * scaling)
 
@@ -145,6 +150,8 @@ class Rotary:
         if layout is None or angles is None:
             return None
         (cos, sin), (far_cos, far_sin) = angles, self._far[index]
+        if self.distance == START:
+            return Turn(far_cos, far_sin, layout)
         square = cos * cos + sin * sin
         return Turn((far_cos * cos + far_sin * sin) / square, (far_sin * cos - far_cos * sin) / square, layout)
 

@@ -12,6 +12,7 @@ check_oldest("torch", torch.__version__)
 from mnemex.torch.attach import Attachment, attach
 from mnemex.torch.attention import attention
 from mnemex.torch.merges import Bias, Gate
+from mnemex.torch.neurocache import Neurocache
 from mnemex.torch.product_keys import ProductKeyMemory, Usage
 from mnemex.torch.product_values import ValueTable, split_values
 
@@ -19,6 +20,7 @@ __all__ = [
     "Attachment",
     "Bias",
     "Gate",
+    "Neurocache",
     "ProductKeyMemory",
     "Usage",
     "ValueTable",

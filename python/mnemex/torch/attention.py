@@ -71,7 +71,7 @@ def attention(
     DtypeError
         Tensors of different dtypes, a mask of whole numbers, or an argument of another type.
     Unsupported
-        A memory of another metric than "dot".
+        A memory of another metric than "dot", or "cos", which chooses entries that dot products weigh.
     ArgumentError
         A mask together with `is_causal`, a merge of another kind, a `top_k` below 1.
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemex.errors import Error
+from mnemex.errors import Error, Unsupported
 from mnemex.pages import Blocks
-from mnemex.parts import Threshold, TopK, Window
+from mnemex.parts import Shared, Threshold, TopK, Window
 from mnemex.torch.joined import Pass, Reading, backward_pass, forward_pass, joined_attention, refuse_second_derivatives
 from mnemex.torch.local import Mask, Scoring, prepare
 from mnemex.torch.merges import GATED, JOINT
@@ -79,6 +79,8 @@ def attention(
 
 def _numbers(k: int | Reader | None) -> tuple[int | None, float | None, int, int, int]:
     """Say what is read in numbers, which is what an operator takes."""
+    if isinstance(k, Shared):
+        raise Unsupported(f"top_k={k!r}: no graph holds pairs that local tokens look up: do not compile it")
     if isinstance(k, Window):
         return k.k, None, k.before, k.after, 0
     if isinstance(k, Blocks):

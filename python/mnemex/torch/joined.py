@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mnemex import Bank
 from mnemex.errors import Unsupported
+from mnemex.parts import Shared
 from mnemex.torch import local as local_side
-from mnemex.torch import retrieved
+from mnemex.torch import retrieved, shared
 from mnemex.torch.local import Local, Mask, Scoring
 from mnemex.torch.merges import JOINT, Joined, Merge, Side
 
@@ -61,7 +62,8 @@ class View(Protocol):
 class Reading(NamedTuple):
     """What is read and how it joins. With `k` None, every entry is; otherwise `observe` is told which ones were.
 
-    `view` is how the memory sees the queries; None: as they are.
+    `view` is how the memory sees the queries; None: as they are. `lookup` is how it sees the local keys
+    `[B, Hkv, K, Dk]`, where `k` is `mnemex.Shared`; None: as they are.
     """
 
     memory: Bank | Snapshot
@@ -69,6 +71,7 @@ class Reading(NamedTuple):
     merge: Merge = JOINT
     observe: Callable[[Trace], None] | None = None
     view: View | None = None
+    lookup: Tensor | None = None
 
     def seen(self, query: Tensor) -> Tensor:
         """Give the queries as the memory sees them."""
@@ -114,8 +117,22 @@ def joined_attention(
     local = local_side.attend(query, key, value, mask, scoring)
     if sink is not None:
         local = _with_sink(local, sink)
-    far = retrieved.attend(reading.memory, reading.seen(query), reading.k, scoring, hits=reading.observe is not None)
+    far, _ = _read(reading.memory, reading, query, key, mask, scoring, hits=reading.observe is not None)
     return _join(local, far, weight, reading).out.to(query.dtype)
+
+
+def _read(
+    memory: Bank | Snapshot, reading: Reading, query: Tensor, key: Tensor, mask: Mask | None, scoring: Scoring, *,
+    hits: bool,
+) -> tuple[retrieved.Retrieved, shared.Pairs | None]:  # fmt: skip
+    """Read the memory; the pairs that were prepended, where there are such."""
+    seen = reading.seen(query)
+    if not isinstance(reading.k, Shared):
+        return retrieved.attend(memory, seen, reading.k, scoring, hits=hits), None
+    by = key if reading.lookup is None else reading.lookup
+    pairs = shared.look_up(memory, by, reading.k, query, mask, causal=scoring.causal)
+    far = local_side.attend(seen, pairs.keys, pairs.values, pairs.mask, pairs.scoring(scoring))
+    return retrieved.Retrieved(far.out, far.lse), pairs
 
 
 def _join(local: Local, far: retrieved.Retrieved, weight: Tensor | None, reading: Reading) -> Joined:
@@ -141,6 +158,7 @@ class Pass(NamedTuple):
     far: retrieved.Retrieved
     joined: Joined
     scoring: Scoring
+    pairs: shared.Pairs | None = None
 
 
 class Gradients(NamedTuple):
@@ -170,9 +188,9 @@ def forward_pass(
     local = local_side.attend(query, key, value, mask, scoring)
     if sink is not None:
         local = _with_sink(local, sink)
-    far = retrieved.attend(snapshot, reading.seen(query), reading.k, scoring, hits=reading.k is not None)
+    far, pairs = _read(snapshot, reading, query, key, mask, scoring, hits=reading.k is not None)
     joined = _join(local, far, weight, reading)
-    return Pass(reading._replace(memory=snapshot), far.hits, local, far, joined, scoring)
+    return Pass(reading._replace(memory=snapshot), far.hits, local, far, joined, scoring, pairs)
 
 
 def backward_pass(
@@ -199,10 +217,17 @@ def backward_pass(
         out=near.out.to(query.dtype), lse=near.lse, kept=kept.local.kept,
     )  # fmt: skip
     memory = split.memory
-    of_far = retrieved.query_gradient(
-        kept.reading.memory, kept.hits, kept.reading.seen(query), scoring,
-        grad=memory.grad, delta=(memory.grad * memory.out).sum(-1), lse=memory.lse,
-    )  # fmt: skip
+    seen, pairs = kept.reading.seen(query), kept.pairs
+    if pairs is None:
+        of_far = retrieved.query_gradient(
+            kept.reading.memory, kept.hits, seen, scoring,
+            grad=memory.grad, delta=(memory.grad * memory.out).sum(-1), lse=memory.lse,
+        )  # fmt: skip
+    else:
+        of_far = local_side.backward(
+            memory.grad.to(query.dtype), seen, pairs.keys, pairs.values, pairs.mask, pairs.scoring(scoring),
+            out=memory.out.to(query.dtype), lse=memory.lse, kept=None,
+        ).query  # fmt: skip
     view = kept.reading.view
     of_query = of_local.query + (of_far if view is None else view.gradient(of_far))
     of_additive = None
@@ -246,7 +271,7 @@ class _JoinedAttention(torch.autograd.Function):
             query, key, value, additive, weight, sink, dead,
             local.out, local.lse, local.kept, far.out, far.lse, joined.out, joined.share,
         )  # fmt: skip
-        ctx.reading, ctx.hits, ctx.scoring = kept.reading, kept.hits, scoring
+        ctx.reading, ctx.hits, ctx.scoring, ctx.pairs = kept.reading, kept.hits, scoring, kept.pairs
         return joined.out.to(query.dtype)
 
     @staticmethod
@@ -254,8 +279,9 @@ class _JoinedAttention(torch.autograd.Function):
         refuse_second_derivatives()
         query, key, value, additive, weight, sink, dead, *made = ctx.saved_tensors
         kept = Pass(
-            ctx.reading, ctx.hits, Local(*made[:3]), retrieved.Retrieved(*made[3:5]), Joined(*made[5:]), ctx.scoring
-        )
+            ctx.reading, ctx.hits, Local(*made[:3]), retrieved.Retrieved(*made[3:5]), Joined(*made[5:]), ctx.scoring,
+            ctx.pairs,
+        )  # fmt: skip
         gradients = backward_pass(
             kept, grad, query, key, value, None if additive is None else Mask(additive, dead),
             weight=weight, sink=sink, of_mask=ctx.needs_input_grad[3],

@@ -2,7 +2,8 @@
 
 Entries are constants, so the query is all that receives a gradient. The forward pass keeps the ids that were read and
 the version they were read from; on the way back the bank reads those entries again. float64, for checks by differences,
-gathers them, a stretch of queries at a time.
+gathers them, a stretch of queries at a time; so does a bank that chooses by cosine, since its weights are of dot
+products all the same.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ STRETCH, LOGIT_BYTES = 4096, 4 << 20
 """Where every entry is read: ids at a time, at most, and bytes of logits, which are to stay in a processor's cache."""
 
 
+METRICS = ("dot", "cos")
+"""By which entries may be chosen. They are weighed by dot products, as local keys are."""
+
 ALONE, ALONE_READS = 1 << 28, 1 << 24
 """Multiplications, and numbers of keys, up to which one thread had better answer alone while those of PyTorch spin, as
 they do for some milliseconds after each operation: they hold the other processors, so a thread that is woken there is
@@ -58,10 +62,10 @@ def check_rows(memory: Bank | Snapshot, batch: int) -> None:
 
 def check_metric(memory: Bank | Snapshot) -> None:
     """Refuse a memory whose scores cannot stand in one softmax with local dot products."""
-    if memory.metric != "dot":
+    if memory.metric not in METRICS:
         raise Unsupported(
             f"memory has metric={memory.metric!r}, whose scores do not fit into one softmax with the dot products of "
-            "local keys: make it with metric='dot'"
+            "local keys: make it with metric='dot', or 'cos' to choose entries by cosine"
         )
 
 
@@ -81,11 +85,12 @@ def attend(
     """Attend to the `k` best entries of each query, to what a reader takes, or to all of them.
 
     A query with NaN or infinity in it gives NaN and leaves the others alone. The bank answers in float32; float64
-    queries are answered here, over the entries it finds, so that gradients can be checked by differences.
+    queries are answered here, over the entries it finds, so that gradients can be checked by differences; and so are
+    those of a bank that finds entries by cosine, whose weights are of dot products.
     """
     home = query.device
     query = query.detach()
-    if query.dtype == torch.float64:
+    if query.dtype == torch.float64 or memory.metric != "dot":
         return _attend_wide(memory, query, k, scoring, hits=hits)
     if home.type != "cpu":
         query = query.cpu()
@@ -95,7 +100,7 @@ def attend(
     reads = query.shape[0] * memory.heads * longest * memory.key_dim
     found = memory.attend(
         query, k, scale=scoring.scale, softcap=scoring.softcap, hits=hits, nonfinite="keep",
-        threads=_threads(home, work, reads),
+        threads=threads_for(home, work, reads),
     )  # fmt: skip
     out, lse = torch.from_numpy(found.out), torch.from_numpy(found.lse)
     if home.type != "cpu":
@@ -103,7 +108,7 @@ def attend(
     return Retrieved(out, lse, found.hits, found.mass)
 
 
-def _threads(home: torch.device, multiplications: int, reads: int) -> int | None:
+def threads_for(home: torch.device, multiplications: int, reads: int) -> int | None:
     """Say how many threads a call is worth; None: as many as the bank takes."""
     spin = home.type == "cpu" and torch.get_num_threads() > 1
     return 1 if spin and multiplications < ALONE and reads < ALONE_READS else None
@@ -112,43 +117,49 @@ def _threads(home: torch.device, multiplications: int, reads: int) -> int | None
 def _attend_wide(
     memory: Bank | Snapshot, query: Tensor, k: int | Reader | None, scoring: Scoring, *, hits: bool
 ) -> Retrieved:
-    """Attend in float64."""
+    """Attend to what the bank finds with dot products taken here, in float32 or wider."""
     home, query = query.device, query.cpu()
+    query = query.to(torch.promote_types(query.dtype, torch.float32))
     bad = ~torch.isfinite(query).all(-1)
-    found = None
+    found = mass = None
     if k is None:
         out, lse = _every_entry_wide(memory, query, scoring)
     else:
-        narrow = query.float()
-        found = memory.attend(narrow, k, scale=scoring.scale, softcap=scoring.softcap, hits=True, nonfinite="keep")
-        out, lse = torch.from_numpy(found.out).double(), torch.from_numpy(found.lse).double()
+        found = memory.attend(
+            query.float(), k, scale=scoring.scale, softcap=scoring.softcap, hits=True, nonfinite="keep"
+        )
+        out, lse, mass = torch.from_numpy(found.out).to(query), torch.from_numpy(found.lse).to(query), found.mass
         if found.hits is not None and found.hits.ids.size:
-            out, lse = _hits_wide(memory, found.hits, query, scoring)
+            out, lse, mass = _hits_wide(memory, found.hits, query, scoring)
     out, lse = out.masked_fill(bad[..., None], torch.nan), lse.masked_fill(bad, torch.nan)
-    seen = (None, None) if found is None or not hits else (found.hits, found.mass)
+    seen = (None, None) if found is None or not hits else (found.hits, mass)
     return Retrieved(out.to(home), lse.to(home), *seen)
 
 
-def _hits_wide(memory: Bank | Snapshot, hits: Hits, query: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
-    """Attend to what was found, in float64; output and log-sum-exp."""
-    outs, sums, repeated = [], [], torch.from_numpy(~hits.distinct)
+def _hits_wide(
+    memory: Bank | Snapshot, hits: Hits, query: Tensor, scoring: Scoring
+) -> tuple[Tensor, Tensor, NDArray[np.float32]]:
+    """Attend to what was found; output, log-sum-exp, and the weight of each place among the places of its query."""
+    outs, sums, masses, repeated = [], [], [], torch.from_numpy(~hits.distinct)
     for span in _spans(query.shape, hits.ids.shape[-1], memory):
-        keys, values = (torch.from_numpy(x).double() for x in memory.gather(_stretch(hits, span)))  # [.., q, k, dim]
+        keys, values = (torch.from_numpy(x).to(query) for x in memory.gather(_stretch(hits, span)))  # [.., q, k, dim]
         logits = _logits((query[:, :, span, None] @ keys.transpose(-1, -2)).squeeze(-2), scoring)
         logits = logits.masked_fill(repeated[:, :, span], -torch.inf)
         lse = logits.logsumexp(-1)
-        outs.append((_weights(logits, lse)[..., None, :] @ values).squeeze(-2))
+        weights = _weights(logits, lse)
+        outs.append((weights[..., None, :] @ values).squeeze(-2))
         sums.append(lse)
-    return torch.cat(outs, 2), torch.cat(sums, 2)
+        masses.append(weights.float())
+    return torch.cat(outs, 2), torch.cat(sums, 2), torch.cat(masses, 2).numpy()
 
 
 def _every_entry_wide(memory: Bank | Snapshot, query: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
-    """Attend to every entry, in float64; output and log-sum-exp."""
+    """Attend to every entry; output and log-sum-exp."""
     out, lse = query.new_zeros(*query.shape[:3], memory.value_dim or 0), query.new_full(query.shape[:3], -torch.inf)
     if not len(memory) or query.numel() == 0:
         return out, lse
     outs, sums, queries = (_by_lane(x, memory) for x in (out, lse, query))
-    for keys, values, valid in _every_entry(memory, torch.float64):
+    for keys, values, valid in _every_entry(memory, query.dtype):
         for span in _logit_spans(queries.shape[2], valid, memory):
             logits = _logits(queries[:, :, span] @ keys.transpose(-1, -2), scoring).masked_fill(~valid, -torch.inf)
             before = sums[:, :, span]
@@ -200,10 +211,10 @@ def query_gradient(
     k = ids.shape[-1]
     if k == 0 or ids.size == 0:
         return torch.zeros(query.shape, dtype=dtype, device=home)
-    if wide == torch.float32:
+    if wide == torch.float32 and snapshot.metric == "dot":
         found = snapshot.attend_backward(
             query, hits, grad, delta=delta, lse=lse, scale=scoring.scale, softcap=scoring.softcap,
-            threads=_threads(home, query.numel() * k, query.numel() * k),
+            threads=threads_for(home, query.numel() * k, query.numel() * k),
         )  # fmt: skip
         return torch.from_numpy(found).to(home, dtype)
     parts, distinct = [], torch.from_numpy(hits.distinct)  # [B, Hq, Q, k]

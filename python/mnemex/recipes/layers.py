@@ -1,8 +1,4 @@
-"""Published systems by name: one short function each, which puts parts together with the published numbers.
-
-A recipe holds no code of its own. It says where its numbers are from, what is this project's own reading, and what it
-leaves to the model around it.
-"""
+"""Published layers that are trained: recipes that return modules."""
 
 from __future__ import annotations
 
@@ -11,10 +7,9 @@ from typing import TYPE_CHECKING
 import mnemex as mx
 
 if TYPE_CHECKING:
+    from mnemex.torch.neurocache import Neurocache
     from mnemex.torch.product_keys import ProductKeyMemory
     from mnemex.torch.product_values import ValueTable
-
-__all__ = ["memory_plus", "product_key"]
 
 
 def product_key(
@@ -71,3 +66,27 @@ def memory_plus(
     for sub_keys in (memory.rows, memory.columns):
         torch.nn.init.uniform_(sub_keys, -(key_dim**-0.5), key_dim**-0.5)
     return memory
+
+
+def neurocache(
+    dim: int, *, heads: int, kv_heads: int | None = None, head_dim: int | None = None, layers: int = 1,
+    capacity: int = 16_384, compression: int = 4, k: int = 16, context: int = 2, evict: str = "fifo", raw: bool = False,
+) -> Neurocache:  # fmt: skip
+    """Make the cache of Safaya and Yuret, "Neurocache" (2024, arXiv 2407.02486), of which a decoder has one.
+
+    Published: the numbers, which are those of its training script; states in bfloat16 found by L2; the hit and its
+    successor; the residual attention without gate or positions; reads before writes.
+    Own reading: exact search where the program searches by stretches; a query reads what the tokens before it in its
+    own segment found, and none of earlier segments; pads are not stored; training the compressor takes `raw=True`.
+    Outside: where it stands. `mnemex.hf.attach_neurocache(model)` makes one to measure at three quarters of a stack;
+    the published adapters train LoRA in the feed-forward blocks beside it.
+
+    Parameters
+    ----------
+    dim, heads, kv_heads, head_dim, layers, capacity, compression, k, context, evict, raw
+        As `mnemex.torch.Neurocache` takes them.
+    """
+    return mx.torch.Neurocache(
+        dim, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layers=layers, capacity=capacity,
+        compression=compression, k=k, window=(0, 1), context=context, metric="l2", evict=evict, codec="bf16", raw=raw,
+    )  # fmt: skip
