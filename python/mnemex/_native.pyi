@@ -182,7 +182,7 @@ class NativeSnapshot:
     """
     A frozen version of a bank.
     """
-    def attend(self, /, queries: tuple[Incomplete, str], reader: tuple[SupportsIndex, SupportsFloat | SupportsIndex, SupportsIndex, SupportsIndex] | None, rows: Incomplete | None, scale: SupportsFloat | SupportsIndex, softcap: SupportsFloat | SupportsIndex | None, bias: Incomplete | str | None, before: Incomplete | None, allowed: Incomplete | None, predicates: SupportsGetItem[int, tuple[str, str, Incomplete]], with_hits: bool, nonfinite: str | None, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, tuple[tuple[Incomplete, Incomplete, Incomplete | None, Incomplete], Incomplete] | None]:
+    def attend(self, /, queries: tuple[Incomplete, str], reader: tuple[SupportsIndex, SupportsFloat | SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | None, rows: Incomplete | None, scale: SupportsFloat | SupportsIndex, softcap: SupportsFloat | SupportsIndex | None, bias: Incomplete | str | None, before: Incomplete | None, allowed: Incomplete | None, predicates: SupportsGetItem[int, tuple[str, str, Incomplete]], with_hits: bool, nonfinite: str | None, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, tuple[tuple[Incomplete, Incomplete, Incomplete | None, Incomplete], Incomplete] | None]:
         """
         Attention: out, lse and, if asked for, hits and mass.
         """
@@ -243,7 +243,7 @@ class NativeSnapshot:
         """
         Rows.
         """
-    def search(self, /, queries: tuple[Incomplete, str], reader: tuple[SupportsIndex, SupportsFloat | SupportsIndex, SupportsIndex, SupportsIndex], rows: Incomplete | None, before: Incomplete | None, allowed: Incomplete | None, predicates: SupportsGetItem[int, tuple[str, str, Incomplete]], nonfinite: str | None, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, Incomplete | None, Incomplete]:
+    def search(self, /, queries: tuple[Incomplete, str], reader: tuple[SupportsIndex, SupportsFloat | SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex], rows: Incomplete | None, before: Incomplete | None, allowed: Incomplete | None, predicates: SupportsGetItem[int, tuple[str, str, Incomplete]], nonfinite: str | None, threads: SupportsIndex | None) -> tuple[Incomplete, Incomplete, Incomplete | None, Incomplete]:
         """
         What a reader takes: scores, ids, labels (if any entry has one) and the bank row of each query row.
         """
