@@ -6,6 +6,8 @@ leaves to the model around it. Those that train return a module; the others retu
 
 from __future__ import annotations
 
+from mnemex.recipes.blocks import em_llm, infllm, longmem
+from mnemex.recipes.caches import moviechat, pyramid_kv, subgen
 from mnemex.recipes.decoders import attendre, camelot, extended_mind, memorizing_transformer, sirllm
 from mnemex.recipes.layers import memory_plus, neurocache, product_key
 from mnemex.recipes.parts import Parts
@@ -15,11 +17,17 @@ __all__ = [
     "Parts",
     "attendre",
     "camelot",
+    "em_llm",
     "extended_mind",
+    "infllm",
+    "longmem",
     "memorizing_transformer",
     "memory_bank",
     "memory_plus",
+    "moviechat",
     "neurocache",
     "product_key",
+    "pyramid_kv",
     "sirllm",
+    "subgen",
 ]
