@@ -18,6 +18,7 @@ from mnemex.bank import Bank, Snapshot
 from mnemex.build import BuildInfo, build_info
 from mnemex.consolidate import Consolidate
 from mnemex.describe import Stats
+from mnemex.edits import Edits
 from mnemex.errors import (
     ArgumentError,
     CapacityError,
@@ -41,7 +42,7 @@ from mnemex.ingest import IngestReport
 from mnemex.memory import Memory, MemorySnapshot, from_cache
 from mnemex.merge import merge
 from mnemex.parts import BF16, F16, F32, Append, Flat, Threshold, TopK, Window
-from mnemex.policy import Columns, Edits, Policy, Staged, Touched
+from mnemex.policy import Columns, Policy, Staged, Touched
 from mnemex.product_keys import ProductKeys, Slots
 from mnemex.results import Hits, Partial, Receipt
 
