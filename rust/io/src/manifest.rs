@@ -199,8 +199,7 @@ enum WorthEntry {
 #[serde(rename_all = "lowercase")]
 enum WriteEntry {
     Consolidate(#[serde(with = "ConsolidationEntry")] Consolidation),
-    /// The name of a policy that no file can hold.
-    Planned(String),
+    Planned(String), // the name of a policy that no file can hold
 }
 
 #[derive(Serialize, Deserialize)]
