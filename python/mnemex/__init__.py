@@ -21,6 +21,7 @@ from mnemex.capacity import pyramid
 from mnemex.cluster import Cluster
 from mnemex.consolidate import Consolidate
 from mnemex.describe import Stats
+from mnemex.edits import Edits
 from mnemex.errors import (
     ArgumentError,
     CapacityError,
@@ -45,7 +46,7 @@ from mnemex.memory import Memory, MemorySnapshot, from_cache
 from mnemex.merge import merge
 from mnemex.pages import Blocks, Pages
 from mnemex.parts import BF16, F16, F32, Append, Flat, Shared, Threshold, TopK, Window
-from mnemex.policy import Columns, Edits, Policy, Staged, Touched
+from mnemex.policy import Columns, Policy, Staged, Touched
 from mnemex.product_keys import ProductKeys, Slots
 from mnemex.results import Hits, Partial, Receipt
 

@@ -23,12 +23,14 @@ T = TypeVar("T")
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def machine(make: Callable[[int], Bank], reopen: Callable[[Bank], Bank]) -> type[RuleBasedStateMachine]:
-    """Give the machine for one kind of bank; `make` takes the threads of its calls."""
+def machine(
+    make: Callable[[int], Bank], reopen: Callable[[Bank], Bank], most: int | None
+) -> type[RuleBasedStateMachine]:
+    """Give the machine for one kind of bank; `make` takes the threads of its calls, `most` tokens come to a commit."""
 
     class Machine(Steps):
         def __init__(self) -> None:
-            super().__init__(make(1), make(2), reopen)
+            super().__init__(make(1), make(2), reopen, most)
 
     return Machine
 
@@ -36,14 +38,14 @@ def machine(make: Callable[[int], Bank], reopen: Callable[[Bank], Bank]) -> type
 class Steps(RuleBasedStateMachine):
     """`bank` is checked; `twin` does the same, and is never saved, opened or copied."""
 
-    def __init__(self, bank: Bank, twin: Bank, reopen: Callable[[Bank], Bank]) -> None:
+    def __init__(self, bank: Bank, twin: Bank, reopen: Callable[[Bank], Bank], most: int | None) -> None:
         super().__init__()
         self.bank, self.twin, self.reopen = bank, twin, reopen
         self.committed: State = state_of(bank)
         self.held: list[tuple[Snapshot, State]] = []
         self.deleted: list[set[int]] = [set() for _ in range(bank.rows)]
         self.staged: list[list[int]] = []
-        self.touched = False
+        self.touched, self.arriving, self.most = False, 0, most
 
     def both(self, call: Callable[[Bank], T]) -> tuple[T, T]:
         return call(self.bank), call(self.twin)
@@ -55,6 +57,9 @@ class Steps(RuleBasedStateMachine):
 
     @rule(seed=SEEDS, n=st.integers(1, 9))
     def stage(self, seed: int, n: int) -> None:
+        if self.most is not None and self.arriving + n > self.most:
+            self.commit()
+        self.arriving += n
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(self.bank.rows)[: rng.integers(1, self.bank.rows + 1)])
         keys, values = tokens(rng, self.bank, len(rows), n)
@@ -86,12 +91,12 @@ class Steps(RuleBasedStateMachine):
             assert np.array_equal(mine, theirs), "banks that were told the same put tokens elsewhere"
         self.check_commit(one)
         self.settle()
-        self.staged, self.touched = [], False
+        self.staged, self.touched, self.arriving = [], False, 0
 
     @rule()
     def rollback(self) -> None:
         self.both(lambda bank: bank.rollback())
-        self.staged, self.touched = [], False
+        self.staged, self.touched, self.arriving = [], False, 0
 
     @rule(seed=SEEDS)
     def delete(self, seed: int) -> None:

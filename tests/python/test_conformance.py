@@ -23,7 +23,7 @@ CASES = {
     "attention_mass, pooled": {"evict": mx.AttentionMass(pool=3)},
     "lfu, decaying": {"evict": mx.Lfu(decay=0.5)},
     "a policy in Python": {"write": LeastRecent(sinks=1)},
-    "as evict policy": {"evict": LeastRecent(), "capacity": 40},
+    "as evict policy": {"evict": LeastRecent(), "capacity": 10},
     "one that merges": {"write": NearestMean(0.9), "evict": mx.OldestAge()},
 }
 CASES |= {name: {"evict": name} for name in EVICTS if name != "min_score"}

@@ -5,6 +5,7 @@
 //! what they touch. Where a snapshot was taken since the plan, a last block is copied there after all.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bank::{Bank, Shared};
@@ -255,6 +256,21 @@ impl Job<'_> {
             prepared.paged = Some(how.divide(&shared.config, row, ids, &staged.columns, ticker)?);
         }
         Ok(prepared)
+    }
+}
+
+impl StagedRow {
+    /// Runs of the tokens that no later one replaces.
+    pub(crate) fn written(&self) -> Vec<Range<usize>> {
+        let (mut runs, mut start) = (Vec::new(), 0);
+        let gone = self.replaced.range(self.id_lo..).map(|(id, _)| (id - self.id_lo) as usize);
+        for gone in gone.chain([self.len()]) {
+            if start < gone {
+                runs.push(start..gone);
+            }
+            start = gone + 1;
+        }
+        runs
     }
 }
 

@@ -1,7 +1,6 @@
 //! Tokens that were given but not yet published: validated, encoded in private memory, invisible to every read.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ops::Range;
 use std::sync::Arc;
 
 use mnemex_kernels::Kernels;
@@ -93,19 +92,6 @@ pub(crate) struct StagedRow {
 impl StagedRow {
     pub(crate) fn len(&self) -> usize {
         self.labels.len()
-    }
-
-    /// Runs of the tokens that no later one replaces.
-    pub(crate) fn written(&self) -> Vec<Range<usize>> {
-        let (mut runs, mut start) = (Vec::new(), 0);
-        let gone = self.replaced.range(self.id_lo..).map(|(id, _)| (id - self.id_lo) as usize);
-        for gone in gone.chain([self.len()]) {
-            if start < gone {
-                runs.push(start..gone);
-            }
-            start = gone + 1;
-        }
-        runs
     }
 
     /// The label of a staged id.

@@ -225,7 +225,7 @@ impl ColumnEntry {
     fn declared(&self) -> Result<Declared, String> {
         let ColumnEntry { name, dtype } = self;
         let unknown = || format!("the column {name:?} is of {dtype:?}, which this version of mnemex does not know");
-        Ok(Declared { name: name.clone(), dtype: ColumnType::named(dtype).ok_or_else(unknown)? })
+        ColumnType::named(dtype).map(|dtype| Declared { name: name.clone(), dtype }).ok_or_else(unknown)
     }
 }
 
@@ -279,8 +279,8 @@ impl Manifest {
         if header.format != FORMAT {
             return Err(format!("holds {:?}, not {FORMAT:?}", header.format));
         }
-        if header.version != VERSION {
-            let version = header.version;
+        let version = header.version;
+        if version != VERSION {
             return Err(format!(
                 "has format version {version}, and this mnemex reads {VERSION}: open it with a newer one"
             ));
