@@ -105,7 +105,7 @@ def test_a_bank_of_another_shape_is_named(change, write):
         model(x)
 
 
-def test_a_metric_that_attention_cannot_use_is_refused():
+def test_another_metric_than_attention_has_is_refused():
     model, metric = make("llama"), "l2"
     with pytest.raises(mx.Unsupported, match=f"metric='{metric}'"):
         memory_of(model, metric=metric)
