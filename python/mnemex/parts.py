@@ -150,7 +150,8 @@ class Shared:
     looked up counts m times. With k = 1, CAMELoT's augmentation (He et al. 2024, arXiv 2402.13449).
 
     It is a `top_k` of `mnemex.torch.attention` and of both `attach`. `Bank.search` and `attend` refuse it: they know no
-    local tokens. No query reads an entry alone, so evict policies that go by use are told nothing, as with `top_k=None`.
+    local tokens. No query reads an entry alone, so evict policies that go by use are told nothing, as with
+    `top_k=None`.
 
     Parameters
     ----------

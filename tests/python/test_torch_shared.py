@@ -172,3 +172,14 @@ def test_gradients_by_cosine_pass_the_check_by_differences():
     q, k, v, _, bank = setting(batch=1, queries=3, keys=3, metric="cos", dtype=torch.float64)
     inputs = [x.requires_grad_() for x in (q, k, v)]
     assert torch.autograd.gradcheck(lambda *x: mx.torch.attention(*x, memory=bank, top_k=4), inputs)
+
+
+def test_a_graph_chooses_by_cosine_too():
+    q, k, v, _, bank = setting(metric="cos")
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda *x: mx.torch.attention(*x, memory=bank, top_k=4, is_causal=True), fullgraph=True, backend="eager"
+    )
+    torch.testing.assert_close(
+        compiled(q, k, v), mx.torch.attention(q, k, v, memory=bank, top_k=4, is_causal=True), atol=1e-6, rtol=1e-6
+    )

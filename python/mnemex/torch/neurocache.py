@@ -139,8 +139,8 @@ class Neurocache(nn.Module):
     Notes
     -----
     The search is exact, where the published program takes the best of each of 512 or more stretches. A token is left
-    unwritten where `mask` is False, or where a number of its state is not finite; the bank lives on the CPU. Searches by
-    "dot" are several times as fast as those by "l2"; states are normalised, so the two find much the same.
+    unwritten where `mask` is False, or where a number of its state is not finite; the bank lives on the CPU. Searches
+    by "dot" are several times as fast as those by "l2", and find the same while all states are of one length.
 
     Examples
     --------
