@@ -110,7 +110,14 @@ def play(policy, lane_of, evict, metric: str, capacity: int | list[int], steps, 
     """Do the steps to a bank and to plain lanes, and compare after each."""
     rng = np.random.default_rng(seed)
     bank = mx.Bank(
-        rows=2, heads=HEADS, key_dim=DIM, value_dim=VALUE_DIM, capacity=capacity, metric=metric, write=policy, evict=evict
+        rows=2,
+        heads=HEADS,
+        key_dim=DIM,
+        value_dim=VALUE_DIM,
+        capacity=capacity,
+        metric=metric,
+        write=policy,
+        evict=evict,
     )
     room = np.broadcast_to(capacity, HEADS).tolist()
     rows, next_ids, held = [[lane_of(head) for head in range(HEADS)] for _ in range(2)], [0, 0], []

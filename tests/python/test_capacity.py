@@ -109,7 +109,9 @@ def test_padding_has_no_weight():
         out, lse = bank.attend(queries, k)
         for head, room in enumerate((3, 20)):
             weights = np.exp(queries[0, head] @ keys[0, head, -room:].T / 2)
-            np.testing.assert_allclose(out[0, head], weights @ values[0, head, -room:] / weights.sum(1)[:, None], rtol=1e-4)
+            np.testing.assert_allclose(
+                out[0, head], weights @ values[0, head, -room:] / weights.sum(1)[:, None], rtol=1e-4
+            )
             np.testing.assert_allclose(lse[0, head], np.log(weights.sum(1)), rtol=1e-4)
 
 

@@ -78,8 +78,8 @@ def memory_for_model(
         Sequences; "auto": as many as the first batch that is written has, beams included.
     **bank
         Arguments of every bank, such as `key_codec`, `value_codec`, `evict`, `index`. `capacity` may be a list with one
-        item per layer, ascending, each a number, None or a list with one number per head: `mnemex.pyramid(30, 256)`. With
-        metric "cos", entries are chosen by cosine, and weighed by dot products as local keys are.
+        item per layer, ascending, each a number, None or a list with one number per head: `mnemex.pyramid(30, 256)`.
+        With metric "cos", entries are chosen by cosine, and weighed by dot products as local keys are.
 
     Returns
     -------
