@@ -30,22 +30,17 @@ ENGINES = (
     ),
     Engine(name="mnemex", library="mnemex", module=_OURS, function="attend", tasks=("attend", "attend all"), ours=True),
     Engine(name="mnemex", library="mnemex", module=_OURS, function="write", tasks=("write",), ours=True),
-    Engine(name="mnemex", library="mnemex", module=_OURS, function="consolidate", tasks=("consolidate",), ours=True),
-    Engine(
-        name="mnemex, one token after the other",
-        library="mnemex",
-        module=_OURS,
-        function="consolidate_in_turn",
-        tasks=("consolidate",),
-        same=False,
-    ),
-    Engine(
-        name="mnemex, append and search only",
-        library="mnemex",
-        module=_OURS,
-        function="append_and_search",
-        tasks=("consolidate",),
-        same=False,
+    *(
+        Engine(name=name, library="mnemex", module=_OURS, function=function, tasks=(task,), ours=ours, same=ours)
+        for task, name, function, ours in (
+            ("consolidate", "mnemex", "consolidate", True),
+            ("consolidate", "mnemex, one token after the other", "consolidate_in_turn", False),
+            ("consolidate", "mnemex, append and search only", "append_and_search", False),
+            ("forget", "mnemex", "forget_oldest", True),
+            ("forget", "mnemex, least recently used", "forget_least_recent", False),
+            ("forget", "mnemex, least attended", "forget_least_attended", False),
+            ("forget", "mnemex, forgetting curve", "forget_retained_least", False),
+        )
     ),
     Engine(
         name="torch, all at once",
@@ -55,15 +50,6 @@ ENGINES = (
         tasks=("consolidate",),
         settings=_BOTH,
         copies=3.0,
-    ),
-    Engine(name="mnemex", library="mnemex", module=_OURS, function="forget_oldest", tasks=("forget",), ours=True),
-    *(
-        Engine(name=f"mnemex, {name}", library="mnemex", module=_OURS, function=function, tasks=("forget",), same=False)
-        for name, function in (
-            ("least recently used", "forget_least_recent"),
-            ("least attended", "forget_least_attended"),
-            ("forgetting curve", "forget_retained_least"),
-        )
     ),
     Engine(
         name="faiss IndexFlatIP",
