@@ -206,7 +206,7 @@ class Columns(_Side):
         IdError
             An entry that is not there.
         """
-        lane, ids = np.broadcastarrays(np.asarray(lane, np.int64), np.asarray(id, np.int64))
+        lane, ids = np.broadcast_arrays(np.asarray(lane, np.int64), np.asarray(id, np.int64))
         found = np.full(lane.shape, -1, np.int64)
         for at, (start, end) in zip(self.lanes, zip(self.starts, self.starts[1:], strict=False), strict=True):
             here = lane == at

