@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from benches import environment
-from benches.evidence import consolidation, eviction, layers, page, sizes
+from benches.evidence import consolidation, eviction, layers, page, passkey, pyramid, sizes
 from benches.evidence.claim import record
 from benches.evidence.subject import MODULES, Subject, pretrained, small
 from benches.process import ROOT
@@ -20,7 +20,7 @@ from benches.process import ROOT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CLAIMS = (consolidation.CLAIM, eviction.CLAIM, layers.CLAIM, sizes.CLAIM)
+CLAIMS = (eviction.CLAIM, pyramid.CLAIM, consolidation.CLAIM, layers.CLAIM, passkey.CLAIM, sizes.CLAIM)
 MODELS = ROOT / "target" / "evidence"
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-MODULES = ("argparse", "tarfile", "typing", "_pydecimal", "doctest", "mailbox")
+MODULES = ("argparse", "tarfile", "typing", "_pydecimal")
 """Long modules with names that return; the small model is not trained on them."""
 
 SINKS = 4
