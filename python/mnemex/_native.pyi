@@ -12,7 +12,7 @@ class NativeBank:
     """
     The key/value memory of one attention layer.
     """
-    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | None, metric: str, key_codec: str | None, value_codec: str | None, scan_codec: str | None, write: str, write_options: Incomplete | None, evict: str, evict_options: Incomplete, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]], policy: tuple[str, bool, Any] | None) -> NativeBank: ...
+    def __new__(cls, /, *, rows: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex | None, key_is_value: bool, capacity: SupportsIndex | SupportsGetItem[int, SupportsIndex] | None, metric: str, key_codec: str | None, value_codec: str | None, scan_codec: str | None, write: str, write_options: Incomplete | None, evict: str, evict_options: Incomplete, nonfinite: str, columns: SupportsGetItem[int, tuple[str, str]], policy: tuple[str, bool, Any] | None) -> NativeBank: ...
     def commit(self, /, threads: SupportsIndex | None) -> NativeReceipt:
         """
         Publish what is staged.
