@@ -67,7 +67,7 @@ def _kept(truth: Truth, answer: Answer) -> Verdict:
     for name, expected in truth.kept.items():
         if answer[name].shape != expected.shape:
             return Verdict(wrong=f"{name} have shape {answer[name].shape}, expected {expected.shape}")
-        off = float(np.abs(answer[name] - expected).max())
+        off = float(np.abs(answer[name].astype(np.float64) - expected).max())
         if not off <= KEPT_ERROR * np.abs(expected).max():
             return Verdict(wrong=f"the {name} that are left are off by {off:.2g}")
     return Verdict(wrong=None)

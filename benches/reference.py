@@ -102,7 +102,8 @@ def _consolidated(case: Case, data: Data) -> Truth:
             np.add.at(sums, nearest[merged], new[name][merged])
             means = sums / (1 + counts[:, None])
             lanes.append(np.concatenate([means[np.sort(np.concatenate(stay))], new[name][~merged]]))
-    return Truth(np.arange(0), *[None] * 6, kept={name: np.stack(lanes) for name, lanes in kept.items()})
+    nothing = _Part(None, None, None, None, None, None)
+    return Truth(np.arange(0), *nothing, kept={name: np.stack(lanes) for name, lanes in kept.items()})
 
 
 def _layer(case: Case, data: Data, truth: Truth) -> Truth:

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from benches.engines import HUGE_PAGES, INSTALLED, Engine
+
+if TYPE_CHECKING:
+    from benches.cases import Task
 
 _BOTH = (INSTALLED, HUGE_PAGES)
 _OURS, _FAISS, _TORCH = "benches.engines.ours", "benches.engines.faiss_flat", "benches.engines.torch_topk"
+_WRITES: tuple[tuple[Task, str, str, bool], ...] = (
+    ("consolidate", "mnemex", "consolidate", True),
+    ("consolidate", "mnemex, one token after the other", "consolidate_in_turn", False),
+    ("consolidate", "mnemex, append and search only", "append_and_search", False),
+    ("forget", "mnemex", "forget_oldest", True),
+    ("forget", "mnemex, least recently used", "forget_least_recent", False),
+    ("forget", "mnemex, least attended", "forget_least_attended", False),
+    ("forget", "mnemex, forgetting curve", "forget_retained_least", False),
+)
 _DENSE, _PRODUCT = "benches.engines.torch_dense", "benches.engines.torch_product"
 
 ENGINES = (
@@ -32,15 +46,7 @@ ENGINES = (
     Engine(name="mnemex", library="mnemex", module=_OURS, function="write", tasks=("write",), ours=True),
     *(
         Engine(name=name, library="mnemex", module=_OURS, function=function, tasks=(task,), ours=ours, same=ours)
-        for task, name, function, ours in (
-            ("consolidate", "mnemex", "consolidate", True),
-            ("consolidate", "mnemex, one token after the other", "consolidate_in_turn", False),
-            ("consolidate", "mnemex, append and search only", "append_and_search", False),
-            ("forget", "mnemex", "forget_oldest", True),
-            ("forget", "mnemex, least recently used", "forget_least_recent", False),
-            ("forget", "mnemex, least attended", "forget_least_attended", False),
-            ("forget", "mnemex, forgetting curve", "forget_retained_least", False),
-        )
+        for task, name, function, ours in _WRITES
     ),
     Engine(
         name="torch, all at once",

@@ -44,7 +44,7 @@ def consolidate(problem: Problem) -> Job:
         touched.copy_(torch.where(n > 0, clock + slots, touched))
         # As many of the oldest as there are new tokens, lane by lane in the order of both.
         fresh = ~near
-        most = int(fresh.sum(1).max())
+        most, target = int(fresh.sum(1).max()), hit[:0]
         if most:
             oldest = touched.topk(most, largest=False, sorted=True).indices
             rank = fresh.long().cumsum(1) - 1
@@ -53,7 +53,7 @@ def consolidate(problem: Problem) -> Job:
             values.view(-1, case.dim)[target] = new_values[fresh]
             counts.view(-1)[target] = 1.0
             touched.view(-1)[target] = (clock + case.entries + torch.arange(case.chunk).expand_as(fresh))[fresh]
-        changed = torch.cat([hit, target]) if most else hit
+        changed = torch.cat([hit, target])
         units.view(-1, case.dim)[changed] = torch.nn.functional.normalize(keys.view(-1, case.dim)[changed], dim=-1)
         clock += 2 * case.entries
         return {}

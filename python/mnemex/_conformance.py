@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mnemex.results import Hits
-from mnemex.testing import MOST_ROWS, state_of, tokens
+from mnemex.testing import MOST_ROWS, capacity_of, state_of, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,8 +182,8 @@ class Steps(RuleBasedStateMachine):
         landed = [[Counter[int]() for _ in range(heads)] for _ in after]
         for rows, ids, ended in zip(self.staged, receipt.ids, receipt.landed, strict=True):
             flat = np.reshape(ended, (len(rows), heads, -1))
-            for row, own, lanes in zip(rows, np.reshape(ids, (len(rows), -1)), flat, strict=True):
-                for head, ends in enumerate(lanes):
+            for row, own, of_heads in zip(rows, np.reshape(ids, (len(rows), -1)), flat, strict=True):
+                for head, ends in enumerate(of_heads):
                     assert (ends[own < 0] == -1).all(), "a token that was not written landed somewhere"
                     for end in ends[ends >= 0].tolist():
                         live = end in after[row][head]
@@ -209,8 +209,8 @@ class Steps(RuleBasedStateMachine):
 
     @invariant()
     def capacity_holds(self) -> None:
-        most = int(self.bank.lengths.max(initial=0))
-        assert self.bank.capacity is None or most <= self.bank.capacity, f"a lane holds {most} entries"
+        most, room = int(self.bank.lengths.max(initial=0)), capacity_of(self.bank)
+        assert room is None or most <= room, f"a lane holds {most} entries"
 
     @invariant()
     def nothing_changes_by_itself(self) -> None:

@@ -145,7 +145,7 @@ class Bank(Writes):
         if isinstance(value_dim, str) and value_dim != "key":
             raise ArgumentError(f"value_dim={value_dim!r} must be a number, 'key' or None")
         arguments.part("index", index, parts.INDEXES)
-        policy = write if is_policy(write) else None
+        policy: object = write if is_policy(write) else None
         if is_policy(evict):
             if arguments.part("write", write, WRITES) != "append":
                 raise ArgumentError("evict is an object with plan, which decides what is written too: leave write= out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -139,14 +139,17 @@ class Columns(_Side):
 
     _staged = False
 
-    def __init__(self, scene: NativeScene, n: int, capacity: int | None, number: int, staged: Staged) -> None:
+    def __init__(self, scene: NativeScene, n: int, capacity: Capacity, number: int, staged: Staged) -> None:
         super().__init__(scene, n)
         self._capacity, self._number, self._arriving = capacity, number, staged
 
     @property
-    def capacity(self) -> int:
-        """Entries of a lane at most; of a bank without a capacity the largest int64."""
-        return np.iinfo(np.int64).max if self._capacity is None else self._capacity
+    def capacity(self) -> int | Ints:
+        """Entries of a lane at most, for each of `lanes` where heads differ; without any, the largest int64."""
+        if self._capacity is None:
+            return np.iinfo(np.int64).max
+        each = np.asarray(self._capacity, np.int64)
+        return _frozen(each[self.lanes % len(each)]) if each.ndim else int(each)
 
     @property
     def version(self) -> int:
@@ -290,10 +293,13 @@ def is_policy(part: object) -> bool:
     return not isinstance(part, (str, type)) and callable(getattr(part, "plan", None))
 
 
+Capacity = int | Sequence[int] | None
+"""Entries of a lane at most: of all, or head by head."""
+
 Native = tuple[str, bool, Callable[["NativeScene"], tuple[Any, ...]]]
 
 
-def native_policy(policy: object, capacity: int | None) -> Native:
+def native_policy(policy: object, capacity: Capacity) -> Native:
     """Give a policy as the native bank takes it: its name, whether it wants to know of use, and what answers."""
     name = getattr(policy, "name", type(policy).__name__)
     if not isinstance(name, str):

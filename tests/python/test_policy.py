@@ -223,3 +223,21 @@ def test_what_is_replaced_is_not_shown():
     landed = bank.write(keys, values, labels=[[2, 8, 8]] * 2, on_duplicate="replace").landed[0]
     assert shown == {"ids": [0, 2] * 4, "tokens": [3, 5] * 4}
     assert landed.tolist() == [[[3, -1, 5]] * 2] * 2
+
+
+def test_capacities_by_head_are_told_lane_by_lane():
+    seen = []
+
+    class Newest:
+        name = "newest"
+
+        def plan(self, columns, staged, hits):
+            seen.append(np.asarray(columns.capacity).tolist())
+            over = columns.lengths + staged.lengths - columns.capacity
+            return mx.Edits(kill=columns.least(columns.id, over))
+
+    bank = mx.Bank(rows=2, heads=2, key_dim=2, capacity=[2, 3], write=Newest())
+    for n in (2, 2, 1):
+        bank.write(np.ones((2, 2, n, 2), np.float32))
+    assert bank.lengths.tolist() == [[2, 3], [2, 3]]
+    assert seen == [[2, 3, 2, 3]] * 3

@@ -109,7 +109,7 @@ class Passages:
             cells.append((ids + self.sinks + first_cells)[found])
             weights.append(of_layer[found])
         # All layers at once: a sum for each would pass over the whole text as often.
-        total = np.bincount(np.concatenate(cells), np.concatenate(weights), n_tokens * n)
+        total = np.bincount(np.concatenate(cells), np.concatenate(weights), n_tokens * n).astype(np.float64, copy=False)
         return total.reshape(n_tokens, n)
 
     def _heaviest(self, beyond: NDArray[np.float64], by_line: NDArray[np.float64]) -> list[Passage]:

@@ -103,7 +103,7 @@ impl Scene {
     /// The plan lane by lane, in the order of the scene, or what is wrong with it.
     pub(crate) fn by_lane(&self, planned: &Planned, ticker: &Ticker) -> Result<Vec<LanePlan>> {
         let ensure = |holds: bool, say: &dyn Fn() -> String| ensure(holds, Kind::Argument, say);
-        let (n, m) = (self.n_entries(), self.n_tokens());
+        let m = self.n_tokens();
         let Planned { append, kill, merge_into, merge_token, rewrite, .. } = planned;
         ensure(append.len() == m && merge_into.len() == merge_token.len(), &|| {
             format!(
@@ -114,16 +114,7 @@ impl Scene {
             )
         })?;
         let mut lanes: Vec<LanePlan> = vec![LanePlan::default(); self.n_lanes()];
-        let mut killed = vec![false; n];
-        for &place in kill {
-            ticker.tick()?;
-            let at = usize::try_from(place).ok().filter(|&at| at < n);
-            ensure(at.is_some(), &|| format!("plan: kill names place {place}: there are {n} entries"))?;
-            let at = at.unwrap_or_default();
-            ensure(!killed[at], &|| format!("plan: kill names {} twice", self.say(Target::Entry(at))))?;
-            killed[at] = true;
-            lanes[self.lane_of_entry(at)].0.push(Edit::Kill { id: self.ids[at] });
-        }
+        let killed = self.kills(kill, &mut lanes, ticker)?;
         let mut changes: BTreeMap<i64, Change> = BTreeMap::new();
         let mut merged = vec![false; m];
         for (&into, &token) in merge_into.iter().zip(merge_token) {
@@ -175,6 +166,22 @@ impl Scene {
             }
         }
         Ok(lanes)
+    }
+
+    /// Ends entries; says which.
+    fn kills(&self, kill: &[i64], lanes: &mut [LanePlan], ticker: &Ticker) -> Result<Vec<bool>> {
+        let n = self.n_entries();
+        let mut killed = vec![false; n];
+        for &place in kill {
+            ticker.tick()?;
+            let at = usize::try_from(place).ok().filter(|&at| at < n);
+            ensure(at.is_some(), Kind::Argument, || format!("plan: kill names place {place}: there are {n} entries"))?;
+            let at = at.unwrap_or_default();
+            ensure(!killed[at], Kind::Argument, || format!("plan: kill names {} twice", self.say(Target::Entry(at))))?;
+            killed[at] = true;
+            lanes[self.lane_of_entry(at)].0.push(Edit::Kill { id: self.ids[at] });
+        }
+        Ok(killed)
     }
 
     /// Refuses new keys and values of which there are too few or too many, or that are not finite.
