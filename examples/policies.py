@@ -16,7 +16,8 @@ import mnemex as mx
 class LeastRecent:
     """Entries end that were written, merged into or used least recently; the first few of a lane stay for ever.
 
-    Attention sinks with an LRU behind them, as in StreamingLLM (Xiao et al. 2023, arXiv 2309.17453).
+    Attention sinks (StreamingLLM, Xiao et al. 2023, arXiv 2309.17453) with an LRU behind them, where the paper has a
+    window.
     """
 
     sinks: int = 0

@@ -36,7 +36,7 @@ def _try(subject: Subject) -> Sequence[Tried]:
 
 CLAIM = Claim(
     name="Attention mass decides who stays",
-    source="H2O, Zhang et al. 2023, and SirLLM, Yao et al. 2024: entries that were attended to most are worth keeping",
+    source="H2O, Zhang et al. 2023, arXiv 2306.14048: entries that were attended to most are worth keeping",
     says="With room for a quarter of the entries, keeping those that got most attention beats keeping the newest.",
     setting=f"Window {WINDOW}, best {K} of each query, all layers. The memory has room for a quarter of what leaves "
     "the window; a quarter of that is kept for the newest entries under attention mass, so that they get a chance.",

@@ -39,9 +39,9 @@ CLAIM = Claim(
     source="PyramidKV, Cai et al. 2024, arXiv 2406.02069",
     says="With room for 12 % of the cache, attention mass keeps more than the newest entries do, and lower layers with "
     "more room than upper ones, under one budget, keep more than all alike.",
-    setting=f"Window {WINDOW}; beyond it each layer holds 12 % of the entries in the mean, and reads all of them. Mass "
-    "is summed over everything read, averaged over five positions; the paper takes the last queries of a prompt "
-    "once, where here the text streams.",
+    setting=f"Window {WINDOW}; beyond it a layer holds 12 % of the entries in the mean, its newest {WINDOW} among "
+    f"them, and reads all of them. Mass is that of the last {WINDOW} forward passes, the largest of five positions; "
+    "the paper takes the last queries of a prompt once, where here the text streams.",
     unit="bits per byte",
     try_it=_try,
     pairs=(("attention mass, alike", "fifo, alike"), ("attention mass, pyramid", "attention mass, alike")),

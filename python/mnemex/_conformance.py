@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mnemex.results import Hits
-from mnemex.testing import MOST_ROWS, capacity_of, state_of, tokens
+from mnemex.testing import MOST_ROWS, capacity_of, numbers, state_of, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,8 +71,7 @@ class Steps(RuleBasedStateMachine):
         keys, values = tokens(rng, self.bank, len(rows), n)
         shape = (len(rows), n)
         labels, mask = rng.integers(0, 9, shape), rng.random(shape) < 0.9
-        given = {name: dtype for name, dtype in self.bank.columns.items() if name != "page"}  # filled by the bank
-        own = {name: rng.integers(0, 5, shape).astype(dtype) for name, dtype in given.items()}
+        own = numbers(rng, self.bank, shape)
         one, other = self.both(
             lambda bank: bank.stage(keys, values, rows=rows, labels=labels, mask=mask, columns=own or None)
         )
@@ -160,8 +159,10 @@ class Steps(RuleBasedStateMachine):
         # Writing to the old one must not show in the copy.
         old, self.bank = self.bank, self.bank.copy()
         assert state_of(self.bank) == self.committed, "a copy is not what it was copied from"
-        keys, values = tokens(np.random.default_rng(0), old, old.rows, 3)
-        old.write(keys, values)
+        rng = np.random.default_rng(0)
+        n = min(3, capacity_of(old) or 3)
+        keys, values = tokens(rng, old, old.rows, n)
+        old.write(keys, values, columns=numbers(rng, old, (old.rows, n)) or None)
 
     @rule()
     def snapshot(self) -> None:

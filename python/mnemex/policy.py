@@ -25,8 +25,10 @@ class Policy(Protocol):
     """What `Bank(write=)` takes beside the policies that are there: any object with this method.
 
     `plan` is called once per commit that brings tokens, while the bank is locked for other writers. It sees the rows in
-    which tokens arrive; the others do not change. It may read the bank, which is as it was before the commit; a call
-    that would change it raises `StateError`. What `plan` raises is what `commit` raises: nothing is changed then, and
+    which tokens arrive; the others do not change. It may search, attend and gather, and sees the bank as it was before
+    the commit; a call that would change the bank or asks what is staged (`nbytes`) raises `StateError`. Other threads
+    that write wait until `plan` is done: waiting for one of them in it, or writing to a bank whose policy writes to
+    this one, never ends. What `plan` raises is what `commit` raises: nothing is changed then, and
     everything stays staged.
 
     An object should be frozen, and its answer a function of what it is shown: a bank, its copies and its saved files

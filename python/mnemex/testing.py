@@ -146,13 +146,20 @@ def watched(bank: mx.Bank, *, writes: int) -> None:
     try:
         rng = np.random.default_rng(0)
         for _ in range(writes):
-            keys, values = tokens(rng, bank, bank.rows, 5)
-            bank.write(keys, values)
+            n = min(5, capacity_of(bank) or 5)  # a policy that makes room by itself has room for as many
+            keys, values = tokens(rng, bank, bank.rows, n)
+            bank.write(keys, values, columns=numbers(rng, bank, (bank.rows, n)) or None)
     finally:
         done.set()
         thread.join()
     most = capacity_of(bank)
     assert most is None or max(seen) <= most, f"a reader saw {max(seen)} entries in a lane; the capacity is {most}"
+
+
+def numbers(rng: np.random.Generator, bank: mx.Bank, shape: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    """Draw numbers for the columns that the caller gives: the bank fills those of pages itself."""
+    given = {name: dtype for name, dtype in bank.columns.items() if name != "page"}
+    return {name: rng.integers(0, 5, shape).astype(dtype) for name, dtype in given.items()}
 
 
 def capacity_of(bank: mx.Bank) -> int | None:

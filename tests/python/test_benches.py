@@ -358,7 +358,7 @@ def test_the_quick_run_measures_every_task_and_writes_lines_and_page(tmp_path: P
     assert {"fma_f32_loads_stores 512 KiB", "read 1 MiB", "read 512 MiB", "copy 64 MiB"} <= calibrated
     ours = {line["task"] for line in lines if line["engine"] == "mnemex" and line["metric"] == "seconds"}
     in_torch = {"train", "product read", "product train"} if importlib.util.find_spec("torch") else set()
-    assert ours == {"call", "search", "attend", "attend all", "write", "product"} | in_torch
+    assert ours == {"call", "search", "attend", "attend all", "write", "consolidate", "forget", "product"} | in_torch
     peers = {line["engine"] for line in lines if line["metric"] == "ratio"}
     assert "numpy argpartition" in peers
     assert "## mnemex beside the best peer" in (tmp_path / "benchmarks.md").read_text()

@@ -27,6 +27,8 @@ CASES = {
     "merge_adjacent, never evicting": {"write": mx.MergeAdjacent(2, segment=4, beyond="merge")},
     "cluster": {"write": mx.Cluster(0.5, reservoir=2), "evict": mx.OldestAge()},
     "pages": {"write": mx.Pages(size=3)},
+    "pages, surprising": {"write": mx.Pages(surprise=0.5, shortest=2, longest=4, representatives=2)},
+    "as evict policy, with less room": {"evict": LeastRecent(), "capacity": 4},
     "attention_mass, windowed": {"evict": mx.AttentionMass(window=3)},
     "a policy in Python": {"write": LeastRecent(sinks=1)},
     "as evict policy": {"evict": LeastRecent(), "capacity": 10},

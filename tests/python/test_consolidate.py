@@ -248,7 +248,9 @@ def test_replaced_entries_are_nobodys_nearest():
     assert bank.find(labels=[8])[0].tolist() == [1]
 
 
-BATCH_SIZES = [(3000, 64, 1.0), (1300, 2048, 1.0), (300, 8, 1e30), (300, 8, 1e-25), (400, 16, 1e18)]
+BATCH_SIZES = [
+    (3000, 64, 1.0), (1300, 2048, 1.0), (300, 8, 1e30), (300, 8, 1e-25), (400, 16, 1e18), (256, 64, 1e-41),
+]  # fmt: skip
 SIZES = [("batch_mean", *size) for size in BATCH_SIZES] + [("sequential", *size) for size in BATCH_SIZES[:2]]
 
 

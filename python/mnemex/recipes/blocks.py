@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mnemex as mx
+from mnemex.errors import ArgumentError
 from mnemex.recipes.parts import Parts
 
 
@@ -83,7 +84,9 @@ def longmem(heads: int, layer: int, *, capacity: int = 65_536, k: int = 64, size
     size
         Tokens of a chunk.
     """
+    if size < 1 or k < size or k % size:
+        raise ArgumentError(f"k={k!r} must be a multiple of size={size!r}: chunks are read whole")
     return Parts(
         bank={"layers": [layer], "capacity": capacity, "write": mx.Pages(size=size), "evict": mx.Fifo()},
-        attach={"top_k": mx.Blocks(max(1, k // size)), "merge": mx.torch.Gate(heads, init=0.0), "write": "all"},
+        attach={"top_k": mx.Blocks(k // size), "merge": mx.torch.Gate(heads, init=0.0), "write": "all"},
     )

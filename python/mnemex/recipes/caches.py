@@ -14,7 +14,8 @@ def pyramid_kv(n_layers: int, *, mean: int = 256, window: int = 64, pool: int = 
     Own reading: the text streams, and queries tell their attention as they come, where the published program scores a
     prompt once, at its end; a version of the memory, one forward pass, stands for a query; an entry is worth the
     largest mass around it, where theirs is the mean; what was let go is gone for all queries to come.
-    Outside: the number for a model and a task; the paper's tables go from 64 to 2,048 entries a layer.
+    So the newest `window` entries of the memory stand just behind the `window` tokens of the cache, which come on top.
+    Outside: the number for a model and a task.
 
     Parameters
     ----------

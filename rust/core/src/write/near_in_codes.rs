@@ -27,8 +27,11 @@ const FEWEST: usize = 32;
 const LOOSE_SHARE: usize = 64;
 const LOOSE_PASSES: usize = 8;
 
-/// What a number loses at most by rounding to bfloat16, as a share of it; half of this for normal numbers.
-const ROUNDED: f32 = 1.0 / 256.0;
+/// What a key loses at most by rounding to bfloat16, as a share of the norm of what is left; of normal numbers.
+const ROUNDED: f32 = 1.01 / 256.0;
+
+/// Norms from which numbers that are too small to be normal do not count.
+const SMALL: f64 = 1e-15;
 
 /// A block in codes.
 struct Room {
@@ -74,7 +77,7 @@ pub(super) fn nearest(
         if live == 0 {
             continue;
         }
-        let keys = room.load(view, seekers.metric(), &many, coded.per_norm(), &r.block);
+        let Some(keys) = room.load(view, seekers.metric(), &many, coded.per_norm(), &r.block) else { return Ok(None) };
         coded.thresholds(&floors, &mut thresholds);
         passes.clear();
         (many.select)(keys, live, coded.all(), &thresholds, &mut passes);
@@ -108,8 +111,16 @@ fn coded(seekers: &Seekers) -> Coded {
 }
 
 impl Room {
-    /// Makes codes of a block. What it knows of its keys is about the bank's own metric; another one takes their norms.
-    fn load(&mut self, view: &View, metric: Metric, many: &Many, per_norm: f32, block: &Block) -> CodedKeys<'_> {
+    /// Makes codes of a block, unless it holds keys of which codes promise nothing. What it knows of its keys is about the
+    /// bank's own metric; another one takes their norms.
+    fn load(
+        &mut self,
+        view: &View,
+        metric: Metric,
+        many: &Many,
+        per_norm: f32,
+        block: &Block,
+    ) -> Option<CodedKeys<'_>> {
         let (schema, layout) = (view.schema, view.schema.key);
         let Room { codes, rows, floats, scale, slack, inverse } = self;
         let (mut factors, mut sure) = (block.scale(), block.reach() < f32::INFINITY);
@@ -121,10 +132,13 @@ impl Room {
             let (keys, stride) = block.keys(schema, floats);
             for (inverse, key) in inverse.iter_mut().zip(keys.chunks(stride)).take(block.len()) {
                 let norm = (view.kernels.square_norm)(&key[..layout.dim]).sqrt();
-                sure &= reach(metric, norm) < f32::INFINITY;
+                sure &= reach(metric, norm) < f32::INFINITY && (norm == 0.0 || norm > SMALL);
                 *inverse = if norm == 0.0 { 0.0 } else { (1.0 / norm) as f32 };
             }
             factors = if metric == Metric::Cos { &inverse[..] } else { &[] };
+        }
+        if !sure {
+            return None;
         }
         let stored = Stored {
             bytes: block.scanned(),
@@ -136,12 +150,8 @@ impl Room {
         };
         let room = many::Room { bytes: codes.bytes_mut(), scale, slack, rows: rows.bytes_mut() };
         (many.code)(stored, layout.dim, shares, room);
-        if !sure {
-            // Where nothing is promised of a key, everything passes.
-            slack.fill(f32::INFINITY);
-        }
         let codes = Codes { bytes: codes.bytes(), scale: &scale[..], rows: BLOCK_ROWS, n: block.len(), next: &[] };
-        CodedKeys { codes, slack }
+        Some(CodedKeys { codes, slack })
     }
 }
 
