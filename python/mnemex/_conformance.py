@@ -63,6 +63,7 @@ class Steps(RuleBasedStateMachine):
 
     @rule(seed=SEEDS, n=st.integers(1, 9))
     def stage(self, seed: int, n: int) -> None:
+        n = n if self.most is None else min(n, self.most)
         if self.most is not None and self.arriving + n > self.most:
             self.commit()
         self.arriving += n
