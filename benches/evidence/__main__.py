@@ -62,7 +62,7 @@ def _about(*, quick: bool) -> dict[str, str]:
     texts = f"the first 4,096 tokens of {', '.join(MODULES)} of Python {platform.python_version()}'s library"
     return {
         "model": "SmolLM2-135M-Instruct",
-        "texts": "two stubs of texts (a quick run, which means nothing)" if quick else texts,
+        "texts": "a stub of one text (a quick run, which means nothing)" if quick else texts,
         "machine": f"{environment.cpu_name()}, load average {environment.load_average():.1f} at the start",
         "versions": versions,
     }

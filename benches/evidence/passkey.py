@@ -41,7 +41,7 @@ def _needle(subject: Subject, depth: float, n: int) -> tuple[NDArray[np.int64], 
 
 
 def _try(subject: Subject) -> Sequence[Tried]:
-    n, window, depths = (700, 128, DEPTHS[:2]) if subject.quick else (N_TOKENS, WINDOW, DEPTHS)
+    n, window, depths = (420, 128, DEPTHS[:1]) if subject.quick else (N_TOKENS, WINDOW, DEPTHS)
     needles = [_needle(subject, depth, n) for depth in depths]
 
     def tried(name: str, read: Callable[[NDArray[np.int64]], tuple[Stream, int]]) -> Tried:

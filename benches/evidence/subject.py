@@ -111,7 +111,7 @@ class Subject:
 
 def pretrained(*, quick: bool) -> Subject:
     """SmolLM2-135M-Instruct and the first 4,096 tokens of each module."""
-    n, names = (448, MODULES[:2]) if quick else (4096, MODULES)
+    n, names = (384, MODULES[:1]) if quick else (4096, MODULES)
     found = load(None, dtype="float32")
     texts = [tokenize(read(_file(name), n_tokens=n), found.tokenizer, n_tokens=n, least=n) for name in names]
     return Subject(quick, found.model, texts, skip=256 if quick else 1024, sinks=SINKS, tokenizer=found.tokenizer)
@@ -119,9 +119,9 @@ def pretrained(*, quick: bool) -> Subject:
 
 def small(*, quick: bool, folder: Path, say: Callable[[str], None]) -> Subject:
     """Give the model of bytes, trained now unless `folder` has it, and the first 16 KiB of each module."""
-    n, names = (768, MODULES[:2]) if quick else (16384, MODULES)
-    model = small_model.trained(small_model.Budget(2 if quick else small_model.STEPS), folder, say)
-    return Subject(quick, model, [_bytes(name, n) for name in names], skip=512 if quick else 4096, sinks=0)
+    n, names = (512, MODULES[:1]) if quick else (16384, MODULES)
+    model = small_model.trained(small_model.Budget(1 if quick else small_model.STEPS), folder, say)
+    return Subject(quick, model, [_bytes(name, n) for name in names], skip=384 if quick else 4096, sinks=0)
 
 
 def _file(module: str) -> Path:

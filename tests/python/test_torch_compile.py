@@ -108,7 +108,7 @@ def test_point_19_the_operator_keeps_its_promises(gradients):
     weight = torch.zeros(HEADS, requires_grad=gradients)
     inputs = [x.requires_grad_(gradients) for x in s.inputs()]
     mask = torch.zeros(N_QUERIES, N_KEYS)
-    given = (*inputs, mask, weight, id(s.bank), 4, None, 0, 1, 0.3, False, False, gradients, False)
+    given = (*inputs, mask, weight, id(s.bank), 4, None, 0, 1, 0, 0.3, False, False, gradients, False)
     checks = torch.library.opcheck(compiled._attend, given)
     assert len(checks) == 4
     assert set(checks.values()) == {"SUCCESS"}
