@@ -45,12 +45,15 @@ def _try(subject: Subject) -> Sequence[Tried]:
     needles = [_needle(subject, depth, n) for depth in depths]
 
     def tried(name: str, read: Callable[[NDArray[np.int64]], tuple[Stream, int]]) -> Tried:
-        results, seconds, n_bytes = [], 0.0, 0
+        results, seconds, n_bytes = [], 0.0, []
         for ids, n_answer in needles:
-            found, n_bytes = read(ids)
+            found, held = read(ids)
+            n_bytes.append(held)
             results.append(float(found.nats[-n_answer:].sum() / math.log(2)))
             seconds += found.seconds
-        return Tried(group="", name=name, results=tuple(results), memory_bytes=n_bytes, seconds=seconds)
+        return Tried(
+            group="", name=name, results=tuple(results), memory_bytes=sum(n_bytes) // len(n_bytes), seconds=seconds
+        )
 
     def local(ids: NDArray[np.int64]) -> tuple[Stream, int]:
         cache = LocalWindow(subject.model.config.num_hidden_layers, window=window, sinks=subject.sinks)

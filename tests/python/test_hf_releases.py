@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from hf_models import make, make_other, memory_of  # noqa: E402
 from mnemex._releases import RANGE, check  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {"torch": torch, "transformers": transformers}
+# What the adapter itself holds, whatever other tests did to the modules of this process.
+HELD = importlib.import_module("mnemex.hf.attach")
+PACKAGES = {"torch": HELD.torch, "transformers": HELD.transformers}
 TOO_OLD = [("torch", "2.8.0+cpu"), ("torch", "1.13.1"), ("transformers", "5.15.2"), ("transformers", "4.57.1")]
 TOO_NEW = [("torch", "2.14.0"), ("transformers", "5.24.0"), ("transformers", "6.0.0.dev0")]
 
@@ -78,7 +81,7 @@ def test_both_ends_and_what_is_installed_are_taken_in_silence():
 def test_a_learned_bias_is_refused_before_transformers_5_20(monkeypatch):
     t5, bart = make_other("t5"), make_other("bart")
     memories = memory_of(t5), memory_of(bart)
-    monkeypatch.setattr(transformers, "__version__", "5.19.0")
+    monkeypatch.setattr(PACKAGES["transformers"], "__version__", "5.19.0")
     with pytest.raises(mx.Unsupported, match=r"T5ForConditionalGeneration biases keys .* 5\.19\.0 .* install 5\.20"):
         mx.hf.attach(t5, memories[0])
     mx.hf.attach(bart, memories[1]).detach()
